@@ -1,0 +1,92 @@
+"""Which layers are measured, which are not, and why.
+
+A layer is a module with a weight that is a matrix along the paper's convention: Linear (out, in), convolutions flattened to
+(out, in/groups · kernel). Its name is the module's path, as in ``model.named_modules()``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+MEASURED = (nn.Linear, *CONVOLUTIONS)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One measurable layer."""
+
+    name: str
+    module: nn.Module
+
+    @property
+    def weight(self) -> Tensor:
+        return self.module.weight  # type: ignore[return-value]
+
+    @property
+    def is_convolution(self) -> bool:
+        return isinstance(self.module, CONVOLUTIONS)
+
+    @property
+    def kind(self) -> str:
+        return type(self.module).__name__
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(out, in/groups · kernel): the shape of ``weight.flatten(1)``."""
+        return self.weight.shape[0], self.weight[0].numel()
+
+    @property
+    def groups(self) -> int:
+        return getattr(self.module, "groups", 1)
+
+
+def find_layers(model: nn.Module, layers: str | Iterable[str] | None = None) -> tuple[dict[str, Layer], dict[str, str]]:
+    """The measurable layers of a model by name, and the other parameters' owners with the reason why not.
+
+    Args:
+        model: any module.
+        layers: names or shell patterns (``"blocks.*.attn"``) to choose from; None takes all.
+
+    Returns:
+        ``(chosen, skipped)``: ``skipped`` maps a module name to a reason, one entry for every module that owns a parameter
+        and is not in ``chosen``.
+
+    Raises:
+        KeyError: a pattern matches no module that owns parameters.
+    """
+    patterns = [layers] if isinstance(layers, str) else None if layers is None else list(layers)
+    owners: dict[int, list[str]] = {}
+    chosen: dict[str, Layer] = {}
+    skipped: dict[str, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if not own:
+            continue
+        if patterns is not None and not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            skipped[name] = "not asked for"
+        elif not isinstance(module, MEASURED):
+            skipped[name] = f"{type(module).__name__} has no weight matrix that is measured"
+        elif not module.weight.requires_grad:
+            skipped[name] = "its weight does not require a gradient"
+        elif len(owners[id(module.weight)]) > 1:
+            others = ", ".join(other or "(model)" for other in owners[id(module.weight)] if other != name)
+            skipped[name] = f"its weight is shared with {others}"
+        elif getattr(module, "padding_mode", "zeros") != "zeros":
+            skipped[name] = f"padding_mode={module.padding_mode!r} is not measured"
+        elif getattr(module, "groups", 1) != 1:
+            skipped[name] = f"grouped convolution (groups={module.groups}): each group is a matrix of its own"
+        else:
+            chosen[name] = Layer(name, module)
+    for pattern in patterns or ():
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in (*chosen, *skipped)):
+            known = ", ".join(list((*chosen, *skipped))[:8])
+            raise KeyError(f"layers: no module with parameters matches {pattern!r}; there are {known}, …")
+    return chosen, skipped
