@@ -114,9 +114,7 @@ def absolute_damping(sigma: Tensor, alpha: float | Tensor, damping: float | Tens
     raise ValueError(f"damping_mode must be 'absolute', 'spectral' or 'mean', not {mode!r}")
 
 
-def spectral_newton(
-    G: Tensor, alpha: float = 2.0, damping: float = 0.1, *, damping_mode: str = "absolute"
-) -> Tensor:
+def spectral_newton(G: Tensor, alpha: float = 2.0, damping: float = 0.1, *, damping_mode: str = "absolute") -> Tensor:
     """T(G) = U diag(σ/(σ^α + d)) Vᵀ for G = U diag(σ) Vᵀ, (…, m, n), §7.3. Zero gradients give zero."""
     if G.numel() == 0:
         return torch.zeros_like(G)
