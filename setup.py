@@ -1,4 +1,4 @@
-"""Builds spectral_ext._C: C++ always, CUDA where torch was built for it and nvcc is at hand. Everything else is in pyproject.toml."""
+"""Builds spectral_ext._C: C++ always, CUDA where torch is built for it and nvcc is at hand."""
 
 import os
 import platform

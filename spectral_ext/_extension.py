@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 try:
-    from spectral_ext import _C as compiled
+    import spectral_ext._C as compiled
 except ImportError as error:
     try:
         from spectral_ext._build_info import BUILD

@@ -1,4 +1,4 @@
-"""Prints what pyproject.toml asks for, one requirement a line, torch left out: the project's dependencies and the named extras."""
+"""Prints the requirements of pyproject.toml and of the named extras, one a line, torch left out."""
 
 import re
 import sys
