@@ -1,4 +1,8 @@
 // Every op and its schema, one m.def a line: the table of contents. Implementations are in the file of the op's name.
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(spectral_ext, m) {}
+STABLE_TORCH_LIBRARY(spectral_ext, m) {
+  m.def(
+      "spectral_newton_cpu_(Tensor[] G, Tensor(a!)[] out, Tensor alpha, Tensor damping, int damping_mode, float "
+      "tolerance, Tensor levels, Tensor(b!) status, Tensor(c!) y_max) -> ()");
+}
