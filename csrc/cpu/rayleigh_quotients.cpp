@@ -6,6 +6,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/simd.h"
+
 namespace spectral_ext::cpu {
 namespace {
 
@@ -142,23 +144,15 @@ using TileWidths = NarrowTiles;
 #undef SIMD_BYTES
 }  // namespace baseline
 
-struct Machine {
-  int bytes, widest_tile;
-};
-
-Machine machine() {
+int vector_bytes() {
 #ifdef SPECTRAL_X86
-  static const Machine found = [] {
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq"))
-      return Machine{64, 24};
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? Machine{32, 12} : Machine{16, 12};
-  }();
-  return found;
-#else
-  return {16, 12};
+  if (simd_level() == int(Simd::kAvx512)) return 64;
+  if (simd_level() == int(Simd::kAvx2)) return 32;
 #endif
+  return 16;
 }
+
+int widest_tile(int bytes) { return bytes == 64 ? 24 : 12; }
 
 int tile_width(int64_t columns) { return columns == 1 ? 1 : int(columns + 1) / 2 * 2; }
 
@@ -277,9 +271,9 @@ RayleighPlan make_rayleigh_plan(const RayleighProblem& problem, int64_t scratch_
   RayleighPlan plan;
   plan.problem = problem;
   const int64_t size = problem.wide() ? sizeof(double) : sizeof(float);
-  const Machine cpu = machine();
-  plan.lanes = int(cpu.bytes / size);
-  plan.tiles = int(ceil_div(problem.directions, cpu.widest_tile));
+  const int bytes = vector_bytes();
+  plan.lanes = int(bytes / size);
+  plan.tiles = int(ceil_div(problem.directions, widest_tile(bytes)));
   plan.tile = tile_width(ceil_div(problem.directions, plan.tiles));
   if (pointwise(problem.input)) flatten(plan);
   choose_lanes(plan);
