@@ -70,7 +70,7 @@ def bring_to_normal_form(graph: fx.Graph) -> None:
         if name in _NORMS:
             _replace_norm(graph, node, *_NORMS[name](*node.args))
         elif node.target is aten.div.Tensor and isinstance(node.args[1], fx.Node):
-            inverse = _insert(graph, node, aten.reciprocal.default, (node.args[1],))
+            inverse = _insert(graph, node, aten.reciprocal.default, (node.args[1],), node.args[1].meta.get("val"))
             _replace(graph, node, _insert(graph, node, aten.mul.Tensor, (node.args[0], inverse)))
         elif node.target is aten.baddbmm.default:
             product = _insert(graph, node, aten.bmm.default, node.args[1:3])
@@ -97,10 +97,12 @@ def _out_of_place(graph: fx.Graph) -> None:
         node.args[0].replace_all_uses_with(node, delete_user_cb=lambda user: user in later)
 
 
-def _insert(graph: fx.Graph, before: fx.Node, target: Any, args: tuple) -> fx.Node:
+def _insert(graph: fx.Graph, before: fx.Node, target: Any, args: tuple, value: Any = None) -> fx.Node:
     with graph.inserting_before(before):
         node = graph.call_function(target, args)
     node.meta = dict(before.meta)
+    if value is not None:
+        node.meta["val"] = value
     return node
 
 
@@ -110,7 +112,8 @@ def _replace(graph: fx.Graph, node: fx.Node, by: fx.Node) -> None:
 
 
 def _replace_norm(graph: fx.Graph, node: fx.Node, target: Any, args: tuple) -> None:
-    new = _insert(graph, node, target, args)
+    value = node.meta.get("val")
+    new = _insert(graph, node, target, args, value[0] if isinstance(value, (list, tuple)) else value)
     for user in list(node.users):
         if user.target is operator.getitem and user.args[1] == 0:
             user.replace_all_uses_with(new)

@@ -21,9 +21,10 @@ from spectral_ext.layers import Layer
 from spectral_ext.task import Batch
 
 from .directions import Directions
+from .evaluate import Environment, arguments_of, detached, evaluate
 from .rules import Operation, Push, operands
 from .sites import Site, curved, find_site, mechanism, rule_of, seed
-from .trace import Program, Untraceable
+from .trace import Program
 
 
 class TangentAdjoint:
@@ -36,40 +37,24 @@ class TangentAdjoint:
         self.sites: dict[str, Site] = {name: find_site(node, program.nodes) for name, node in weights.items()}
         self.reached = {node for site in self.sites.values() for node in (site.entry, *site.schedule)}
         self.curved = {node for site in self.sites.values() for node in site.schedule if curved(node, self.reached)}
-        self._evaluate(program.arguments(model, batch), set(weights.values()))
+        env = evaluate(program, program.arguments(model, batch), set(weights.values()))
+        self.loss = env[program.loss].detach()
+        self._prepare(env)
 
-    def _evaluate(self, arguments: list[Tensor], weights: set[fx.Node]) -> None:
-        """Forward, one backward, and the rules' constants; other values are dropped."""
-        program = self.program
-        needed = set(program.nodes)
-        env: dict[fx.Node, Any] = {}
-        for node, value in zip(program.placeholders, arguments, strict=True):
-            if node in needed:
-                env[node] = value.detach().requires_grad_() if node in weights else value.detach()
-        with torch.enable_grad():
-            for node in program.nodes:
-                if node.op == "get_attr":
-                    env[node] = _attribute(program.module, str(node.target))
-                elif node.op == "call_function":
-                    args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
-                    env[node] = node.target(*args, **kwargs)
-                elif node.op != "placeholder":
-                    raise Untraceable(f"the graph holds a {node.op} node")
-            self.loss = env[program.loss].detach()
-            adjoints = self._adjoints(env)
-        self.values = {node: value for node, value in _detach(env).items() if node in self._inputs()}
+    def _prepare(self, env: Environment) -> None:
+        """One backward pass, then the rules' constants; other values are dropped."""
+        adjoints = self._adjoints(env)
+        inputs = {site.input for site in self.sites.values() if site.input is not None}
+        self.values = {node: detached(env[node]) for node in inputs}
         passed = {node for site in self.sites.values() for node in site.schedule}
         self.rules: dict[fx.Node, Push] = {}
-        for node in program.nodes:
+        for node in self.program.nodes:
             if node in passed:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _detach(env[n]))
-                operation = Operation(node, args, kwargs, _detach(env[node]), adjoints.get(node))
+                args, kwargs = detached(arguments_of(node, env))
+                operation = Operation(node, args, kwargs, detached(env[node]), adjoints.pop(node, None))
                 self.rules[node] = rule_of(node, self.reached).build(operation)
 
-    def _inputs(self) -> set[fx.Node]:
-        return {site.input for site in self.sites.values() if site.input is not None}
-
-    def _adjoints(self, env: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
+    def _adjoints(self, env: Environment) -> dict[fx.Node, Any]:
         wanted = [(node, i, value) for node in self.curved for i, value in enumerate(_outputs(env[node]))]
         wanted = [(node, i, value) for node, i, value in wanted if isinstance(value, Tensor) and value.requires_grad]
         if not wanted or not env[self.program.loss].requires_grad:
@@ -110,20 +95,3 @@ class TangentAdjoint:
 
 def _outputs(value: Any) -> tuple:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-
-
-def _detach(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, dict):
-        return {key: _detach(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return tuple(_detach(item) for item in value)
-    return value
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
