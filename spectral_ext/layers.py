@@ -45,9 +45,7 @@ class Layer:
         return getattr(self.module, "groups", 1)
 
 
-def find_layers(
-    model: nn.Module, layers: str | Iterable[str] | None = None
-) -> tuple[dict[str, Layer], dict[str, str]]:
+def find_layers(model: nn.Module, layers: str | Iterable[str] | None = None) -> tuple[dict[str, Layer], dict[str, str]]:
     """The measurable layers of a model by name, and the other parameters' owners with the reason why not.
 
     Args:
@@ -61,13 +59,7 @@ def find_layers(
     Raises:
         KeyError: a pattern matches no module that owns parameters.
     """
-    patterns = (
-        [layers]
-        if isinstance(layers, str)
-        else None
-        if layers is None
-        else list(layers)
-    )
+    patterns = [layers] if isinstance(layers, str) else None if layers is None else list(layers)
     owners: dict[int, list[str]] = {}
     chosen: dict[str, Layer] = {}
     skipped: dict[str, str] = {}
@@ -78,35 +70,23 @@ def find_layers(
         own = list(module.parameters(recurse=False))
         if not own:
             continue
-        if patterns is not None and not any(
-            fnmatch.fnmatchcase(name, pattern) for pattern in patterns
-        ):
+        if patterns is not None and not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
             skipped[name] = "not asked for"
         elif not isinstance(module, MEASURED):
-            skipped[name] = (
-                f"{type(module).__name__} has no weight matrix that is measured"
-            )
+            skipped[name] = f"{type(module).__name__} has no weight matrix that is measured"
         elif not module.weight.requires_grad:
             skipped[name] = "its weight does not require a gradient"
         elif len(owners[id(module.weight)]) > 1:
-            others = ", ".join(
-                other or "(model)"
-                for other in owners[id(module.weight)]
-                if other != name
-            )
+            others = ", ".join(other or "(model)" for other in owners[id(module.weight)] if other != name)
             skipped[name] = f"its weight is shared with {others}"
         elif getattr(module, "padding_mode", "zeros") != "zeros":
             skipped[name] = f"padding_mode={module.padding_mode!r} is not measured"
         elif getattr(module, "groups", 1) != 1:
-            skipped[name] = (
-                f"grouped convolution (groups={module.groups}): each group is a matrix of its own"
-            )
+            skipped[name] = f"grouped convolution (groups={module.groups}): each group is a matrix of its own"
         else:
             chosen[name] = Layer(name, module)
     for pattern in patterns or ():
         if not any(fnmatch.fnmatchcase(name, pattern) for name in (*chosen, *skipped)):
             known = ", ".join(list((*chosen, *skipped))[:8])
-            raise KeyError(
-                f"layers: no module with parameters matches {pattern!r}; there are {known}, …"
-            )
+            raise KeyError(f"layers: no module with parameters matches {pattern!r}; there are {known}, …")
     return chosen, skipped

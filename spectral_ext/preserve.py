@@ -19,16 +19,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """
     modules = list(model.modules())
     training = [module.training for module in modules]
-    hooks = [
-        (module, name, dict(getattr(module, name)))
-        for module in modules
-        for name in _HOOKS
-    ]
+    hooks = [(module, name, dict(getattr(module, name))) for module in modules for name in _HOOKS]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    parameters = [
-        (parameter, parameter.requires_grad, parameter.grad)
-        for parameter in model.parameters()
-    ]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     cuda = torch.cuda.is_initialized()
     rng = torch.get_rng_state()
     cuda_rng = torch.cuda.get_rng_state_all() if cuda else None
@@ -57,9 +50,4 @@ def preserved(model: nn.Module) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -46,9 +46,7 @@ def patches(
         for axis in range(dims):
             x = x.unfold(2 + axis, d[axis] * (k[axis] - 1) + 1, s[axis])
         x = x[(..., *(slice(None, None, step) for step in d))]
-        x = x.unflatten(1, (groups, -1)).movedim(
-            1, 0
-        )  # (groups, B, C/groups, *out, *kernel)
+        x = x.unflatten(1, (groups, -1)).movedim(1, 0)  # (groups, B, C/groups, *out, *kernel)
         x = x.movedim(2, 2 + dims)  # (groups, B, *out, C/groups, *kernel)
         rows = x.flatten(2 + dims).flatten(2, 1 + dims)
     if bias:
@@ -56,9 +54,7 @@ def patches(
     return rows
 
 
-def input_factor(
-    x: Tensor, *, kernel_size: IntOrTuple | None = None, groups: int = 1, **geometry
-) -> Tensor:
+def input_factor(x: Tensor, *, kernel_size: IntOrTuple | None = None, groups: int = 1, **geometry) -> Tensor:
     """C_A = Σ_bs a_bs a_bsᵀ / (B·S), (n, n), or (groups, n, n) where groups > 1. Zero if there is no row."""
     rows = patches(x, kernel_size=kernel_size, groups=groups, **geometry).flatten(1, 2)
     factor = rows.mT @ rows / max(rows.shape[1], 1)
@@ -92,13 +88,7 @@ class RayleighQuotients(NamedTuple):
 
 
 def rayleigh_quotients(
-    x: Tensor,
-    delta: Tensor,
-    U: Tensor,
-    V: Tensor,
-    *,
-    kernel_size: IntOrTuple | None = None,
-    **geometry,
+    x: Tensor, delta: Tensor, U: Tensor, V: Tensor, *, kernel_size: IntOrTuple | None = None, **geometry
 ) -> RayleighQuotients:
     """All four second moments for directions u_k, v_k: the columns of U (m, K) and V (n, K)."""
     a = patches(x, kernel_size=kernel_size, **geometry)[0] @ V
@@ -112,37 +102,25 @@ def rayleigh_quotients(
     )
 
 
-def absolute_damping(
-    sigma: Tensor, alpha: float | Tensor, damping: float | Tensor, mode: str
-) -> Tensor:
+def absolute_damping(sigma: Tensor, alpha: float | Tensor, damping: float | Tensor, mode: str) -> Tensor:
     """d in the units of σ^α, shape σ.shape[:-1] + (1,): ``absolute`` d, ``spectral`` d·σ_max^α, ``mean`` d·mean(σ^α)."""
     powers = sigma**alpha
     if mode == "absolute":
-        return torch.as_tensor(damping, dtype=sigma.dtype, device=sigma.device).expand(
-            *sigma.shape[:-1], 1
-        )
+        return torch.as_tensor(damping, dtype=sigma.dtype, device=sigma.device).expand(*sigma.shape[:-1], 1)
     if mode == "spectral":
         return damping * powers.amax(-1, keepdim=True)
     if mode == "mean":
         return damping * powers.mean(-1, keepdim=True)
-    raise ValueError(
-        f"damping_mode must be 'absolute', 'spectral' or 'mean', not {mode!r}"
-    )
+    raise ValueError(f"damping_mode must be 'absolute', 'spectral' or 'mean', not {mode!r}")
 
 
 def spectral_newton(
-    G: Tensor,
-    alpha: float = 2.0,
-    damping: float = 0.1,
-    *,
-    damping_mode: str = "absolute",
+    G: Tensor, alpha: float = 2.0, damping: float = 0.1, *, damping_mode: str = "absolute"
 ) -> Tensor:
     """T(G) = U diag(σ/(σ^α + d)) Vᵀ for G = U diag(σ) Vᵀ, (…, m, n), §7.3. Zero gradients give zero."""
     if G.numel() == 0:
         return torch.zeros_like(G)
     U, sigma, Vh = torch.linalg.svd(G, full_matrices=False)
     d = absolute_damping(sigma, alpha, damping, damping_mode)
-    transfer = torch.where(
-        sigma > 0, sigma / (sigma**alpha + d), torch.zeros_like(sigma)
-    )
+    transfer = torch.where(sigma > 0, sigma / (sigma**alpha + d), torch.zeros_like(sigma))
     return U * transfer.unsqueeze(-2) @ Vh

@@ -53,9 +53,7 @@ def batch_size(batch: Batch) -> int:
     args, kwargs, _ = split_batch(batch)
     tensor = first_tensor(args) if args else first_tensor(kwargs)
     if tensor is None or tensor.dim() == 0:
-        raise ValueError(
-            "cannot tell the batch size: the inputs of the batch hold no tensor with a batch dimension"
-        )
+        raise ValueError("cannot tell the batch size: the inputs of the batch hold no tensor with a batch dimension")
     return tensor.shape[0]
 
 
@@ -90,18 +88,12 @@ def as_batches(batches: Iterable[Batch]) -> list[Batch]:
         ValueError: there is no batch (an exhausted iterator, perhaps).
     """
     if isinstance(batches, Tensor) or isinstance(batches, Mapping):
-        raise TypeError(
-            "batches must be an iterable of batches; for a single batch pass [batch]"
-        )
+        raise TypeError("batches must be an iterable of batches; for a single batch pass [batch]")
     found = list(batches)
     if not found:
-        raise ValueError(
-            "batches is empty: pass at least one batch, and a list rather than an iterator already used"
-        )
+        raise ValueError("batches is empty: pass at least one batch, and a list rather than an iterator already used")
     if len(found) == 2 and all(isinstance(item, Tensor) for item in found):
-        raise TypeError(
-            "batches must be an iterable of batches, and this looks like one pair: pass [(inputs, target)]"
-        )
+        raise TypeError("batches must be an iterable of batches, and this looks like one pair: pass [(inputs, target)]")
     return found
 
 
