@@ -30,9 +30,7 @@ def rayleigh_ratio(quotients: Any, eigenvalues: Any) -> np.ndarray:
         as_vector(eigenvalues, "eigenvalues"),
     )
     if len(eigenvalues) < len(quotients):
-        raise ValueError(
-            f"{len(quotients)} quotients need as many eigenvalues, there are {len(eigenvalues)}"
-        )
+        raise ValueError(f"{len(quotients)} quotients need as many eigenvalues, there are {len(eigenvalues)}")
     values = eigenvalues[: len(quotients)]
     defined = values > RANK_CUTOFF * eigenvalues.max(initial=0.0)
     return np.where(defined, quotients / np.where(defined, values, 1.0), np.nan)
@@ -59,9 +57,9 @@ def convert_scale(
 ) -> Any:
     """h_kron (or 1/χ) from one scale convention of C_A ⊗ C_δ to another.
 
-    ``expand``: C_A = Σaaᵀ/(BS), C_δ = Σddᵀ/B, d = B × hook gradient (ours, curvlinops' KFC-expand). ``sum``: C_A = Σaaᵀ/B
-    instead (BackPACK), a factor S larger. ``raw``: C_δ from hook gradients that were not multiplied by B, a factor B² smaller
-    (the paper's χ of 10³ to 10⁷, App. D).
+    ``expand``: C_A = Σaaᵀ/(BS), C_δ = Σddᵀ/B, d = B × hook gradient (ours, curvlinops' KFC-expand). ``sum``: C_A = Σaaᵀ/B,
+    a factor S larger (BackPACK). ``raw``: C_δ from hook gradients that were not multiplied by B, a factor B² smaller (the
+    paper's χ of 10³ to 10⁷, App. D).
 
     Raises:
         ValueError: an unknown convention.
@@ -69,7 +67,5 @@ def convert_scale(
     factors = {"expand": 1.0, "sum": float(positions), "raw": 1.0 / float(samples) ** 2}
     for name in (source, target):
         if name not in factors:
-            raise ValueError(
-                f"unknown scale convention {name!r}: use {', '.join(factors)}"
-            )
+            raise ValueError(f"unknown scale convention {name!r}: use {', '.join(factors)}")
     return h_kron * (factors[target] / factors[source])

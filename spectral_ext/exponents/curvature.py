@@ -44,10 +44,8 @@ def fit_s(h: Any, *, level: float = 0.95) -> Fit:
     return _rank_slope(positive, level, "s", len(h) - len(positive))
 
 
-def alpha_by_quartile(
-    sigma: Any, h: Any, *, parts: int = 4, level: float = 0.95
-) -> list[Fit]:
-    """α within each quarter of the rank index, strongest directions first (App. F); an unusable quarter is an empty fit."""
+def alpha_by_quartile(sigma: Any, h: Any, *, parts: int = 4, level: float = 0.95) -> list[Fit]:
+    """α within each quarter of the rank index, strongest first (App. F); an unusable quarter is an empty fit."""
     sigma, h = as_vector(sigma, "sigma"), as_vector(h, "h")
     fits = []
     for index in np.array_split(np.arange(len(sigma)), parts):

@@ -13,7 +13,7 @@ from .regression import as_vector
 
 
 def participation_ratio(x: Any) -> float:
-    """PR = (Σx)²/Σx² of non-negative numbers: between 1 (one dominates) and their count (all equal). NaN if all are zero.
+    """PR = (Σx)²/Σx² of non-negative numbers: from 1 (one dominates) to their count (all equal); NaN if all are zero.
 
     Raises:
         ValueError: NaN or a negative entry (leave out h ≤ 0 first).
@@ -53,9 +53,7 @@ def exponential_bound(rate: float, n: int | None = None) -> float:
     return 1.0 / math.tanh(rate / 2) if rate > 0 else math.inf
 
 
-def lognormal_bound(
-    a: float, b: float, n: int | None = None, *, terms: int = 1
-) -> float:
+def lognormal_bound(a: float, b: float, n: int | None = None, *, terms: int = 1) -> float:
     """Bound on PR of h_k ∝ exp(a·log k + b·(log k)²), b < 0: finite for every a, unlike the zeta bound.
 
     Substituting t = log k, ∫_M^∞ k^a e^(b log²k) dk = ∫_{log M}^∞ e^((a+1)t − ct²) dt with c = −b, which is
@@ -64,8 +62,8 @@ def lognormal_bound(
 
         PR ≤ (Σ_{k≤M} f_k + J(a, c, M))² / (Σ_{k≤M} f_k² + J(2a, 2c, M+1)).
 
-    M = ``terms`` (raised until the terms fall); M = 1 and a ≤ 0 give the closed form (1 + J(a,c,1))²/(1 + J(2a,2c,2)), larger M
-    tightens it to the exact limit. With log σ_k = const + a₀ log k + b₀ log²k and h = cσ^α use a = αa₀, b = αb₀.
+    M = ``terms`` (raised until the terms fall); M = 1 and a ≤ 0 give the closed form (1 + J(a,c,1))²/(1 + J(2a,2c,2)),
+    larger M tightens it to the exact limit. With log σ_k = const + a₀ log k + b₀ log²k and h = cσ^α use a = αa₀, b = αb₀.
 
     Args:
         n: with it, the exact PR of n ranks (any sign of b).
@@ -117,7 +115,7 @@ class EffectiveRank:
 
 
 def effective_rank(eigenvalues: Any) -> EffectiveRank:
-    """exp of the spectral entropy, and the participation ratio, of eigenvalues (negative rounding errors count as zero).
+    """exp of the spectral entropy, and the participation ratio, of eigenvalues (negative ones count as zero).
 
     Raises:
         ValueError: NaN.
@@ -127,6 +125,4 @@ def effective_rank(eigenvalues: Any) -> EffectiveRank:
     if total <= 0:
         return EffectiveRank(count=len(values))
     p = values[values > 0] / total
-    return EffectiveRank(
-        float(np.exp(-(p * np.log(p)).sum())), participation_ratio(values), len(values)
-    )
+    return EffectiveRank(float(np.exp(-(p * np.log(p)).sum())), participation_ratio(values), len(values))

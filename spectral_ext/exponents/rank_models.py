@@ -39,18 +39,12 @@ class RankModels:
     @property
     def margin(self) -> float:
         """BIC of the runner-up minus the winner's: below 2 the choice says little, above 10 it is clear."""
-        first, second = (
-            sorted(self.bic.values())[:2] if self.ok else (math.nan, math.nan)
-        )
+        first, second = sorted(self.bic.values())[:2] if self.ok else (math.nan, math.nan)
         return second - first
 
     def predict(self, model: str | None = None, k: Any = None) -> np.ndarray:
         """σ_k of one model (the best by default) at ranks k (1 … n by default)."""
-        rank = (
-            np.arange(1, self.n + 1, dtype=np.float64)
-            if k is None
-            else np.asarray(k, dtype=np.float64)
-        )
+        rank = np.arange(1, self.n + 1, dtype=np.float64) if k is None else np.asarray(k, dtype=np.float64)
         name = model or self.best
         return np.exp(_design(name, rank) @ np.array(self.coefficients[name]))
 
@@ -80,9 +74,7 @@ def fit_rank_models(sigma: Any) -> RankModels:
     rank, y = rank[keep], np.log(sigma[keep])
     n = len(y)
     if n < MIN_POINTS:
-        raise FitError(
-            f"rank models: {n} positive values, at least {MIN_POINTS} are needed"
-        )
+        raise FitError(f"rank models: {n} positive values, at least {MIN_POINTS} are needed")
     bic, rss, coefficients = {}, {}, {}
     floor = (
         n * (np.finfo(np.float64).eps * max(1.0, float(np.abs(y).max()))) ** 2
@@ -91,8 +83,6 @@ def fit_rank_models(sigma: Any) -> RankModels:
         design = _design(model, rank)
         solution = np.linalg.lstsq(design, y, rcond=None)[0]
         rss[model] = float(np.square(y - design @ solution).sum())
-        bic[model] = n * math.log(max(rss[model], floor) / n) + design.shape[
-            1
-        ] * math.log(n)
+        bic[model] = n * math.log(max(rss[model], floor) / n) + design.shape[1] * math.log(n)
         coefficients[model] = tuple(float(c) for c in solution)
     return RankModels(min(bic, key=lambda name: bic[name]), bic, rss, coefficients, n)

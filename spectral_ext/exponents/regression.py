@@ -21,7 +21,7 @@ class Fit:
     """An exponent: a slope by ordinary least squares, with a two-sided Student-t interval at ``level``.
 
     The interval holds its nominal rate for independent, equally spread residuals; residuals of rank-ordered data are
-    correlated, so for γ and s it is a lower bound on the uncertainty. An empty fit has NaN values and says why in ``reason``.
+    correlated, so for γ and s it is a lower bound on the uncertainty. An empty fit has NaN values and a ``reason``.
     """
 
     value: float
@@ -34,9 +34,7 @@ class Fit:
     reason: str = ""
 
     @classmethod
-    def empty(
-        cls, reason: str, *, n: int = 0, excluded: int = 0, level: float = 0.95
-    ) -> Fit:
+    def empty(cls, reason: str, *, n: int = 0, excluded: int = 0, level: float = 0.95) -> Fit:
         return cls(
             math.nan,
             (math.nan, math.nan),
@@ -70,9 +68,7 @@ def as_vector(x: Any, name: str) -> np.ndarray:
     if vector.ndim != 1:
         raise ValueError(f"{name} must have one dimension, not shape {vector.shape}")
     if np.isnan(vector).any():
-        raise FitError(
-            f"{name} holds NaN at index {int(np.isnan(vector).argmax())}: drop or repair that entry"
-        )
+        raise FitError(f"{name} holds NaN at index {int(np.isnan(vector).argmax())}: drop or repair that entry")
     return vector
 
 
@@ -91,24 +87,16 @@ def fit_line(
     """
     n = len(x)
     if n < MIN_POINTS:
-        left_out = (
-            f" ({excluded} of {n + excluded} are not positive)" if excluded else ""
-        )
-        raise FitError(
-            f"{what}: {n} usable points{left_out}, at least {MIN_POINTS} are needed"
-        )
+        left_out = f" ({excluded} of {n + excluded} are not positive)" if excluded else ""
+        raise FitError(f"{what}: {n} usable points{left_out}, at least {MIN_POINTS} are needed")
     dx, dy = x - x.mean(), y - y.mean()
     spread = dx @ dx
     if spread <= (np.finfo(np.float64).eps * max(1.0, np.abs(x).max())) ** 2 * n:
-        raise FitError(
-            f"{what}: all {n} points have the same abscissa, so there is no slope"
-        )
+        raise FitError(f"{what}: all {n} points have the same abscissa, so there is no slope")
     slope = float(dx @ dy / spread)
     rss = float(np.square(dy - slope * dx).sum())
     total = float(dy @ dy)
-    half = float(stats.t.ppf(0.5 + level / 2, n - 2)) * math.sqrt(
-        rss / (n - 2) / spread
-    )
+    half = float(stats.t.ppf(0.5 + level / 2, n - 2)) * math.sqrt(rss / (n - 2) / spread)
     return Fit(
         value=slope,
         interval=(slope - half, slope + half),
@@ -141,7 +129,7 @@ def fit_power_law(x: Any, y: Any, *, level: float = 0.95, what: str = "fit") -> 
 
 
 def squared_correlation(x: Any, y: Any) -> float:
-    """R² of the straight line through (x_k, y_k): the squared Pearson correlation; NaN where x or y is constant (App. A)."""
+    """R² of the straight line through (x_k, y_k), the squared Pearson correlation; NaN if x or y is constant (App. A)."""
     x, y = as_vector(x, "x"), as_vector(y, "y")
     if x.shape != y.shape:
         raise ValueError(f"squared_correlation: {len(x)} and {len(y)} points")

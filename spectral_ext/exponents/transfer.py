@@ -62,13 +62,11 @@ class TransferCheck:
         return "holds" if max(-low, high) <= 0.1 * abs(self.s) else "not refuted"
 
 
-def check_transfer(
-    sigma: Any, h: Any, *, level: float = 0.95, draws: int = 1000, seed: int = 0
-) -> TransferCheck:
+def check_transfer(sigma: Any, h: Any, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> TransferCheck:
     """s, αγ and a bootstrap interval of s − αγ.
 
-    Directions are drawn with replacement together with their rank, so each draw keeps (log k, log σ_k, log h_k) triples; s
-    uses the rank of h_k among the positive ones, as in ``fit_s``.
+    Directions are drawn with replacement together with their rank, so each draw keeps (log k, log σ_k, log h_k) triples;
+    s uses the rank of h_k among the positive ones, as in ``fit_s``.
 
     Raises:
         FitError: fewer than four positive pairs, or NaN.
@@ -91,18 +89,14 @@ def check_transfer(
         relative_error=error / abs(s.value) if s.value else math.inf,
         deviation_interval=(float(low), float(high)),
         s_unsorted=unsorted,
-        bound=math.sqrt((1 - alpha.r2) * (1 - r2_gamma) / alpha.r2) / r2_gamma
-        if alpha.r2 > 0 < r2_gamma
-        else math.inf,
+        bound=math.sqrt((1 - alpha.r2) * (1 - r2_gamma) / alpha.r2) / r2_gamma if alpha.r2 > 0 < r2_gamma else math.inf,
         r2_gamma=gamma.r2,
         r2_alpha=alpha.r2,
         level=level,
     )
 
 
-def _bootstrap(
-    sigma: np.ndarray, h: np.ndarray, draws: int, rng: np.random.Generator
-) -> np.ndarray:
+def _bootstrap(sigma: np.ndarray, h: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
     """s − αγ of ``draws`` resamples, all at once."""
     keep = (sigma > 0) & (h > 0)
     n = int(keep.sum())
@@ -111,9 +105,7 @@ def _bootstrap(
     log_sigma, log_h = np.log(sigma[keep]), np.log(h[keep])
     sigma_rank = np.log(np.arange(1, len(sigma) + 1, dtype=np.float64)[keep])
     h_rank = np.empty(n)
-    h_rank[np.argsort(-log_h, kind="stable")] = np.log(
-        np.arange(1, n + 1, dtype=np.float64)
-    )
+    h_rank[np.argsort(-log_h, kind="stable")] = np.log(np.arange(1, n + 1, dtype=np.float64))
     picks = rng.integers(0, n, size=(draws, n))
     with np.errstate(divide="ignore", invalid="ignore"):
         alpha = _slopes(log_sigma[picks], log_h[picks])

@@ -34,9 +34,7 @@ def weight_spectrum(weight: Any, *, top_k: int = 20) -> WeightSpectrum:
         ValueError: the weight holds NaN.
     """
     matrix = (
-        weight.detach().cpu().double().numpy()
-        if hasattr(weight, "detach")
-        else np.asarray(weight, dtype=np.float64)
+        weight.detach().cpu().double().numpy() if hasattr(weight, "detach") else np.asarray(weight, dtype=np.float64)
     )
     matrix = matrix.reshape(matrix.shape[0], -1)
     if not np.isfinite(matrix).all():
@@ -48,9 +46,9 @@ def weight_spectrum(weight: Any, *, top_k: int = 20) -> WeightSpectrum:
 
 
 def fit_tail_exponent(values: Any, *, level: float = 0.95) -> tuple[Fit, float, float]:
-    """Continuous power-law tail by maximum likelihood, x_min by the smallest Kolmogorov–Smirnov distance (Clauset et al. 2009).
+    """Continuous power-law tail by maximum likelihood, x_min by the smallest Kolmogorov–Smirnov distance.
 
-    α = 1 + n/Σ log(x_i/x_min) over the n values ≥ x_min; the interval is α ± z(α − 1)/√n, which takes x_min as given.
+    Clauset et al. 2009: α = 1 + n/Σ log(x_i/x_min) over the n values ≥ x_min; the interval is α ± z(α − 1)/√n, which takes x_min as given.
 
     Returns:
         ``(fit, x_min, distance)``; the fit's ``r2`` is NaN, as it is no regression.
@@ -61,9 +59,7 @@ def fit_tail_exponent(values: Any, *, level: float = 0.95) -> tuple[Fit, float, 
     x = as_vector(values, "values")
     x = np.sort(x[x > 0])
     if len(x) < MIN_POINTS:
-        raise FitError(
-            f"tail exponent: {len(x)} positive values, at least {MIN_POINTS} are needed"
-        )
+        raise FitError(f"tail exponent: {len(x)} positive values, at least {MIN_POINTS} are needed")
     logs = np.log(x)
     starts = np.unique(x, return_index=True)[1][:-1]
     best = (math.inf, 0, math.nan)

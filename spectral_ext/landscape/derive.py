@@ -1,4 +1,4 @@
-"""From the measured arrays of a layer to everything that follows from them: ratios, fits, bounds, diagnostics, advice."""
+"""From the measured arrays of a layer to all that follows from them: ratios, fits, bounds, advice."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def derive(
     Needs ``row.arrays`` with sigma, h, sigma_all and, where measured, the quotients, h_sop and the parts of h.
 
     Args:
-        eigenvalues_delta, eigenvalues_A: of C_δ and C_A in decreasing order, all of them or the largest ones (at least K);
+        eigenvalues_delta, eigenvalues_A: of C_δ and C_A in decreasing order, all or the largest ones (at least K);
             effective ranks and the Couillet–Hachem prediction need all.
         level: coverage of the intervals.
         seed: of the bootstrap.
@@ -56,15 +56,11 @@ def derive(
     row.r2_h_sigma2 = _r2(arrays.h, arrays.sigma**2)
     row.r2_gn_sigma2 = _r2(arrays.h_gauss_newton, arrays.sigma**2)
     row.r2_h_gn = _r2(arrays.h, arrays.h_gauss_newton)
-    row.recommendation = recommend(
-        row.alpha, arrays.concentration[np.isfinite(arrays.concentration)], arrays.h
-    )
+    row.recommendation = recommend(row.alpha, arrays.concentration[np.isfinite(arrays.concentration)], arrays.h)
     return row
 
 
-def _attempt(
-    row: LayerLandscape, what: Callable[[], T], otherwise: Callable[[str], T]
-) -> T:
+def _attempt(row: LayerLandscape, what: Callable[[], T], otherwise: Callable[[str], T]) -> T:
     try:
         return what()
     except FitError as error:
@@ -80,16 +76,10 @@ def _ratios(
 ) -> None:
     arrays = row.arrays
     if len(arrays.output_quotient):
-        arrays.h_kron = kronecker_products(
-            arrays.output_quotient, arrays.input_quotient
-        )
+        arrays.h_kron = kronecker_products(arrays.output_quotient, arrays.input_quotient)
         arrays.chi = curvature_ratio(arrays.h, arrays.h_kron)
         arrays.concentration = curvature_ratio(arrays.h_sop, arrays.h_kron)
-    if (
-        eigenvalues_delta is None
-        or eigenvalues_A is None
-        or not len(arrays.output_quotient)
-    ):
+    if eigenvalues_delta is None or eigenvalues_A is None or not len(arrays.output_quotient):
         return
     k = len(arrays.sigma)
     arrays.rho_delta = rayleigh_ratio(arrays.output_quotient, eigenvalues_delta[:k])
@@ -113,9 +103,7 @@ def _exponents(row: LayerLandscape, level: float, seed: int) -> None:
     row.alpha_quartiles = alpha_by_quartile(sigma, h, level=level)
     row.rank_models = _attempt(row, lambda: fit_rank_models(sigma), RankModels.empty)
     if row.negative:
-        row.notes.append(
-            f"{row.negative} of {len(h)} h_k are ≤ 0: kept, left out of the log fits"
-        )
+        row.notes.append(f"{row.negative} of {len(h)} h_k are ≤ 0: kept, left out of the log fits")
 
 
 def _decomposition(row: LayerLandscape, level: float) -> None:
@@ -123,12 +111,7 @@ def _decomposition(row: LayerLandscape, level: float) -> None:
     arrays = row.arrays
     if not len(arrays.Phi):
         return
-    keep = (
-        (arrays.h > 0)
-        & (arrays.Lambda > 0)
-        & (arrays.Phi > 0)
-        & np.isfinite(arrays.Phi)
-    )
+    keep = (arrays.h > 0) & (arrays.Lambda > 0) & (arrays.Phi > 0) & np.isfinite(arrays.Phi)
     sigma = arrays.sigma[keep]
 
     def fit(y: np.ndarray, what: str) -> Fit:
@@ -160,9 +143,7 @@ def _concentration_of_curvature(row: LayerLandscape) -> None:
     arrays = row.arrays
     positive = arrays.h[arrays.h > 0]
     row.pr_curvature = participation_ratio(positive) if len(positive) else math.nan
-    row.pr_gradient = (
-        participation_ratio(arrays.sigma_all) if len(arrays.sigma_all) else math.nan
-    )
+    row.pr_gradient = participation_ratio(arrays.sigma_all) if len(arrays.sigma_all) else math.nan
     row.zeta_bound = zeta_bound(row.alpha_gamma) if row.transfer.ok else math.nan
     row.rank_bound = _attempt(
         row,
@@ -172,7 +153,7 @@ def _concentration_of_curvature(row: LayerLandscape) -> None:
 
 
 def rank_model_bound(models: RankModels) -> float:
-    """The bound on PR of a spectrum from its BIC winner: zeta, coth or the log-normal bound with the fitted coefficients."""
+    """The bound on PR of a spectrum from its BIC winner: zeta, coth or log-normal with the fitted coefficients."""
     coefficients = models.coefficients[models.best]
     if models.best == "power_law":
         return zeta_bound(-coefficients[1])
@@ -194,14 +175,8 @@ def _factors(
     k = len(row.arrays.sigma)
     row.rank_models_delta = _factor_law(row, eigenvalues_delta[:k], "C_δ")
     row.rank_models_A = _factor_law(row, eigenvalues_A[:k], "C_A")
-    row.factor_match = factor_match(
-        row.rank_models, row.rank_models_delta, row.rank_models_A
-    )
-    if (
-        len(eigenvalues_delta) == m
-        and len(eigenvalues_A) == n
-        and len(row.arrays.sigma_all) == min(m, n)
-    ):
+    row.factor_match = factor_match(row.rank_models, row.rank_models_delta, row.rank_models_A)
+    if len(eigenvalues_delta) == m and len(eigenvalues_A) == n and len(row.arrays.sigma_all) == min(m, n):
         row.prediction = _attempt(
             row,
             lambda: predict_singular_values(
@@ -219,9 +194,7 @@ def _full_rank(eigenvalues: np.ndarray, size: int) -> EffectiveRank:
     return effective_rank(eigenvalues) if len(eigenvalues) == size else EffectiveRank()
 
 
-def _factor_law(
-    row: LayerLandscape, eigenvalues: np.ndarray, factor: str
-) -> RankModels:
+def _factor_law(row: LayerLandscape, eigenvalues: np.ndarray, factor: str) -> RankModels:
     values = eigenvalues[eigenvalues > 1e-12 * eigenvalues.max(initial=0.0)]
     return _attempt(
         row,
@@ -231,12 +204,10 @@ def _factor_law(
 
 
 def factor_match(gradient: RankModels, delta: RankModels, A: RankModels) -> str:
-    """Which factor follows the gradient's rank law: ``"A"``, ``"delta"``, ``"both"``, ``"neither"``; "" if one is empty."""
+    """Which factor follows the gradient's rank law: ``A``, ``delta``, ``both`` or ``neither``; "" if a law is empty."""
     if not (gradient.ok and delta.ok and A.ok):
         return ""
-    hits = [
-        name for name, law in (("A", A), ("delta", delta)) if law.best == gradient.best
-    ]
+    hits = [name for name, law in (("A", A), ("delta", delta)) if law.best == gradient.best]
     return "both" if len(hits) == 2 else hits[0] if hits else "neither"
 
 

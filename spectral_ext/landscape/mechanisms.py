@@ -73,9 +73,7 @@ def layer_norm_diagnostic(
     values = as_vector(eigenvalues_A, "eigenvalues_A")
     kept = values[values > 1e-6 * values.max(initial=0.0)]
     condition = float(kept.max() / kept.min()) if len(kept) else math.nan
-    return LayerNormDiagnostic(
-        condition, len(kept), _slope(sigma, rho_A, "rho_A"), behind_norm
-    )
+    return LayerNormDiagnostic(condition, len(kept), _slope(sigma, rho_A, "rho_A"), behind_norm)
 
 
 def residual_diagnostic(
@@ -93,23 +91,17 @@ def residual_diagnostic(
         ValueError: shapes differ.
     """
     if C_delta.shape != C_delta_out.shape:
-        raise ValueError(
-            f"C_delta {tuple(C_delta.shape)} and C_delta_out {tuple(C_delta_out.shape)} differ in shape"
-        )
+        raise ValueError(f"C_delta {tuple(C_delta.shape)} and C_delta_out {tuple(C_delta_out.shape)} differ in shape")
     C_delta, C_delta_out = C_delta.double(), C_delta_out.double()
     norm = float(C_delta.norm() * C_delta_out.norm())
     alignment = float((C_delta * C_delta_out).sum()) / norm if norm > 0 else math.nan
     k = min(k, C_delta.shape[0])
     ours, theirs = (torch.linalg.eigh(C)[1][:, -k:] for C in (C_delta, C_delta_out))
     overlap = float((ours.mT @ theirs).square().sum()) / k
-    return ResidualDiagnostic(
-        alignment, overlap, k, _slope(sigma, rho_delta, "rho_delta"), block
-    )
+    return ResidualDiagnostic(alignment, overlap, k, _slope(sigma, rho_delta, "rho_delta"), block)
 
 
-def softmax_diagnostic(
-    C_delta: Tensor, output_quotient: Any, *, classes: int | None = None
-) -> SoftmaxDiagnostic:
+def softmax_diagnostic(C_delta: Tensor, output_quotient: Any, *, classes: int | None = None) -> SoftmaxDiagnostic:
     """Rank of C_δ (m, m) and the drop of u_k'C_δu_k beyond it (Proposition 6, J.2).
 
     ρ_k^δ itself is undefined beyond the rank, where λ_k = 0, so the drop is measured on u_k'C_δu_k/λ_1.
@@ -120,18 +112,14 @@ def softmax_diagnostic(
     quotient = as_vector(output_quotient, "output_quotient")
     rank = int((eigenvalues > 1e-6 * top).sum()) if top > 0 else 0
     logs = (
-        np.log(np.maximum(quotient / top, np.finfo(np.float64).tiny))
-        if top > 0
-        else np.full(len(quotient), math.nan)
+        np.log(np.maximum(quotient / top, np.finfo(np.float64).tiny)) if top > 0 else np.full(len(quotient), math.nan)
     )
 
     def mean(part: np.ndarray) -> float:
         return float(np.exp(part.mean())) if len(part) else math.nan
 
     zero_sum = float(C.sum()) / (C.shape[0] * top) if top > 0 else math.nan
-    return SoftmaxDiagnostic(
-        classes or C.shape[0], rank, mean(logs[:rank]), mean(logs[rank:]), zero_sum
-    )
+    return SoftmaxDiagnostic(classes or C.shape[0], rank, mean(logs[:rank]), mean(logs[rank:]), zero_sum)
 
 
 def _slope(sigma: Any, rho: Any, what: str) -> Fit:

@@ -39,7 +39,7 @@ class Arrays:
     h_gauss_newton: np.ndarray = field(default_factory=_none)
     """Gauss–Newton part of h_k (through the network's Jacobian)."""
     h_residual: dict[str, np.ndarray] = field(default_factory=dict)
-    """The rest of h_k by mechanism (``norm``, ``softmax``, ``bilinear``, ``activation``, …): h = h_gauss_newton + Σ of these."""
+    """The rest of h_k by mechanism (``norm``, ``softmax``, ``bilinear``, ``activation``, …); with the GN part it sums to h."""
     h_kron: np.ndarray = field(default_factory=_none)
     """Product of means Φ_kΛ_k = (u'C_δu)(v'C_Av), "PoS"."""
     h_sop: np.ndarray = field(default_factory=_none)
@@ -112,22 +112,14 @@ class LayerLandscape:
     closure: Closure = field(default_factory=Closure)
     gamma: Fit = field(default_factory=_empty_fit)
     s: Fit = field(default_factory=_empty_fit)
-    transfer: TransferCheck = field(
-        default_factory=lambda: TransferCheck.empty("not measured")
-    )
+    transfer: TransferCheck = field(default_factory=lambda: TransferCheck.empty("not measured"))
     """αγ, its error against s and a bootstrap interval."""
     alpha_quartiles: list[Fit] = field(default_factory=list)
 
-    rank_models: RankModels = field(
-        default_factory=lambda: RankModels.empty("not measured")
-    )
+    rank_models: RankModels = field(default_factory=lambda: RankModels.empty("not measured"))
     """Laws of σ_k in rank."""
-    rank_models_delta: RankModels = field(
-        default_factory=lambda: RankModels.empty("not measured")
-    )
-    rank_models_A: RankModels = field(
-        default_factory=lambda: RankModels.empty("not measured")
-    )
+    rank_models_delta: RankModels = field(default_factory=lambda: RankModels.empty("not measured"))
+    rank_models_A: RankModels = field(default_factory=lambda: RankModels.empty("not measured"))
     factor_match: str = ""
     """Which factor's law is the gradient's: ``"A"``, ``"delta"``, ``"both"``, ``"neither"``, or "" (App. L)."""
 

@@ -29,9 +29,7 @@ class LandscapeFileError(ValueError):
 def encode(value: Any) -> Any:
     """Plain JSON of dataclasses, arrays, tuples and floats; non-finite floats become strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)
-        }
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, np.ndarray):
         return [encode(item) for item in value.tolist()]
     if isinstance(value, (list, tuple)):
@@ -61,27 +59,18 @@ def decode(kind: Any, value: Any, where: str) -> Any:
         return _decode_dataclass(kind, value, where)
     if kind is np.ndarray:
         _expect(isinstance(value, list), where, "a list of numbers", value)
-        return np.array(
-            [decode(float, item, where) for item in value], dtype=np.float64
-        )
+        return np.array([decode(float, item, where) for item in value], dtype=np.float64)
     if origin in (list, tuple):
         _expect(isinstance(value, list), where, "a list", value)
         if origin is list or arguments[-1] is Ellipsis:
             items = [decode(arguments[0], item, where) for item in value]
         else:
-            _expect(
-                len(value) == len(arguments), where, f"{len(arguments)} items", value
-            )
-            items = [
-                decode(a, item, where) for a, item in zip(arguments, value, strict=True)
-            ]
+            _expect(len(value) == len(arguments), where, f"{len(arguments)} items", value)
+            items = [decode(a, item, where) for a, item in zip(arguments, value, strict=True)]
         return items if origin is list else tuple(items)
     if origin is dict:
         _expect(isinstance(value, dict), where, "an object", value)
-        return {
-            key: decode(arguments[1], item, f"{where}.{key}")
-            for key, item in value.items()
-        }
+        return {key: decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is float:
         _expect(
             type(value) in (int, float) or value in ("nan", "inf", "-inf"),
@@ -99,12 +88,8 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
     _expect(isinstance(value, dict), where, "an object", value)
     hints = typing.get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]
-    _expect(
-        set(names) == set(value), where, f"the fields {', '.join(names)}", sorted(value)
-    )
-    return kind(
-        **{name: decode(hints[name], value[name], f"{where}.{name}") for name in names}
-    )
+    _expect(set(names) == set(value), where, f"the fields {', '.join(names)}", sorted(value))
+    return kind(**{name: decode(hints[name], value[name], f"{where}.{name}") for name in names})
 
 
 def _expect(condition: bool, where: str, what: str, value: Any) -> None:
@@ -122,9 +107,7 @@ def write_document(path: Path, body: dict[str, Any], schema: str = SCHEMA) -> Pa
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(
-        json.dumps(document, indent=1, allow_nan=False), encoding="utf-8"
-    )
+    temporary.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
     os.replace(temporary, path)
     return path
 
@@ -139,34 +122,22 @@ def read_document(path: Path, schema: str = SCHEMA) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LandscapeFileError(
-            f"{path} is not complete JSON (truncated?): {error}"
-        ) from error
+        raise LandscapeFileError(f"{path} is not complete JSON (truncated?): {error}") from error
     if not isinstance(document, dict) or document.get("schema") != schema:
-        found = (
-            document.get("schema")
-            if isinstance(document, dict)
-            else type(document).__name__
-        )
-        raise LandscapeFileError(
-            f"{path} has schema {found!r}, not {schema!r}: it is another kind of file"
-        )
+        found = document.get("schema") if isinstance(document, dict) else type(document).__name__
+        raise LandscapeFileError(f"{path} has schema {found!r}, not {schema!r}: it is another kind of file")
     if document.get("version") != VERSION:
         raise LandscapeFileError(
-            f"{path} has version {document.get('version')!r} and this program reads {VERSION}: measure again, or read it "
-            "with the version of spectral-ext that wrote it"
+            f"{path} has version {document.get('version')!r} and this program reads {VERSION}: measure again, or read "
+            "it with the version of spectral-ext that wrote it"
         )
     if "body" not in document or document.get("sha256") != _digest(document["body"]):
-        raise LandscapeFileError(
-            f"{path} was changed after it was written (its checksum differs): measure again"
-        )
+        raise LandscapeFileError(f"{path} was changed after it was written (its checksum differs): measure again")
     return document["body"]
 
 
 def _digest(body: Any) -> str:
-    return hashlib.sha256(
-        json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
-    ).hexdigest()
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def save(landscape: Landscape, folder: str | Path) -> Path:
@@ -186,8 +157,5 @@ def load(path: str | Path) -> Landscape:
     if not file.exists():
         raise FileNotFoundError(f"no landscape at {file}")
     body = read_document(file)
-    layers = [
-        decode(LayerLandscape, row, f"{file}: layer {index}")
-        for index, row in enumerate(body["layers"])
-    ]
+    layers = [decode(LayerLandscape, row, f"{file}: layer {index}") for index, row in enumerate(body["layers"])]
     return Landscape({row.name: row for row in layers}, body["skipped"], body["meta"])

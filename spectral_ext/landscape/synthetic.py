@@ -28,22 +28,16 @@ def synthetic_row(
     """A row whose σ_k ~ k^(−γ) and h_k ~ σ_k^α carry log-normal noise; ``negative`` of the weakest h_k change sign."""
     rng = np.random.default_rng(seed)
     rank = np.arange(1, min(shape) + 1, dtype=np.float64)
-    sigma_all = np.sort(
-        0.3 * rank**-gamma * np.exp(noise * rng.standard_normal(len(rank)))
-    )[::-1]
+    sigma_all = np.sort(0.3 * rank**-gamma * np.exp(noise * rng.standard_normal(len(rank))))[::-1]
     sigma = sigma_all[:top_k]
     k = len(sigma)
     h = 4.0 * sigma**alpha * np.exp(noise * rng.standard_normal(k))
     if negative:
         h[-negative:] *= -1
-    eigenvalues_delta = np.sort(
-        np.arange(1, shape[0] + 1) ** -1.2
-        * np.exp(noise * rng.standard_normal(shape[0]))
-    )[::-1]
-    eigenvalues_A = np.sort(
-        np.arange(1, shape[1] + 1) ** -0.8
-        * np.exp(noise * rng.standard_normal(shape[1]))
-    )[::-1]
+    eigenvalues_delta = np.sort(np.arange(1, shape[0] + 1) ** -1.2 * np.exp(noise * rng.standard_normal(shape[0])))[
+        ::-1
+    ]
+    eigenvalues_A = np.sort(np.arange(1, shape[1] + 1) ** -0.8 * np.exp(noise * rng.standard_normal(shape[1])))[::-1]
     output = 0.7 * eigenvalues_delta[:k] * np.exp(noise * rng.standard_normal(k))
     input = 0.8 * eigenvalues_A[:k] * np.exp(noise * rng.standard_normal(k))
     share = rng.uniform(0.1, 0.4, k)
@@ -58,14 +52,10 @@ def synthetic_row(
         input_quotient=input,
         sigma_all=sigma_all,
     )
-    row = LayerLandscape(
-        name, kind, shape, depth, samples=samples, arrays=arrays, method="synthetic"
-    )
+    row = LayerLandscape(name, kind, shape, depth, samples=samples, arrays=arrays, method="synthetic")
     derive(row, eigenvalues_delta=eigenvalues_delta, eigenvalues_A=eigenvalues_A)
     row.weight = weight_spectrum(rng.standard_t(3.0, size=shape), top_k=top_k)
-    row.layer_norm = layer_norm_diagnostic(
-        sigma, arrays.rho_A, eigenvalues_A, behind_norm=kind == "Linear"
-    )
+    row.layer_norm = layer_norm_diagnostic(sigma, arrays.rho_A, eigenvalues_A, behind_norm=kind == "Linear")
     return row
 
 
@@ -101,6 +91,4 @@ def synthetic_landscape(layers: int = 5, *, seed: int = 0) -> Landscape:
         "scale": "expand",
         "notes": [],
     }
-    return Landscape(
-        rows, {"bn": "BatchNorm2d has no weight matrix that is measured"}, meta
-    )
+    return Landscape(rows, {"bn": "BatchNorm2d has no weight matrix that is measured"}, meta)

@@ -15,7 +15,7 @@ class Landscape(Mapping[str, LayerLandscape]):
 
     Attributes:
         skipped: module name to the reason why it is not measured.
-        meta: how it was measured: versions, device, dtype, samples, top_k, seed, mode of the batch norms, scale convention,
+        meta: how it was measured: versions, device, dtype, samples, top_k, seed, mode of the batch norms, scale,
             seconds a stage, and ``notes`` that hold for all rows.
     """
 
@@ -35,9 +35,7 @@ class Landscape(Mapping[str, LayerLandscape]):
         except KeyError:
             why = self.skipped.get(name)
             detail = (
-                f"{name!r} was not measured: {why}"
-                if why
-                else f"no layer {name!r}; there are {', '.join(self._rows)}"
+                f"{name!r} was not measured: {why}" if why else f"no layer {name!r}; there are {', '.join(self._rows)}"
             )
             raise KeyError(detail) from None
 
@@ -56,12 +54,8 @@ class Landscape(Mapping[str, LayerLandscape]):
         try:
             import pandas
         except ImportError as error:
-            raise ImportError(
-                "Landscape.to_frame needs pandas: pip install pandas"
-            ) from error
-        frame = pandas.DataFrame(
-            [summary(row) for row in self.values()], columns=list(_columns())
-        )
+            raise ImportError("Landscape.to_frame needs pandas: pip install pandas") from error
+        frame = pandas.DataFrame([summary(row) for row in self.values()], columns=list(_columns()))
         return frame.set_index("name")
 
     def save(self, folder: str | Path) -> Path:
@@ -146,9 +140,7 @@ def summary(row: LayerLandscape) -> dict[str, Any]:
         "r2_h_sigma2": row.r2_h_sigma2,
         "r2_gn_sigma2": row.r2_gn_sigma2,
         "r2_h_gn": row.r2_h_gn,
-        "recommended_alpha": row.recommendation.alpha
-        if row.recommendation
-        else float("nan"),
+        "recommended_alpha": row.recommendation.alpha if row.recommendation else float("nan"),
         "kronecker": row.recommendation.kronecker if row.recommendation else "",
         "recommended_rank": row.recommendation.rank if row.recommendation else 0,
         "method": row.method,
@@ -175,9 +167,7 @@ def _share(row: LayerLandscape) -> float:
     gauss_newton = np.abs(row.arrays.h_gauss_newton).sum()
     if not len(row.arrays.h_gauss_newton):
         return float("nan")
-    total = gauss_newton + sum(
-        np.abs(part).sum() for part in row.arrays.h_residual.values()
-    )
+    total = gauss_newton + sum(np.abs(part).sum() for part in row.arrays.h_residual.values())
     return float(gauss_newton / total) if total > 0 else float("nan")
 
 

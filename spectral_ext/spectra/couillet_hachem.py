@@ -1,4 +1,4 @@
-"""Singular values of a matrix with separable variance profile, from its two factor spectra (Couillet–Hachem; App. L)."""
+"""Singular values of a matrix with separable variance profile, from its factor spectra (Couillet–Hachem; App. L)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..exponents.regression import FitError, as_vector
 
 @dataclass(frozen=True)
 class SpectrumPrediction:
-    """Predicted against measured singular values, both decreasing, after matching Σσ² (the prediction knows no scale)."""
+    """Predicted against measured singular values, decreasing, after matching Σσ² (the prediction knows no scale)."""
 
     sigma: np.ndarray
     """Predicted quantiles, one for each measured singular value."""
@@ -26,17 +26,15 @@ class SpectrumPrediction:
     """‖G‖²_F · B/(tr C_δ · tr C_A): 1 where samples are independent with zero mean, as the theory assumes."""
 
 
-def separable_distribution(
-    rows: Any, columns: Any, *, points: int = 600
-) -> tuple[np.ndarray, np.ndarray]:
+def separable_distribution(rows: Any, columns: Any, *, points: int = 600) -> tuple[np.ndarray, np.ndarray]:
     """Distribution of the squared singular values of Y = D^½ X D̃^½, X (m, n) with independent entries of variance 1/n.
 
     The deterministic equivalent at z = x + iη is the fixed point with Im δ > 0 of
 
         δ(z) = (1/n) Σ_i d_i / (−z(1 + d_i δ̃)),   δ̃(z) = (1/n) Σ_j d̃_j / (−z(1 + d̃_j δ)),
 
-    and the Stieltjes transform of YYᵀ is (1/m) Σ_i 1/(−z(1 + d_i δ̃)); the density is its imaginary part over π. It is solved
-    by Newton steps on a logarithmic grid, lowering η from x to 10⁻³x, which is the relative resolution.
+    and the Stieltjes transform of YYᵀ is (1/m) Σ_i 1/(−z(1 + d_i δ̃)); the density is its imaginary part over π. It is
+    solved by Newton steps on a logarithmic grid, lowering η from x to 10⁻³x, which is the relative resolution.
 
     Args:
         rows, columns: eigenvalues d (m,) and d̃ (n,), non-negative, any order.
@@ -52,11 +50,7 @@ def separable_distribution(
     rows, columns = as_vector(rows, "rows"), as_vector(columns, "columns")
     (d, d_count), (e, e_count) = _atoms(rows, "rows"), _atoms(columns, "columns")
     m, n = len(rows), len(columns)
-    edge = (
-        d.max()
-        * e.max()
-        * (np.sqrt(d_count.sum() / n) + np.sqrt(e_count.sum() / n)) ** 2
-    )
+    edge = d.max() * e.max() * (np.sqrt(d_count.sum() / n) + np.sqrt(e_count.sum() / n)) ** 2
     edge = 1.2 * min(edge, 4 * float(d @ d_count) * float(e @ e_count) / n)
     x = np.geomspace(edge * 1e-10, edge, points)
     delta = 1j * np.ones(points)
@@ -64,9 +58,7 @@ def separable_distribution(
         delta = _solve(delta, x * (1 + 1j * ratio), d, d_count / n, e, e_count / n)
     z = x * (1 + 1e-3j)
     other = _transform(delta, z, e, e_count / n)
-    stieltjes = ((1 / (1 + np.outer(other, d))) @ d_count + (m - d_count.sum())) / (
-        -z * m
-    )
+    stieltjes = ((1 / (1 + np.outer(other, d))) @ d_count + (m - d_count.sum())) / (-z * m)
     density = np.imag(stieltjes) / np.pi * x  # with respect to log x
     cells = (density[1:] + density[:-1]) / 2 * np.log(x[1] / x[0])
     tail = np.append(np.cumsum(cells[::-1])[::-1], 0.0)
@@ -78,8 +70,8 @@ def predict_singular_values(
 ) -> SpectrumPrediction:
     """Predict the singular values of G from the spectra of C_δ and C_A, and measure the distance (App. L).
 
-    In the factors' eigenbases Var(G̃_ij) ∝ λ_i(C_δ) λ_j(C_A): a separable profile, so the distribution of σ depends on the
-    two spectra alone. Both sides are scaled to the same Σσ².
+    In the factors' eigenbases Var(G̃_ij) ∝ λ_i(C_δ) λ_j(C_A): a separable profile, so the distribution of σ depends on
+    the two spectra alone. Both sides are scaled to the same Σσ².
 
     Args:
         rows: all m eigenvalues of C_δ.
@@ -94,9 +86,7 @@ def predict_singular_values(
     rows, columns = as_vector(rows, "rows"), as_vector(columns, "columns")
     sigma = np.sort(as_vector(sigma, "sigma"))[::-1]
     if len(sigma) != min(len(rows), len(columns)):
-        raise ValueError(
-            f"{len(sigma)} singular values for a {len(rows)} × {len(columns)} gradient: pass all of them"
-        )
+        raise ValueError(f"{len(sigma)} singular values for a {len(rows)} × {len(columns)} gradient: pass all of them")
     if sigma[0] <= 0:
         raise FitError("the gradient is zero, so there is no distribution to predict")
     if len(rows) > len(columns):
@@ -123,9 +113,7 @@ def predict_singular_values(
     )
 
 
-def _atoms(
-    values: np.ndarray, name: str, bins: int = 256
-) -> tuple[np.ndarray, np.ndarray]:
+def _atoms(values: np.ndarray, name: str, bins: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """Positive eigenvalues as (value, multiplicity), merged within a logarithmic bin at its mean: the trace is kept."""
     peak = values.max(initial=0.0)
     if peak <= 0:
@@ -136,15 +124,11 @@ def _atoms(
     return np.bincount(inverse, weights=values) / count, count.astype(np.float64)
 
 
-def _transform(
-    delta: np.ndarray, z: np.ndarray, atoms: np.ndarray, weight: np.ndarray
-) -> np.ndarray:
+def _transform(delta: np.ndarray, z: np.ndarray, atoms: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return (1 / (1 + np.outer(delta, atoms))) @ (weight * atoms) / -z
 
 
-def _derivative(
-    delta: np.ndarray, z: np.ndarray, atoms: np.ndarray, weight: np.ndarray
-) -> np.ndarray:
+def _derivative(delta: np.ndarray, z: np.ndarray, atoms: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return (1 / (1 + np.outer(delta, atoms)) ** 2) @ (weight * atoms**2) / z
 
 
@@ -173,6 +157,4 @@ def _solve(
         active = active[np.abs(here - image) > tolerance * np.abs(here)]
         if not len(active):
             return delta
-    raise RuntimeError(
-        f"Couillet–Hachem fixed point: {len(active)} of {len(z)} grid points did not converge"
-    )
+    raise RuntimeError(f"Couillet–Hachem fixed point: {len(active)} of {len(z)} grid points did not converge")
