@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def _matrix(t: Tensor) -> Tensor:
-    """(out, in·kernel) as a view: channels_last weights put the channels last, a permutation of columns Muon commutes with."""
+    """(out, in·kernel) as a view; channels_last permutes columns, with which Muon commutes."""
     if t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last):
         t = t.permute(0, 2, 3, 1)
     return t.view(t.shape[0], -1)

@@ -1,4 +1,4 @@
-"""CIFAR-10 as arrays from the JPEG-coded archive in ``../shared/data``: lossy (median 30.7 dB), so say so beside any number."""
+"""CIFAR-10 as arrays from the JPEG-coded archive in ``../shared/data``: lossy (median 30.7 dB); say so."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """AdamW, torch's Muon and SpectralNewton on a small ResNet over CIFAR-10 (JPEG-coded images, 12,000 of them, 4 epochs).
 
-Every optimizer gets the same treatment: batch 128, horizontal flips, learning rate decaying linearly to zero, weight decay
-0.01, AdamW for what is not a convolution weight. Its learning rate is tuned by one rule: walk on the grid of powers of two from
-the start given in ``OPTIMIZERS``, as long as the accuracy on 5,000 held-out training images grows, one seed. Then five other
-seeds at the best rate, judged on the 10,000 test images. Every run is a line of ``results/train_optimizers.jsonl``; a run that
-is there already is not repeated. ``summary`` writes ``results/train_optimizers.json``.
+Every optimizer gets the same treatment: batch 128, horizontal flips, learning rate decaying linearly to zero, weight
+decay 0.01, AdamW for what is not a convolution weight. Its learning rate is tuned by one rule: walk on the grid of
+powers of two from the start given in ``OPTIMIZERS``, as long as the accuracy on 5,000 held-out training images grows,
+one seed. Then five other seeds at the best rate, judged on the 10,000 test images. Every run is a line of
+``results/train_optimizers.jsonl``; a run that is there already is not repeated. ``summary`` writes
+``results/train_optimizers.json``.
 
     python -m experiments.train_optimizers tune NAME [NAME …]
     python -m experiments.train_optimizers seeds NAME [NAME …]
@@ -62,7 +63,7 @@ def spectral_newton(**settings) -> Factory:
 
 
 def variants() -> dict[str, tuple[float, Factory]]:
-    """Damping mode × d × α × update scale, with the start of the walk over learning rates, and the paper's own settings."""
+    """Damping mode × d × α × update scale, each with the start of its walk, and the paper's settings."""
     table = {}
     starts = {"match_rms_adamw": 2**-6, "spectral": 2**-4}
     for mode, dampings in {"spectral": (0.01, 0.03, 0.1, 0.3, 1.0), "mean": (0.03, 0.1, 0.3, 1.0, 3.0)}.items():
@@ -72,7 +73,12 @@ def variants() -> dict[str, tuple[float, Factory]]:
             settings["adamw_lr"] = 2**-8 if scale == "spectral" else None
             table[name] = (starts[scale], spectral_newton(**settings))
     for momentum_mode, scale in itertools.product(("ema", "sum"), (None, "spectral", "match_rms_adamw")):
-        settings = {"damping_mode": "absolute", "momentum_mode": momentum_mode, "update_scale": scale, "adamw_lr": 2**-8}
+        settings = {
+            "damping_mode": "absolute",
+            "momentum_mode": momentum_mode,
+            "update_scale": scale,
+            "adamw_lr": 2**-8,
+        }
         name = f"SpectralNewton absolute d=0.1 alpha=2 {scale} momentum={momentum_mode}"
         table[name] = (starts.get(scale or "", 2**-5), spectral_newton(**settings))
     return table
@@ -134,7 +140,7 @@ def train(name: str, lr: float, seed: int, data: tuple[cifar10.Images, ...], pru
     return record | {"seconds": round(seconds, 1), "optimizer_seconds": round(optimizer_seconds, 1)}
 
 
-class LimitReached(Exception):
+class LimitReachedError(Exception):
     """As many new runs as were asked for are done."""
 
 
@@ -151,7 +157,7 @@ class Journal:
             if (run["name"], run["lr"], run["seed"]) == (name, lr, seed):
                 return run
         if self.limit is not None and self.new >= self.limit:
-            raise LimitReached
+            raise LimitReachedError
         self.data = self.data or cifar10.load_cached(self.cache)
         self.new += 1
         peers = [run["validation"][0] for run in self.runs if run["seed"] == TUNING_SEED]
@@ -198,7 +204,7 @@ def summary(journal: Journal) -> dict:
     return {
         "data": "CIFAR-10, JPEG-coded (lossy, median 30.7 dB): 12,000 training, 5,000 held-out, 10,000 test images",
         "model": f"SmallResNet(width={WIDTH}), 7 convolutions",
-        "training": f"{EPOCHS} epochs, batch {BATCH}, flips, linear decay to 0, weight decay {WEIGHT_DECAY}, one thread",
+        "training": f"{EPOCHS} epochs, batch {BATCH}, flips, linear decay to 0, weight decay {WEIGHT_DECAY}",
         "tuning": f"powers of two, uphill on held-out accuracy, seed {TUNING_SEED}; test accuracy at seeds {SEEDS}",
         "optimizers": table,
     }
@@ -222,7 +228,7 @@ def main() -> None:
             best = journal.tune(name)
             for seed in SEEDS if arguments.job == "seeds" else ():
                 journal.run(name, best, seed)
-    except LimitReached:
+    except LimitReachedError:
         sys.exit(3)
     if arguments.job == "summary":
         (RESULTS / "train_optimizers.json").write_text(json.dumps(summary(journal), indent=1) + "\n")

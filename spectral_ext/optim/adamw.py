@@ -13,7 +13,7 @@ from spectral_ext.optim.local import local
 
 
 def new_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-    """Zero moments and a step count of 0, on the parameter's device if steps are captured, as torch's AdamW keeps them."""
+    """Zero moments and a step count of 0, as torch's AdamW keeps them."""
     device = local(parameter).device if group["capturable"] else torch.device("cpu")
     return {
         "step": torch.zeros((), dtype=torch.float32, device=device),
@@ -23,7 +23,10 @@ def new_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def step(
-    parameters: Sequence[Tensor], states: Sequence[dict[str, Any]], group: dict[str, Any], found_inf: Tensor | None = None
+    parameters: Sequence[Tensor],
+    states: Sequence[dict[str, Any]],
+    group: dict[str, Any],
+    found_inf: Tensor | None = None,
 ) -> None:
     """One AdamW step with the group's ``lr``, ``adamw_betas``, ``adamw_eps``, ``weight_decay`` and ``maximize``.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_ext.optim.local import DTensor, is_sharded, local
+from spectral_ext.optim.local import is_sharded, local
 from spectral_ext.optim.settings import names_of
 
 
@@ -21,7 +21,8 @@ def check_dense(group: Mapping[str, Any], number: int) -> None:
 
 
 def any_nonfinite(parameters: Sequence[Tensor]) -> Tensor | None:
-    """A float32 0-d tensor, 1 if any gradient holds NaN or infinity on any rank of its mesh, else 0; None without gradients.
+    """A float32 0-d tensor, 1 if any gradient holds NaN or infinity on any rank of its mesh, else 0; None without
+    gradients.
 
     No synchronisation. Sums of absolute values are taken in float32 or more; one that overflows is looked at again.
     """
@@ -31,7 +32,7 @@ def any_nonfinite(parameters: Sequence[Tensor]) -> Tensor | None:
     device = gradients[0].device
     flags = [(~gradient.isfinite()).any().to(device) for gradient in gradients if gradient.numel()]
     flag = torch.stack(flags).any().float() if flags else torch.zeros((), device=device)
-    for mesh in {p.device_mesh for p in parameters if is_sharded(p)}:
+    for mesh in {p.device_mesh for p in parameters if is_sharded(p)}:  # type: ignore[attr-defined]
         for dimension in range(mesh.ndim):
             torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, mesh.get_group(dimension))
     return flag

@@ -14,11 +14,11 @@ from spectral_ext.optim.landscape import alphas_of
 def _entries(group: Mapping[str, Any], number: int) -> tuple[list[Any], list[Tensor], list[str]]:
     """Entries as given, parameters, names."""
     params = group["params"]
-    entries = [params] if isinstance(params, Tensor) else list(params)
+    entries: list[Any] = [params] if isinstance(params, Tensor) else list(params)
     if not entries:
         raise ValueError(f"param group {number} is empty: leave it out")
     named = isinstance(entries[0], tuple)
-    parameters = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
+    parameters: list[Any] = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
     for i, parameter in enumerate(parameters):
         if not isinstance(parameter, Tensor):
             raise TypeError(f"param group {number}, entry {i}: expected a tensor, not {type(parameter).__name__}")
@@ -43,8 +43,8 @@ def expand(
 ) -> Iterator[tuple[dict[str, Any], list[str]]]:
     """One or two groups, each with its parameters' names, with every setting resolved.
 
-    Per-parameter settings become lists or single values. A group of AdamW's has None for the settings of matrices, and AdamW's
-    own learning rate and weight decay in ``lr`` and ``weight_decay``.
+    Per-parameter settings become lists or single values. A group of AdamW's has None for the settings of matrices, and
+    AdamW's own learning rate and weight decay in ``lr`` and ``weight_decay``.
     """
     group = {**defaults, **given}
     entries, parameters, names = _entries(group, number)
@@ -70,7 +70,9 @@ def expand(
         else:
             if isinstance(one["alpha"], str):
                 if one["alpha"] != "landscape" or landscape is None:
-                    raise ValueError(f"alpha of {own[0]!r}: {one['alpha']!r} is neither a number nor 'landscape' with one given")
+                    raise ValueError(
+                        f"alpha of {own[0]!r}: {one['alpha']!r} is neither a number nor 'landscape' with one given"
+                    )
                 one["alpha"] = alphas_of(landscape, own, default_alpha)
             for key in settings.PER_PARAMETER:
                 value = _select(one[key], chosen) if len(chosen) < len(names) or key != "alpha" else one[key]

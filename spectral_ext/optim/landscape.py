@@ -9,12 +9,22 @@ from spectral_ext.optim.parameters import layer_name
 from spectral_ext.transfer import check_exponent
 
 
-def number_of(row: Any, field: str) -> float:
-    """A number as it is; else ``row.field``, or ``row.field.value`` of a fit."""
+def number_of(value: Any) -> float:
+    """A number as it is, or the ``.value`` of a fit."""
+    return float(getattr(value, "value", value))
+
+
+def alpha_of(row: Any) -> float:
+    """α of a row: the number itself, else ``row.recommendation.alpha``, else the fit ``row.alpha``."""
     if isinstance(row, (int, float)):
         return float(row)
-    fit = getattr(row, field)
-    return float(getattr(fit, "value", fit))
+    recommendation = getattr(row, "recommendation", None)
+    return number_of(row.alpha if recommendation is None else recommendation.alpha)
+
+
+def measured_alphas(landscape: Mapping[str, Any]) -> dict[str, float]:
+    """Layer name → the fitted α as it is, not the recommended one."""
+    return {name: number_of(getattr(row, "alpha", row)) for name, row in landscape.items()}
 
 
 def row_of(landscape: Mapping[str, Any], name: str) -> Any:
@@ -26,7 +36,7 @@ def row_of(landscape: Mapping[str, Any], name: str) -> Any:
 
 
 def alphas_of(landscape: Mapping[str, Any], names: Sequence[str], default_alpha: float | None) -> list[float]:
-    """α of each parameter, measured as in h_k ≈ c·σ_k^α of its layer.
+    """α of each parameter, from h_k ≈ c·σ_k^α of its layer.
 
     Raises:
         KeyError: the landscape has no row for a parameter and there is no ``default_alpha``.
@@ -37,7 +47,7 @@ def alphas_of(landscape: Mapping[str, Any], names: Sequence[str], default_alpha:
         row = row_of(landscape, name)
         if row is None and default_alpha is None:
             raise KeyError(f"the landscape has no layer for {name!r}; measure it, or pass default_alpha=")
-        alpha = default_alpha if row is None else number_of(row, "alpha")
+        alpha = default_alpha if row is None else alpha_of(row)
         assert alpha is not None
         try:
             check_exponent(alpha, f"the landscape's alpha for {name!r}")

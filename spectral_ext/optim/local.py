@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 if torch.distributed.is_available():
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import DTensor, Replicate, Shard
 else:
-    DTensor = None  # type: ignore[assignment, misc]
+    DTensor = Replicate = Shard = None  # type: ignore[assignment, misc]
 
 
 def is_sharded(t: Tensor) -> bool:

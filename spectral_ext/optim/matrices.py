@@ -1,7 +1,7 @@
 """How a parameter is read as matrices: N-D weights flattened, leading batch dimensions kept, fused weights split.
 
-T acts on singular values, so it commutes with transposition and with any permutation of rows or columns. The column order is
-therefore free, and is taken from the strides: a channels_last convolution weight is read without a copy.
+T acts on singular values, so it commutes with transposition and with any permutation of rows or columns. The column
+order is therefore free, and is taken from the strides: a channels_last convolution weight is read without a copy.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ class Layout:
     """A tensor (*batch, rows, *columns) as matrices (…, m, n).
 
     Attributes:
-        batch_dims: leading dimensions that count matrices (experts, heads); the next one is the rows, all others the columns.
-        split: fused matrices along ``split_dim``: their number (equal parts: query, key, value; the groups of a convolution)
-            or the tuple of their sizes (grouped-query attention).
+        batch_dims: leading dimensions that count matrices (experts, heads); the next one is the rows, all others the
+            columns.
+        split: fused matrices along ``split_dim``: their number (equal parts: query, key, value; the groups of a
+            convolution) or the tuple of their sizes (grouped-query attention).
         split_dim: 0 splits rows (``nn.Linear``: (3·d, d)), 1 splits columns (weights stored as (in, out)).
     """
 
@@ -34,7 +35,9 @@ class Layout:
         """Raise ValueError, naming the parameter, if a tensor of this shape cannot be read so."""
         b = self.batch_dims
         if b < 0 or len(shape) < b + 2:
-            raise ValueError(f"{name}: shape {tuple(shape)} with batch_dims={b} is no matrix; AdamW can take it (use_adamw)")
+            raise ValueError(
+                f"{name}: shape {tuple(shape)} with batch_dims={b} is no matrix; AdamW can take it (use_adamw)"
+            )
         if self.split_dim not in (0, 1):
             raise ValueError(f"{name}: split_dim must be 0 (rows) or 1 (columns), not {self.split_dim!r}")
         length = shape[b] if self.split_dim == 0 else math.prod(shape[b + 1 :])
@@ -51,7 +54,8 @@ class Layout:
         dims = list(range(self.batch_dims + 1, t.dim()))
         if self.split_dim == 1 and self.split != 1:
             return dims
-        return sorted(dims, key=lambda dim: (-t.stride(dim), dim))
+        strides = t.stride()
+        return sorted(dims, key=lambda dim: (-strides[dim], dim))
 
     def matrices(self, t: Tensor) -> list[Tensor]:
         """The matrices of ``t``, each (…, m, n); a view wherever the strides allow it."""

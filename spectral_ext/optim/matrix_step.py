@@ -59,15 +59,16 @@ class Transform:
         self.update_scale: UpdateScale = group["update_scale"]
         self.options = {"solver": group["solver"], "tolerance": group["tolerance"]}
 
-    def costs(self, shapes: Sequence[torch.Size]) -> list[float]:
-        return [layout.cost(shape) for layout, shape in zip(self.layouts, shapes)]
+    def costs(self, shapes: Sequence[torch.Size], indices: Sequence[int]) -> list[float]:
+        """Operations of the updates of the parameters ``indices``, up to a factor."""
+        return [self.layouts[i].cost(shape) for i, shape in zip(indices, shapes)]
 
     def __call__(self, directions: Sequence[Tensor], indices: Sequence[int]) -> list[Tensor]:
         """The updates of the parameters ``indices``, from their directions, whole."""
         pieces = [self.layouts[i].matrices(direction) for i, direction in zip(indices, directions)]
         owner = [i for i, own in zip(indices, pieces) for _ in own]
         matrices = [matrix for own in pieces for matrix in own]
-        updates: list[Tensor] = [matrix for matrix in matrices]
+        updates: list[Tensor] = list(matrices)
         for mode in dict.fromkeys(self.settings[i][2] for i in indices):
             places = [place for place, i in enumerate(owner) if self.settings[i][2] == mode]
             results = spectral_newton(
@@ -82,7 +83,7 @@ class Transform:
         alphas, dampings, modes = zip(*(self.settings[i] for i in owner))
         factors = scale_factors(updates, matrices, alphas, dampings, modes, self.update_scale)
         if all(isinstance(factor, Tensor) and factor.dim() == 0 for factor in factors):
-            torch._foreach_mul_(updates, factors)
+            torch._foreach_mul_(updates, factors)  # type: ignore[arg-type]
         elif self.update_scale is not None:
             updates = [update * factor for update, factor in zip(updates, factors)]
         flat = iter(updates)

@@ -37,17 +37,17 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Two param groups, of named parameters: the matrices (``use_adamw=False``) and the rest (``use_adamw=True``).
 
-    Matrices: weights of linear layers and convolutions (one matrix a group of a grouped convolution), the three fused ones of
-    ``nn.MultiheadAttention``, weights of recurrent layers, and any other parameter of two or more dimensions.
+    Matrices: weights of linear layers and convolutions (one matrix a group of a grouped convolution), the three fused
+    ones of ``nn.MultiheadAttention``, weights of recurrent layers, and any other parameter of two or more dimensions.
     AdamW: embeddings and what is tied to them, the module types of normalisation, one-dimensional parameters, depthwise
-    convolutions, and the output head: the last Linear of the model in module order, if a matrix stands before it.
+    convolutions, and the output head: the last module with parameters, if it is a Linear and a matrix stands before it.
     Frozen parameters are left out.
 
     Args:
         model: any module.
         adamw: shell patterns of parameter or layer names that AdamW takes as well.
         matrices: patterns of names that are matrices whatever their module (two dimensions or more).
-        head: False treats the last Linear like any other.
+        head: False treats that last Linear like any other.
 
     Raises:
         KeyError: a pattern matches no parameter.
@@ -59,7 +59,8 @@ def parameter_groups(
     embedded = {id(p) for m in modules.values() if isinstance(m, EMBEDDINGS) for p in m.parameters(recurse=False)}
     groups: dict[bool, list[Any]] = {False: [], True: []}
     split: list[Split] = []
-    last_linear = None
+    last = [module for module in modules.values() if list(module.parameters(recurse=False))][-1:]
+    output = id(last[0].weight) if head and last and isinstance(last[0], nn.Linear) else None
     for name, parameter in model.named_parameters():
         module = modules[layer_name(name)]
         rest = parameter.dim() < 2 or id(parameter) in embedded or "Norm" in type(module).__name__
@@ -72,20 +73,16 @@ def parameter_groups(
         elif isinstance(module, nn.RNNBase) and parameter.dim() == 2:
             parts = {"LSTM": 4, "GRU": 3}.get(module.mode, 1) if "weight_hr" not in name else 1
         forced = any(matches(name, pattern) for pattern in matrices)
+        rest |= id(parameter) == output and bool(groups[False])
         rest = (rest or any(matches(name, pattern) for pattern in adamw)) and not forced
         if not parameter.requires_grad:
             continue
         groups[rest].append((name, parameter))
         if not rest:
             split.append(parts)
-            if isinstance(module, nn.Linear) and not forced:
-                last_linear = len(split) - 1
     for pattern in (*adamw, *matrices):
         if not any(matches(name, pattern) for name in names.values()):
             raise KeyError(f"no parameter matches {pattern!r}; there are {', '.join(list(names.values())[:8])}, …")
-    if head and last_linear is not None and last_linear == len(split) - 1 > 0:
-        groups[True].append(groups[False].pop(last_linear))
-        split.pop(last_linear)
     if not (groups[False] or groups[True]):
         raise ValueError("the model has no parameter that requires a gradient")
     result: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""The size of an update, a factor a matrix: what turns T(G) into a step whose learning rate transfers between layers."""
+"""The size of an update: the factor of T(G) with which one learning rate suits all layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POWER_STEPS = 8
 
 
 def largest_singular_value(G: Tensor, steps: int = POWER_STEPS) -> Tensor:
-    """A lower bound of σ_max of (…, m, n), shape (…, 1, 1): power iteration from the longest row, no synchronisation."""
+    """A lower bound of σ_max of (…, m, n), shape (…, 1, 1): power iteration from the longest row."""
     rows = torch.linalg.vector_norm(G, dim=-1, keepdim=True)
     longest = rows.argmax(-2, keepdim=True).expand(*G.shape[:-2], 1, G.shape[-1])
     v = G.gather(-2, longest).mT
@@ -30,11 +30,12 @@ def largest_singular_value(G: Tensor, steps: int = POWER_STEPS) -> Tensor:
 
 
 def transfer_bound(G: Tensor, alpha: float, damping: float, mode: str) -> Tensor | float:
-    """An upper bound of max_k T(σ_k; α, d) for G (…, m, n): T at σ* = (d/(α−1))^{1/α}, or at σ_max where that comes first.
+    """An upper bound of max_k T(σ_k; α, d) for G (…, m, n): T at σ* = (d/(α−1))^{1/α}, or at σ_max where that comes
+    first.
 
     ``absolute`` with α > 1: the closed form σ*(α−1)/(αd), 1/(2√d) at α = 2, which does not look at G.
-    ``spectral``: d·σ_max^α with σ_max from eight power steps. ``mean``: the lower bound of mean(σ^α) from the mean of squares,
-    s = ‖G‖_F²/min(m, n): s^{α/2} for α ≥ 2 (power means grow), σ_max^{α−2}·s below.
+    ``spectral``: d·σ_max^α with σ_max from eight power steps. ``mean``: the lower bound of mean(σ^α) from the mean of
+    squares, s = ‖G‖_F²/min(m, n): s^{α/2} for α ≥ 2 (power means grow), σ_max^{α−2}·s below.
     """
     if mode == "absolute" and alpha > 1:
         return transfer_maximum(alpha, damping)[1]
@@ -69,10 +70,10 @@ def scale_factors(
 ) -> list[Tensor | float]:
     """The factor of each update T(G), (…, m, n): a number, or a tensor of shape () or (…, 1, 1).
 
-    ``None``: 1. ``match_rms_adamw``: the root mean square of each matrix becomes 0.2, that of AdamW's updates, so that a
-    learning rate of AdamW can be kept: 0.2·√(mn)/‖T(G)‖_F. ``spectral``: √max(1, m/n)/max T, so that the spectral norm is at
-    most √max(1, m/n), Muon's, by the bound of ``transfer_bound``. A callable gets T(G) and returns its factor.
-    Zero updates stay zero.
+    ``None``: 1. ``match_rms_adamw``: the root mean square of each matrix becomes 0.2, that of AdamW's updates, so that
+    a learning rate of AdamW can be kept: 0.2·√(mn)/‖T(G)‖_F. ``spectral``: √max(1, m/n)/max T, so that the spectral
+    norm is at most √max(1, m/n), Muon's, by the bound of ``transfer_bound``. A callable gets T(G) and returns its
+    factor. Zero updates stay zero.
     """
     if update_scale is None:
         return [1.0] * len(updates)
@@ -84,7 +85,7 @@ def scale_factors(
             for G, alpha, damping, mode in zip(gradients, alphas, dampings, modes)
         ]
     if all(update.dim() == 2 for update in updates):
-        norms = torch._foreach_norm(list(updates))
+        norms = list(torch._foreach_norm(list(updates)))
     else:
         norms = [torch.linalg.vector_norm(update, dim=(-2, -1), keepdim=True) for update in updates]
     sizes = [ADAMW_RMS * (update.shape[-2] * update.shape[-1]) ** 0.5 for update in updates]

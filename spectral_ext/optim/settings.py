@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from spectral_ext.ops.spectral_newton import DAMPING_MODES, SOLVERS
@@ -83,9 +82,7 @@ def check_parameters(parameters: Sequence[Tensor], names: Sequence[str]) -> None
                 "give the parameters of each device a group of their own"
             )
         if is_sharded(parameter) != is_sharded(parameters[0]):
-            raise ValueError(
-                f"{name!r} and {names[0]!r}: only one of them is a DTensor; give them groups of their own"
-            )
+            raise ValueError(f"{name!r} and {names[0]!r}: only one of them is a DTensor; give them groups of their own")
 
 
 def check(group: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spectral_ext.optim import adamw, settings
 from spectral_ext.optim.gradients import any_nonfinite, check_dense, nonfinite_names
 from spectral_ext.optim.groups import expand
+from spectral_ext.optim.landscape import measured_alphas
 from spectral_ext.optim.matrix_step import matrix_step, new_state
 from spectral_ext.optim.parameters import parameter_groups
 from spectral_ext.optim.scale import UpdateScale
@@ -19,7 +20,7 @@ Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[
 PerParameter = float | list[float] | Mapping[str, float]
 
 
-class NonFiniteGradient(RuntimeError):
+class NonFiniteGradientError(RuntimeError):
     """A gradient holds NaN or infinity; the message names the parameters."""
 
 
@@ -32,20 +33,23 @@ class SpectralNewton(torch.optim.Optimizer):
         D = M, or with nesterov    (1 − μ) g + μ M  ("ema"),   g + μ M  ("sum")
         W ← (1 − lr·weight_decay) W − lr · c · U diag(σ_k/(σ_k^α + d)) Vᵀ,     D = U diag(σ) Vᵀ
 
-    with the factor c of ``update_scale``. With the default settings the update does not depend on the scale of the loss, and
-    a learning rate of AdamW is a good first guess. A zero gradient gives a zero update; weight decay applies all the same.
+    with the factor c of ``update_scale``. With the default settings the update does not depend on the scale of the
+    loss, and a learning rate of AdamW is a good first guess. A zero gradient gives a zero update; weight decay applies
+    all the same.
 
     Args:
         params: a model (its parameters are sorted by ``parameter_groups``: linear layers and convolutions are matrices;
-            embeddings, norms, biases, depthwise convolutions and the output head go to AdamW), or tensors, named tensors or
-            param groups as in ``torch.optim``. In a group, ``use_adamw`` decides; where it is None, parameters of fewer than
-            ``batch_dims`` + 2 dimensions go to AdamW, and a group of both kinds becomes two, matrices first.
-        lr: learning rate, a float or a one-element tensor (needed to change it under ``torch.compile`` or in a CUDA graph).
-        alpha: curvature exponent, in (0, 6]: a number, a list with one entry a parameter, a mapping from shell patterns of
-            parameter or layer names (the first that fits), or ``"landscape"``, which takes ``landscape``.
+            embeddings, norms, biases, depthwise convolutions and the output head go to AdamW), or tensors, named
+            tensors or param groups as in ``torch.optim``. In a group, ``use_adamw`` decides; where it is None,
+            parameters of fewer than ``batch_dims`` + 2 dimensions go to AdamW, and a group of both kinds becomes two,
+            matrices first.
+        lr: learning rate, a float or a one-element tensor (needed to change it under ``torch.compile`` or in a CUDA
+            graph).
+        alpha: curvature exponent, in (0, 6]: a number, a list with one entry a parameter, a mapping from shell
+            patterns of parameter or layer names (the first that fits), or ``"landscape"``, which takes ``landscape``.
         damping: d > 0; a number, list or mapping as ``alpha``.
-        damping_mode: the unit of d: ``absolute`` (d, as in the paper), ``spectral`` (d·σ_max^α) or ``mean`` (d·mean σ^α);
-            also a list or mapping.
+        damping_mode: the unit of d: ``absolute`` (d, as in the paper), ``spectral`` (d·σ_max^α) or ``mean`` (d·mean
+            σ^α); also a list or mapping.
         momentum: μ in [0, 1).
         momentum_mode: ``ema`` or ``sum``. The scale of T(G) depends on it where ``damping_mode`` is ``absolute``.
         nesterov: look one step ahead.
@@ -53,8 +57,8 @@ class SpectralNewton(torch.optim.Optimizer):
         update_scale: the factor c. ``match_rms_adamw``: the update's root mean square is 0.2. ``spectral``: the largest
             value of T, in closed form, becomes √max(1, m/n). None: 1. Or a callable from T(G), (…, m, n), to c.
         batch_dims: leading dimensions that count matrices: 1 for experts (E, m, n). A number, list or mapping.
-        split: fused matrices along ``split_dim``: a count (3 for query, key and value), a tuple of sizes, or list or mapping
-            of those.
+        split: fused matrices along ``split_dim``: a count (3 for query, key and value), a tuple of sizes, or list or
+            mapping of those.
         split_dim: 0 for rows (``nn.Linear``), 1 for columns (weights stored as (in, out)).
         use_adamw: True or False puts all parameters of a group with AdamW or with the matrices.
         adamw_lr: AdamW's learning rate, ``lr`` if None.
@@ -63,19 +67,20 @@ class SpectralNewton(torch.optim.Optimizer):
         adamw_weight_decay: AdamW's weight decay, ``weight_decay`` if None.
         maximize: ascend.
         capturable: safe in a CUDA graph: no synchronisation; needs ``nonfinite="skip"``.
-        nonfinite: ``raise`` NonFiniteGradient, naming the parameters, before anything is changed; or ``skip`` the step.
+        nonfinite: ``raise`` NonFiniteGradientError, naming the parameters, before anything is changed; or ``skip`` the
+            step.
         solver, tolerance: of ``spectral_ext.ops.spectral_newton.spectral_newton``.
         landscape: a mapping from layer name to α: numbers, or the rows of a Landscape.
         default_alpha: α of matrices that the landscape lacks; without it they are an error.
         process_group: replicas (DDP): each rank updates its share of the matrices, balanced by cost, and all ranks
             gather the results. All ranks must hold the same parameters and gradients. DTensors (FSDP2) need no setting.
 
-    State: ``momentum_buffer`` of each matrix (if momentum is not 0), ``step``, ``exp_avg``, ``exp_avg_sq`` of the others,
-    there from construction on, so that a fresh optimizer and a trained one have the same checkpoint layout.
+    State: ``momentum_buffer`` of each matrix (if momentum is not 0), ``step``, ``exp_avg``, ``exp_avg_sq`` of the
+    others, there from construction on, so that a fresh optimizer and a trained one have the same checkpoint layout.
 
     Raises:
-        ValueError, TypeError: a setting out of range, an empty group, a complex parameter or a sparse gradient, parameters of
-            one group on several devices. The message names the parameter.
+        ValueError, TypeError: a setting out of range, an empty group, a complex parameter or a sparse gradient,
+            parameters of one group on several devices. The message names the parameter.
     """
 
     def __init__(
@@ -117,11 +122,11 @@ class SpectralNewton(torch.optim.Optimizer):
         self.process_group = process_group
         self._landscape, self._default_alpha = landscape, default_alpha
         defaults = dict(
-            lr=lr, alpha=alpha, damping=damping, damping_mode=damping_mode, momentum=momentum, momentum_mode=momentum_mode,
-            nesterov=nesterov, weight_decay=weight_decay, update_scale=update_scale, batch_dims=batch_dims, split=split,
-            split_dim=split_dim, use_adamw=use_adamw, adamw_lr=adamw_lr, adamw_betas=adamw_betas, adamw_eps=adamw_eps,
-            adamw_weight_decay=adamw_weight_decay, maximize=maximize, capturable=capturable, nonfinite=nonfinite,
-            solver=solver, tolerance=tolerance,
+            lr=lr, alpha=alpha, damping=damping, damping_mode=damping_mode, momentum=momentum,
+            momentum_mode=momentum_mode, nesterov=nesterov, weight_decay=weight_decay, update_scale=update_scale,
+            batch_dims=batch_dims, split=split, split_dim=split_dim, use_adamw=use_adamw, adamw_lr=adamw_lr,
+            adamw_betas=adamw_betas, adamw_eps=adamw_eps, adamw_weight_decay=adamw_weight_decay, maximize=maximize,
+            capturable=capturable, nonfinite=nonfinite, solver=solver, tolerance=tolerance,
         )  # fmt: skip
         if isinstance(params, nn.Module):
             params = parameter_groups(params)
@@ -136,6 +141,7 @@ class SpectralNewton(torch.optim.Optimizer):
         landscape: Mapping[str, Any],
         lr: float | Tensor = 1e-2,
         *,
+        measured: bool = False,
         default_alpha: float | None = None,
         **options: Any,
     ) -> SpectralNewton:
@@ -143,13 +149,17 @@ class SpectralNewton(torch.optim.Optimizer):
 
         Args:
             model: any module; its parameters are sorted as by ``SpectralNewton(model)``.
-            landscape: layer name → α: numbers, or rows with ``.alpha`` (a fit with ``.value``), such as a Landscape.
+            landscape: layer name → α: numbers, or rows as of a Landscape.
+            measured: take the fitted α of each row, ``row.alpha.value``, as it is, instead of
+                ``row.recommendation.alpha``, which snaps to theory's 1 and 2 inside the interval and falls back to 2
+                where the fit is weak.
             lr, default_alpha, options: of ``SpectralNewton``.
 
         Raises:
             KeyError: a matrix's layer is not in the landscape and there is no ``default_alpha``.
             ValueError: a measured α is outside (0, 6].
         """
+        landscape = measured_alphas(landscape) if measured else landscape
         return cls(model, lr, "landscape", landscape=landscape, default_alpha=default_alpha, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -172,7 +182,7 @@ class SpectralNewton(torch.optim.Optimizer):
         """One step; ``closure`` re-evaluates the model and its value is returned.
 
         Raises:
-            NonFiniteGradient: with ``nonfinite="raise"``; nothing has changed.
+            NonFiniteGradientError: with ``nonfinite="raise"``; nothing has changed.
             TypeError: a sparse gradient.
         """
         loss = None
@@ -198,10 +208,10 @@ class SpectralNewton(torch.optim.Optimizer):
         return loss
 
     def _found_inf(self, active: list[tuple[dict[str, Any], list[Tensor]]]) -> Tensor | None:
-        """1 if a gradient anywhere is not finite, else 0; None if there is no gradient. Raises where that is asked for."""
+        """1 if a gradient anywhere is not finite, else 0; None without gradients. Raises if asked to."""
         flag = any_nonfinite([p for _, parameters in active for p in parameters])
         if flag is not None and self.defaults["nonfinite"] == "raise" and flag.item():
-            raise NonFiniteGradient(
+            raise NonFiniteGradientError(
                 f"the gradient of {nonfinite_names(self.param_groups)} is not finite; nothing was changed. "
                 'nonfinite="skip" skips such steps; with AMP, step through torch.amp.GradScaler'
             )
