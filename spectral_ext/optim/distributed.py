@@ -47,6 +47,7 @@ def _by_dtype(directions: Sequence[Tensor]) -> list[list[int]]:
     return list(kinds.values())
 
 
+@torch.compiler.disable
 def replicated_updates(
     transform: WholeUpdates, directions: Sequence[Tensor], process_group: dist.ProcessGroup
 ) -> list[Tensor]:
@@ -70,6 +71,7 @@ def replicated_updates(
     return updates
 
 
+@torch.compiler.disable
 def sharded_updates(
     transform: WholeUpdates, directions: Sequence[Tensor], parameters: Sequence[Tensor]
 ) -> list[Tensor]:

@@ -24,7 +24,7 @@ def any_nonfinite(parameters: Sequence[Tensor]) -> Tensor | None:
     """A float32 0-d tensor, 1 if any gradient holds NaN or infinity on any rank of its mesh, else 0; None without
     gradients.
 
-    No synchronisation. Sums of absolute values are taken in float32 or more; one that overflows is looked at again.
+    No synchronisation.
     """
     if not parameters:
         return None

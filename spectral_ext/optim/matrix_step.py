@@ -63,6 +63,7 @@ class Transform:
         """Operations of the updates of the parameters ``indices``, up to a factor."""
         return [self.layouts[i].cost(shape) for i, shape in zip(indices, shapes)]
 
+    @torch.compiler.disable
     def __call__(self, directions: Sequence[Tensor], indices: Sequence[int]) -> list[Tensor]:
         """The updates of the parameters ``indices``, from their directions, whole."""
         pieces = [self.layouts[i].matrices(direction) for i, direction in zip(indices, directions)]

@@ -88,9 +88,9 @@ def check_parameters(parameters: Sequence[Tensor], names: Sequence[str]) -> None
 def check(group: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raise ValueError, naming the parameter, for any setting out of its range."""
     first = names[0]
-    _check_range("lr", group["lr"], first)
     if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
         raise ValueError(f"lr of {first!r} must have one element, not shape {tuple(group['lr'].shape)}")
+    _check_range("lr", group["lr"], first)
     _check_range("weight_decay", group["weight_decay"], first)
     if group["use_adamw"]:
         for beta in group["adamw_betas"]:

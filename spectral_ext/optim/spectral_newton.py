@@ -195,10 +195,11 @@ class SpectralNewton(torch.optim.Optimizer):
             if parameters:
                 check_dense(group, number)
                 active.append((group, parameters))
-        found_inf = self._found_inf(active)
-        if found_inf is not None and not self.defaults["capturable"] and found_inf.item():
+        found_inf = None
+        if self.defaults["capturable"]:
+            found_inf = any_nonfinite([p for _, parameters in active for p in parameters])
+        elif self._has_nonfinite(active):
             return loss
-        found_inf = found_inf if self.defaults["capturable"] else None
         for group, parameters in active:
             states = [self.state[p] for p in parameters]
             if group["use_adamw"]:
@@ -207,12 +208,14 @@ class SpectralNewton(torch.optim.Optimizer):
                 matrix_step(parameters, states, group, found_inf, self.process_group)
         return loss
 
-    def _found_inf(self, active: list[tuple[dict[str, Any], list[Tensor]]]) -> Tensor | None:
-        """1 if a gradient anywhere is not finite, else 0; None without gradients. Raises if asked to."""
+    @torch.compiler.disable
+    def _has_nonfinite(self, active: list[tuple[dict[str, Any], list[Tensor]]]) -> bool:
+        """Whether a gradient anywhere is not finite; raises if asked to."""
         flag = any_nonfinite([p for _, parameters in active for p in parameters])
-        if flag is not None and self.defaults["nonfinite"] == "raise" and flag.item():
+        found = flag is not None and bool(flag.item())
+        if found and self.defaults["nonfinite"] == "raise":
             raise NonFiniteGradientError(
                 f"the gradient of {nonfinite_names(self.param_groups)} is not finite; nothing was changed. "
                 'nonfinite="skip" skips such steps; with AMP, step through torch.amp.GradScaler'
             )
-        return flag
+        return found
