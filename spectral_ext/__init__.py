@@ -1,3 +1,3 @@
-"""Spectral curvature of neural networks: Kronecker factors, directional curvature, and the Spectral Newton optimizer."""
+"""Spectral curvature of neural networks: Kronecker factors, directional curvature, the Spectral Newton optimizer."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """Which layers are measured, which are not, and why.
 
-A layer is a module with a weight that is a matrix along the paper's convention: Linear (out, in), convolutions flattened to
-(out, in/groups · kernel). Its name is the module's path, as in ``model.named_modules()``.
+A layer is a module with a weight that is a matrix along the paper's convention: Linear (out, in), convolutions
+flattened to (out, in/groups · kernel). Its name is the module's path, as in ``model.named_modules()``.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def find_layers(model: nn.Module, layers: str | Iterable[str] | None = None) -> 
         layers: names or shell patterns (``"blocks.*.attn"``) to choose from; None takes all.
 
     Returns:
-        ``(chosen, skipped)``: ``skipped`` maps a module name to a reason, one entry for every module that owns a parameter
-        and is not in ``chosen``.
+        ``(chosen, skipped)``: ``skipped`` maps a module name to a reason, one entry for every module that owns a
+        parameter and is not in ``chosen``.
 
     Raises:
         KeyError: a pattern matches no module that owns parameters.
@@ -87,6 +87,6 @@ def find_layers(model: nn.Module, layers: str | Iterable[str] | None = None) -> 
             chosen[name] = Layer(name, module)
     for pattern in patterns or ():
         if not any(fnmatch.fnmatchcase(name, pattern) for name in (*chosen, *skipped)):
-            known = ", ".join(list((*chosen, *skipped))[:8])
+            known = ", ".join([*chosen, *skipped][:8])
             raise KeyError(f"layers: no module with parameters matches {pattern!r}; there are {known}, …")
     return chosen, skipped

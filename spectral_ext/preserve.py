@@ -13,9 +13,10 @@ from torch import nn
 def preserved(model: nn.Module) -> Iterator[None]:
     """Restore everything a measurement may touch when the block ends, normally or by an exception.
 
-    Restored: each module's training flag, buffer values (written back in place, so views and tied buffers stay tied) and
-    forward and backward hooks, each parameter's ``requires_grad`` and ``.grad`` (the same object), the RNG state of the CPU
-    and of every CUDA device in use, and the TF32 and float32-matmul-precision flags. Parameters must not be written to inside.
+    Restored: each module's training flag, buffer values (written back in place, so tied buffers stay tied) and forward
+    and backward hooks, each parameter's ``requires_grad`` and ``.grad`` (the same object), the RNG state of the CPU and
+    of every CUDA device in use, and the TF32 and float32-matmul-precision flags. Parameters must not be written to
+    inside.
     """
     modules = list(model.modules())
     training = [module.training for module in modules]

@@ -1,8 +1,8 @@
 """The definition of every op in plain PyTorch: unfold, multiply, SVD. Slow, and judged in float64.
 
-Notation: B samples, S positions of a sample (1 for Linear on vectors, output pixels for a convolution, tokens for a sequence),
-a_bs the input patch (n numbers, in the order of ``weight.flatten(1)``), d_bs the per-sample error at the layer's output (m
-numbers): B times what a hook sees under a mean loss.
+Notation: B samples, S positions of a sample (1 for Linear on vectors, output pixels for a convolution, tokens for a
+sequence), a_bs the input patch (n numbers, in the order of ``weight.flatten(1)``), d_bs the per-sample error at the
+layer's output (m numbers): B times what a hook sees under a mean loss.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def patches(
     groups: int = 1,
     bias: bool = False,
 ) -> Tensor:
-    """Input patches as rows, (groups, B, S, n): zero padding, column order of ``weight.flatten(1)``, a column of ones last.
+    """Input patches as rows, (groups, B, S, n): zero padding, column order of ``weight.flatten(1)``, a column of ones
+    last.
 
     Without ``kernel_size``: a linear layer, x is (B, …, n) and S the product of the middle dimensions.
     With it: a convolution, x is (B, C, *spatial) with one to three spatial dimensions.
@@ -45,7 +46,7 @@ def patches(
         x = F.pad(x, [q for size in reversed(p) for q in (size, size)])
         for axis in range(dims):
             x = x.unfold(2 + axis, d[axis] * (k[axis] - 1) + 1, s[axis])
-        x = x[(..., *(slice(None, None, step) for step in d))]
+        x = x[(Ellipsis, *(slice(None, None, step) for step in d))]  # type: ignore[index]
         x = x.unflatten(1, (groups, -1)).movedim(1, 0)  # (groups, B, C/groups, *out, *kernel)
         x = x.movedim(2, 2 + dims)  # (groups, B, *out, C/groups, *kernel)
         rows = x.flatten(2 + dims).flatten(2, 1 + dims)
@@ -103,7 +104,7 @@ def rayleigh_quotients(
 
 
 def absolute_damping(sigma: Tensor, alpha: float | Tensor, damping: float | Tensor, mode: str) -> Tensor:
-    """d in the units of σ^α, shape σ.shape[:-1] + (1,): ``absolute`` d, ``spectral`` d·σ_max^α, ``mean`` d·mean(σ^α)."""
+    """d in the units of σ^α, (…, 1): ``absolute`` d, ``spectral`` d·σ_max^α, ``mean`` d·mean(σ^α)."""
     powers = sigma**alpha
     if mode == "absolute":
         return torch.as_tensor(damping, dtype=sigma.dtype, device=sigma.device).expand(*sigma.shape[:-1], 1)
@@ -114,9 +115,7 @@ def absolute_damping(sigma: Tensor, alpha: float | Tensor, damping: float | Tens
     raise ValueError(f"damping_mode must be 'absolute', 'spectral' or 'mean', not {mode!r}")
 
 
-def spectral_newton(
-    G: Tensor, alpha: float = 2.0, damping: float = 0.1, *, damping_mode: str = "absolute"
-) -> Tensor:
+def spectral_newton(G: Tensor, alpha: float = 2.0, damping: float = 0.1, *, damping_mode: str = "absolute") -> Tensor:
     """T(G) = U diag(σ/(σ^α + d)) Vᵀ for G = U diag(σ) Vᵀ, (…, m, n), §7.3. Zero gradients give zero."""
     if G.numel() == 0:
         return torch.zeros_like(G)

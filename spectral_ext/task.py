@@ -2,7 +2,8 @@
 
 A *batch* is a pair ``(inputs, target)`` or a mapping:
 
-* ``(inputs, target)``: ``output = model(inputs)`` (``model(*inputs)`` if ``inputs`` is a tuple), ``loss = loss_fn(output, target)``;
+* ``(inputs, target)``: ``output = model(inputs)`` (``model(*inputs)`` if ``inputs`` is a tuple), ``loss =
+  loss_fn(output, target)``;
 * a mapping (Hugging Face style): ``output = model(**batch)``, ``loss = loss_fn(output, batch)``, for example
   ``lambda output, batch: output.loss``.
 
@@ -87,7 +88,7 @@ def as_batches(batches: Iterable[Batch]) -> list[Batch]:
     Raises:
         ValueError: there is no batch (an exhausted iterator, perhaps).
     """
-    if isinstance(batches, Tensor) or isinstance(batches, Mapping):
+    if isinstance(batches, (Tensor, Mapping)):
         raise TypeError("batches must be an iterable of batches; for a single batch pass [batch]")
     found = list(batches)
     if not found:

@@ -1,0 +1,36 @@
+"""The environment report, and the loader's message where the binary is missing."""
+
+import subprocess
+import sys
+
+from spectral_ext import collect_env
+
+
+def test_report_names_what_was_built_and_what_is_here():
+    found = collect_env.collect()
+    assert found["ops"].startswith("loaded")
+    assert "input_factor" in found["ops"]
+    assert not found["built: torch"].startswith("unknown")
+    if found["built: cuda"] == "None":
+        assert found["built: why_no_cuda"] not in ("None", "")
+
+
+def test_a_failing_probe_is_reported_not_raised():
+    into = {}
+    collect_env._probe("broken", lambda: 1 / 0, into)
+    assert into == {"broken": "unknown (ZeroDivisionError: division by zero)"}
+
+
+def test_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "spectral_ext.collect_env"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "spectral-ext" in done.stdout
+
+
+def test_a_missing_binary_says_what_to_run():
+    script = "import sys; sys.modules['spectral_ext._C'] = None; import spectral_ext._extension"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "pip install --no-build-isolation" in done.stderr
