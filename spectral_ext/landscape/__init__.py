@@ -1,0 +1,31 @@
+"""The spectral landscape of a model: one call, one row a layer."""
+
+from .mechanisms import (
+    LayerNormDiagnostic,
+    ResidualDiagnostic,
+    SoftmaxDiagnostic,
+    layer_norm_diagnostic,
+    residual_diagnostic,
+    softmax_diagnostic,
+)
+from .recommendation import Recommendation, recommend
+from .row import Arrays, Closure, LayerLandscape
+from .storage import LandscapeFileError
+from .table import Landscape, summary
+
+__all__ = [
+    "Arrays",
+    "Closure",
+    "Landscape",
+    "LandscapeFileError",
+    "LayerLandscape",
+    "LayerNormDiagnostic",
+    "Recommendation",
+    "ResidualDiagnostic",
+    "SoftmaxDiagnostic",
+    "layer_norm_diagnostic",
+    "recommend",
+    "residual_diagnostic",
+    "softmax_diagnostic",
+    "summary",
+]
