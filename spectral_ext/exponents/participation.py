@@ -63,7 +63,8 @@ def lognormal_bound(a: float, b: float, n: int | None = None, *, terms: int = 1)
         PR ≤ (Σ_{k≤M} f_k + J(a, c, M))² / (Σ_{k≤M} f_k² + J(2a, 2c, M+1)).
 
     M = ``terms`` (raised until the terms fall); M = 1 and a ≤ 0 give the closed form (1 + J(a,c,1))²/(1 + J(2a,2c,2)),
-    larger M tightens it to the exact limit. With log σ_k = const + a₀ log k + b₀ log²k and h = cσ^α use a = αa₀, b = αb₀.
+    larger M tightens it to the exact limit. With log σ_k = const + a₀ log k + b₀ log²k and h = cσ^α use a = αa₀, b
+    = αb₀.
 
     Args:
         n: with it, the exact PR of n ranks (any sign of b).

@@ -129,7 +129,9 @@ def fit_power_law(x: Any, y: Any, *, level: float = 0.95, what: str = "fit") -> 
 
 
 def squared_correlation(x: Any, y: Any) -> float:
-    """R² of the straight line through (x_k, y_k), the squared Pearson correlation; NaN if x or y is constant (App. A)."""
+    """R² of the straight line through (x_k, y_k), the squared Pearson correlation; NaN if x or y is constant
+    (App. A).
+    """
     x, y = as_vector(x, "x"), as_vector(y, "y")
     if x.shape != y.shape:
         raise ValueError(f"squared_correlation: {len(x)} and {len(y)} points")

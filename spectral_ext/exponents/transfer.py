@@ -65,8 +65,8 @@ class TransferCheck:
 def check_transfer(sigma: Any, h: Any, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> TransferCheck:
     """s, αγ and a bootstrap interval of s − αγ.
 
-    Directions are drawn with replacement together with their rank, so each draw keeps (log k, log σ_k, log h_k) triples;
-    s uses the rank of h_k among the positive ones, as in ``fit_s``.
+    Directions are drawn with replacement together with their rank, so each draw keeps (log k, log σ_k, log h_k)
+    triples; s uses the rank of h_k among the positive ones, as in ``fit_s``.
 
     Raises:
         FitError: fewer than four positive pairs, or NaN.

@@ -48,7 +48,8 @@ def weight_spectrum(weight: Any, *, top_k: int = 20) -> WeightSpectrum:
 def fit_tail_exponent(values: Any, *, level: float = 0.95) -> tuple[Fit, float, float]:
     """Continuous power-law tail by maximum likelihood, x_min by the smallest Kolmogorov–Smirnov distance.
 
-    Clauset et al. 2009: α = 1 + n/Σ log(x_i/x_min) over the n values ≥ x_min; the interval is α ± z(α − 1)/√n, which takes x_min as given.
+    Clauset et al. 2009: α = 1 + n/Σ log(x_i/x_min) over the n values ≥ x_min; the interval is α ± z(α − 1)/√n,
+    which takes x_min as given.
 
     Returns:
         ``(fit, x_min, distance)``; the fit's ``r2`` is NaN, as it is no regression.

@@ -1,5 +1,6 @@
 """The spectral landscape of a model: one call, one row a layer."""
 
+from .measure import measure
 from .mechanisms import (
     LayerNormDiagnostic,
     ResidualDiagnostic,
@@ -24,6 +25,7 @@ __all__ = [
     "ResidualDiagnostic",
     "SoftmaxDiagnostic",
     "layer_norm_diagnostic",
+    "measure",
     "recommend",
     "residual_diagnostic",
     "softmax_diagnostic",

@@ -78,7 +78,7 @@ def _ratios(
     if len(arrays.output_quotient):
         arrays.h_kron = kronecker_products(arrays.output_quotient, arrays.input_quotient)
         arrays.chi = curvature_ratio(arrays.h, arrays.h_kron)
-        arrays.concentration = curvature_ratio(arrays.h_sop, arrays.h_kron)
+        arrays.concentration = curvature_ratio(row.positions * arrays.h_sop, arrays.h_kron)
     if eigenvalues_delta is None or eigenvalues_A is None or not len(arrays.output_quotient):
         return
     k = len(arrays.sigma)

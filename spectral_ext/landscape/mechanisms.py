@@ -54,7 +54,11 @@ class SoftmaxDiagnostic:
     outside: float
     """The same beyond the rank; NaN where no direction lies there."""
     zero_sum: float
-    """1'C_δ1/(m·λ_1): 0 where the errors of a sample sum to zero, the mark of a softmax head."""
+    """1'C_δ1/(m·λ_1): 0 where the errors of a sample sum to zero, as softmax cross-entropy makes them."""
+
+    @property
+    def is_softmax(self) -> bool:
+        return abs(self.zero_sum) < 1e-5
 
     @property
     def drop(self) -> float:

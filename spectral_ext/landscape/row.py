@@ -39,7 +39,9 @@ class Arrays:
     h_gauss_newton: np.ndarray = field(default_factory=_none)
     """Gauss–Newton part of h_k (through the network's Jacobian)."""
     h_residual: dict[str, np.ndarray] = field(default_factory=dict)
-    """The rest of h_k by mechanism (``norm``, ``softmax``, ``bilinear``, ``activation``, …); with the GN part it sums to h."""
+    """The rest of h_k by mechanism (``norm``, ``softmax``, ``bilinear``, ``activation``, …); with the GN
+    part it sums to h.
+    """
     h_kron: np.ndarray = field(default_factory=_none)
     """Product of means Φ_kΛ_k = (u'C_δu)(v'C_Av), "PoS"."""
     h_sop: np.ndarray = field(default_factory=_none)
@@ -51,7 +53,9 @@ class Arrays:
     input_quotient: np.ndarray = field(default_factory=_none)
     """v_k'C_Av_k."""
     concentration: np.ndarray = field(default_factory=_none)
-    """Concentration ratio h_sop/h_kron (§6.4)."""
+    """Concentration ratio S·h_sop/h_kron (§6.4): mean of products over product of means, each over samples
+    and positions.
+    """
     chi: np.ndarray = field(default_factory=_none)
     """Curvature ratio χ_k = h_k/h_kron (the paper's cos²θ_k)."""
     rho_delta: np.ndarray = field(default_factory=_none)
