@@ -1,0 +1,1 @@
+"""Public functions over the compiled ops, one file an op."""
