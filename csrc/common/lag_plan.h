@@ -220,4 +220,57 @@ struct LagPlan {
   }
 };
 
+// How regions add up to blocks. Taps are numbered (i0 · taps1 + i1) · taps2 + i2 over the plan's (unfolded) taps.
+// Block (a, b) = Σ regions[first … last), block (b, a) its transpose; a pair of taps in no entry never meets: its block is zero.
+struct BlockTable {
+  struct Block {
+    int32_t tap_a, tap_b;
+    int64_t first, last;
+  };
+  struct TapSum {
+    int32_t tap;
+    int64_t first, last;
+  };
+  std::vector<Block> blocks;
+  std::vector<int64_t> regions;
+  std::vector<TapSum> sums;  // Σ_y x[h_tap(y)], the bias column
+  std::vector<int64_t> sum_regions;
+
+  explicit BlockTable(const LagPlan& plan) {
+    const auto tap = [&](int64_t i, int64_t j, int64_t k) {
+      return static_cast<int32_t>((i * plan.axes[1].taps + j) * plan.axes[2].taps + k);
+    };
+    const auto add = [](std::vector<int64_t>& to, int64_t first, const auto& p, const auto& q, const auto& r, int64_t n1,
+                        int64_t n2) {
+      for (int32_t i = p.segment_begin; i < p.segment_end; ++i)
+        for (int32_t j = q.segment_begin; j < q.segment_end; ++j)
+          for (int32_t k = r.segment_begin; k < r.segment_end; ++k) to.push_back(first + (i * n1 + j) * n2 + k);
+    };
+    for (const LagClass& c : plan.classes)
+      for (const TapPair& p : plan.axis_class(c, 0).pairs)
+        for (const TapPair& q : plan.axis_class(c, 1).pairs)
+          for (const TapPair& r : plan.axis_class(c, 2).pairs) {
+            const int64_t first = regions.size();
+            add(regions, c.first_region, p, q, r, plan.axis_class(c, 1).segments.size(),
+                plan.axis_class(c, 2).segments.size());
+            blocks.push_back({tap(p.tap_a, q.tap_a, r.tap_a), tap(p.tap_b, q.tap_b, r.tap_b), first,
+                              static_cast<int64_t>(regions.size())});
+          }
+    for (const LagSum& s : plan.sums)
+      for (const Tap& p : plan.axis_sum(s, 0).taps)
+        for (const Tap& q : plan.axis_sum(s, 1).taps)
+          for (const Tap& r : plan.axis_sum(s, 2).taps) {
+            const int64_t first = sum_regions.size();
+            add(sum_regions, s.first_region, p, q, r, plan.axis_sum(s, 1).segments.size(),
+                plan.axis_sum(s, 2).segments.size());
+            sums.push_back({tap(p.tap, q.tap, r.tap), first, static_cast<int64_t>(sum_regions.size())});
+          }
+  }
+};
+
+// Where patch element (channel c, full tap t) stands in a factor's row.
+inline int64_t patch_index(const Geometry& g, bool channels_last_order, int64_t channel, int64_t tap) {
+  return channels_last_order ? tap * g.group_channels() + channel : channel * g.taps() + tap;
+}
+
 }  // namespace spectral_ext
