@@ -8,5 +8,6 @@ STABLE_TORCH_LIBRARY(spectral_ext, m) {
   m.def("input_factor_(Tensor(a!) out, Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool bias, bool transposed, int[] output_padding, bool channels_last_order, float beta, float scale) -> ()");
   m.def("lag_sums_(Tensor(a!) state, Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool bias, bool transposed, int[] output_padding, float beta, float scale) -> ()");
   m.def("expand_lag_sums(Tensor state, int[] input_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool bias, bool transposed, int[] output_padding, bool channels_last_order) -> Tensor");
+  m.def("rayleigh_quotients(Tensor x, Tensor delta, Tensor U, Tensor V, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int[] output_padding, bool transposed, int groups, bool bias, int memory_budget) -> Tensor");
   // clang-format on
 }
