@@ -25,6 +25,11 @@ template <typename T>
 struct View {
   const T* data;
   int64_t sample_stride, direction_stride, position_stride;
+  const T* shift;
+
+  __device__ __forceinline__ double shift_of(int direction) const {
+    return shift == nullptr ? 0.0 : static_cast<double>(widen(shift[direction]));
+  }
 };
 
 // Block (32, kWarps), grid (rows, directions).
@@ -36,6 +41,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   const int direction = blockIdx.y;
   const int64_t begin = row * samples_per_row;
   const int64_t end = begin + samples_per_row < sizes.samples ? begin + samples_per_row : sizes.samples;
+  const double shift = p.shift_of(direction);
   double output = 0, input = 0, product = 0, gauss_newton = 0;
   for (int64_t sample = begin + threadIdx.y; sample < end; sample += kWarps) {
     const T* a = p.data + sample * p.sample_stride + direction * p.direction_stride;
@@ -43,7 +49,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     double inner = 0;
 #pragma unroll 4
     for (int64_t position = threadIdx.x; position < sizes.positions; position += 32) {
-      const double av = static_cast<double>(widen(a[position * p.position_stride]));
+      const double av = static_cast<double>(widen(a[position * p.position_stride])) + shift;
       const double dv = static_cast<double>(widen(d[position * q.position_stride]));
       output += dv * dv, input += av * av, product += (dv * dv) * (av * av), inner += dv * av;
     }
@@ -75,12 +81,13 @@ __global__ void __launch_bounds__(32 * kWarps)
   const int64_t end = begin + samples_per_row < sizes.samples ? begin + samples_per_row : sizes.samples;
   const T* a = p.data + direction * p.direction_stride;
   const T* d = q.data + direction * q.direction_stride;
+  const double shift = inside ? p.shift_of(direction) : 0;
   const bool single = sizes.positions == 1;
   double output = 0, input = 0, product = 0, gauss_newton = 0;
   if (single) {
 #pragma unroll 4
     for (int64_t sample = begin + threadIdx.y; inside && sample < end; sample += kWarps) {
-      const double av = static_cast<double>(widen(a[sample * p.sample_stride]));
+      const double av = static_cast<double>(widen(a[sample * p.sample_stride])) + shift;
       const double dv = static_cast<double>(widen(d[sample * q.sample_stride]));
       output += dv * dv, input += av * av, product += (dv * dv) * (av * av);
     }
@@ -90,7 +97,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     double inner = 0;
 #pragma unroll 4
     for (int64_t position = threadIdx.y; inside && position < sizes.positions; position += kWarps) {
-      const double av = static_cast<double>(widen(a[sample * p.sample_stride + position * p.position_stride]));
+      const double av = static_cast<double>(widen(a[sample * p.sample_stride + position * p.position_stride])) + shift;
       const double dv = static_cast<double>(widen(d[sample * q.sample_stride + position * q.position_stride]));
       output += dv * dv, input += av * av, product += (dv * dv) * (av * av), inner += dv * av;
     }
@@ -141,7 +148,8 @@ __global__ void __launch_bounds__(32 * kWarps)
 
 template <typename T>
 View<T> view(const Projections& p) {
-  return {static_cast<const T*>(p.data), p.sample_stride, p.direction_stride, p.position_stride};
+  return {static_cast<const T*>(p.data), p.sample_stride, p.direction_stride, p.position_stride,
+          static_cast<const T*>(p.shift)};
 }
 
 }  // namespace

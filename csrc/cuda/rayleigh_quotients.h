@@ -13,6 +13,7 @@ namespace spectral_ext::cuda {
 struct Projections {
   const void* data;
   int64_t sample_stride, direction_stride, position_stride;
+  const void* shift;  // one number a direction, added to each projection on it: the bias entry of v_k; or null
 };
 
 struct RayleighSizes {

@@ -9,5 +9,7 @@ STABLE_TORCH_LIBRARY(spectral_ext, m) {
   m.def("lag_sums_(Tensor(a!) state, Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool bias, bool transposed, int[] output_padding, float beta, float scale) -> ()");
   m.def("expand_lag_sums(Tensor state, int[] input_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool bias, bool transposed, int[] output_padding, bool channels_last_order) -> Tensor");
   m.def("rayleigh_quotients(Tensor x, Tensor delta, Tensor U, Tensor V, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int[] output_padding, bool transposed, int groups, bool bias, int memory_budget) -> Tensor");
+  // out = beta · out + scale · (c + Σ_j w_j (R + p_j)⁻¹) G for G (B, m, N), R = G Gᵀ on the small side (at most 160); CUDA only.
+  m.def("spectral_newton_poles_(Tensor(a!) out, Tensor(b!) status, Tensor G, Tensor constant, Tensor weights, Tensor poles, float scale, float beta) -> ()");
   // clang-format on
 }
