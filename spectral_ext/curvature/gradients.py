@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,32 +13,31 @@ from torch.nn.modules.batchnorm import _NormBase
 from spectral_ext.layers import Layer
 from spectral_ext.task import Batch, LossFunction, batch_loss, batch_size
 
-from .distributed import all_sum
 
 
 @dataclass
 class Piece:
-    """A batch, or some of its samples: the objective is Σ_pieces weight · loss."""
+    """A batch, or some of its samples. The objective is Σ_pieces weight · loss / Σ_pieces weight, over all ranks."""
 
     batch: Batch
     weight: float
+    """Its number of samples."""
     label: str
-    loss: float = float("nan")
 
 
-def pieces_of(batches: list[Batch], device: torch.device, group: Any) -> tuple[list[Piece], int]:
-    """One piece a batch, weighted by its share of the samples (of all ranks), and the number of samples."""
-    sizes = [batch_size(batch) for batch in batches]
-    if 0 in sizes:
-        raise ValueError(f"batch {sizes.index(0)} has no samples")
-    total = int(all_sum(torch.tensor([sum(sizes)], dtype=torch.int64, device=device), group).item())
-    return [Piece(b, size / total, f"batch {i}") for i, (b, size) in enumerate(zip(batches, sizes, strict=True))], total
+def pieces_of(batches: list[Batch]) -> list[Piece]:
+    """One piece a batch."""
+    pieces = [Piece(batch, float(batch_size(batch)), f"batch {i}") for i, batch in enumerate(batches)]
+    for piece in pieces:
+        if piece.weight == 0:
+            raise ValueError(f"{piece.label} has no samples")
+    return pieces
 
 
-def mean_gradients(
+def summed_gradients(
     model: nn.Module, loss_fn: LossFunction, pieces: list[Piece], layers: Mapping[str, Layer]
 ) -> tuple[float, dict[str, Tensor | None]]:
-    """The loss and each layer's gradient, Σ weight · (·) over this rank's pieces; None where the loss does not depend on it.
+    """Σ weight · loss and Σ weight · gradient over this rank's pieces; None where the loss does not depend on a layer.
 
     Raises:
         ValueError: a loss is not a finite scalar, or batch norm in train mode sees one value a channel.
@@ -54,10 +52,9 @@ def mean_gradients(
                 raise ValueError(f"the loss on {piece.label} is {value.item()}: check the data and the weights")
             if not value.requires_grad:
                 raise ValueError(
-                    f"the loss on {piece.label} has no gradient: the model or loss_fn runs under no_grad, or detaches its output"
+                    f"the loss on {piece.label} has no gradient: the model or loss_fn runs under no_grad, or detaches"
                 )
-            piece.loss = value.item()
-            loss += piece.weight * piece.loss
+            loss += piece.weight * value.item()
             for name, g in zip(layers, torch.autograd.grad(value, weights, allow_unused=True), strict=True):
                 if g is not None:
                     held = gradients[name]

@@ -1,4 +1,4 @@
-"""The public call: data → directions → h_k by the chosen methods → a mapping from layer name to result."""
+"""The public call: data → mean gradient → directions → h_k by the chosen methods → a mapping from layer name to result."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
 from spectral_ext.layers import Layer, find_layers
 from spectral_ext.task import Batch, LossFunction, as_batches, to_device
 
-from .directions import Directions, given_directions, singular_directions
-from .distributed import all_sum, directions_from_first
-from .double_backward import NotApplicable, double_backward_output, double_backward_weight
+from .choose import METHODS
 from .environment import measurement
-from .gradients import Piece, mean_gradients, pieces_of
-from .result import DirectionalCurvature, LayerCurvature
-
-METHODS = ("auto", "tangent_adjoint", "sqrt_gn", "double_backward_output", "double_backward_weight")
+from .result import DirectionalCurvature
+from .run import Run
 
 
 def directional_curvature(
@@ -35,60 +30,75 @@ def directional_curvature(
     memory_budget: int | None = None,
     progress: bool = False,
     process_group: Any = None,
+    grouped: bool = False,
+    shared: bool = False,
+    self_check: bool | None = None,
 ) -> DirectionalCurvature:
-    """h_k = vec(D_k)ᵀ H vec(D_k) for every layer."""
+    """h_k = vec(D_k)ᵀ H vec(D_k), exactly, for every layer, H the Hessian of the mean loss in that layer's weight (§2).
+
+    The loss is the mean over all samples: batches are weighted by their size. The model is measured in the mode it is in
+    (train-mode batch norm gives another h, and then each batch is normalised by itself).
+
+    Args:
+        model: parameters in float32 or float64; it is left exactly as it was, also after an error.
+        loss_fn: ``loss_fn(output, target) → scalar``, a mean over samples, see :mod:`spectral_ext.task`.
+        batches: an iterable of batches; it is read once.
+        directions: ``{name: (U, V)}`` with columns u_k, v_k, shapes (m, K) and (n, K), or ``{name: D}`` of any rank,
+            (K, *weight.shape); only the layers named are measured. None: the singular vectors of the mean gradient.
+        layers: names or shell patterns; None takes all that :func:`spectral_ext.layers.find_layers` measures.
+        top_k: how many singular directions, at most min(m, n) of a layer.
+        method: ``auto``, ``tangent_adjoint``, ``sqrt_gn``, ``double_backward_output`` or ``double_backward_weight``.
+            ``auto`` takes the fastest exact one, compares k = 1 and k = K with double backward (1e-8 in float64, 1e-3 in
+            float32), and on a mismatch warns and falls back.
+        split: also h by mechanism, ``parts``: ``gauss_newton`` is the curvature of the loss carried back by the Jacobian of
+            the model's output (every operation behind that output), and the curvature of the model's own operations is
+            ``norm``, ``softmax``, ``bilinear`` (products, attention), ``activation`` and ``other``. They add up to h.
+        memory_budget: bytes for the measurement; directions, then samples are taken in turns to fit. None: no limit.
+        progress: show a progress bar.
+        process_group: a ``torch.distributed`` group whose ranks each bring their own batches; all get the same result.
+        grouped: measure grouped convolutions too, D_k in ``weight.flatten(1)``.
+        shared: measure layers too whose weight is shared with other modules; h counts every use of the weight.
+        self_check: None: under ``auto`` only.
+
+    Returns:
+        a mapping from layer name to :class:`LayerCurvature`, float results in the weight's dtype and on its device.
+
+    Raises:
+        ValueError, TypeError, KeyError, RuntimeError: what cannot be measured, named with the remedy: a loss that is not a
+            finite scalar, dropout in train mode, autocast, half precision, directions of a wrong shape, no batch, a memory
+            budget too small, a method that does not apply.
+    """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}")
-    chosen, skipped = find_layers(model, layers)
-    if not chosen:
-        raise ValueError(f"no layer to measure: {skipped}")
-    device = next(iter(chosen.values())).weight.device
-    data = [to_device(batch, device) for batch in as_batches(batches)]
+    chosen, skipped = _layers(model, layers, directions, grouped, shared)
+    first = next(iter(chosen.values())).weight
+    data = [to_device(batch, first.device) for batch in as_batches(batches)]
     with measurement(model):
-        pieces, samples = pieces_of(data, device, process_group)
-        loss, gradients = mean_gradients(model, loss_fn, pieces, chosen)
-        found: dict[str, tuple[Tensor, Directions]] = {}
-        given = given_directions(directions, chosen) if directions is not None else None
-        for name, gradient in gradients.items():
-            if given is not None and name not in given:
-                skipped[name] = "no directions were given for it"
-            elif gradient is None:
-                skipped[name] = "the loss does not depend on its weight"
-            else:
-                gradient = all_sum(gradient, process_group)
-                if not bool(gradient.isfinite().all()):
-                    raise ValueError(f"the gradient of {name!r} holds NaN or Inf")
-                if given is not None:
-                    found[name] = given[name].along(gradient), given[name]
-                elif not bool(gradient.any()):
-                    skipped[name] = "its gradient is zero: there are no singular directions"
-                else:
-                    sigma, pairs = singular_directions(gradient, top_k)
-                    found[name] = sigma, directions_from_first(pairs, process_group)
-        layers_found = {name: chosen[name] for name in found}
-        results = {}
-        for name in tqdm(found, desc="directional curvature", disable=not progress, unit="layer"):
-            h, used, reason = _double_backward(model, loss_fn, pieces, chosen[name], found[name][1])
-            sigma, d = found[name]
-            results[name] = LayerCurvature(
-                name, sigma, d.U, d.V, all_sum(h, process_group), used, reason, directions=d.dense
-            )
+        run = Run(model, loss_fn, chosen, skipped, process_group)
+        run.together(lambda: run.first_pass(data, memory_budget, method))
+        found = run.find_directions(directions, top_k)
+        check = method == "auto" if self_check is None else self_check
+        run.together(lambda: run.measure(found, method, check, progress))
+        results = run.results(found, split)
     mode = "train" if model.training else "eval"
-    return DirectionalCurvature(results, skipped, float(loss), samples, mode)
+    return DirectionalCurvature(results, skipped, run.loss, run.samples, mode)
 
 
-def _double_backward(
-    model: nn.Module, loss_fn: LossFunction, pieces: list[Piece], layer: Layer, directions: Directions
-) -> tuple[Tensor, str, str]:
-    h = torch.zeros(len(directions), dtype=torch.float64, device=layer.weight.device)
-    method, reason, engine = "double_backward_output", "its weight is used once", double_backward_output
-    for piece in pieces:
-        try:
-            part = engine(model, loss_fn, piece.batch, {layer.name: layer}, {layer.name: directions})
-        except NotApplicable as why:
-            method, reason, engine = "double_backward_weight", str(why), double_backward_weight
-            part = engine(model, loss_fn, piece.batch, {layer.name: layer}, {layer.name: directions})
-        h += piece.weight * part[layer.name].double()
-    return h.to(layer.weight.dtype), method, reason
+def _layers(
+    model: nn.Module, layers: Any, directions: Mapping[str, Any] | None, grouped: bool, shared: bool
+) -> tuple[dict[str, Layer], dict[str, str]]:
+    chosen, skipped = find_layers(model, layers, grouped=grouped, shared=shared)
+    if not chosen:
+        reasons = "; ".join(f"{name or '(model)'}: {why}" for name, why in list(skipped.items())[:5])
+        raise ValueError(f"the model has no layer to measure ({reasons or 'it has no parameters'})")
+    for name, layer in chosen.items():
+        if layer.weight.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"the weight of {name!r} is {layer.weight.dtype}: measure a float32 or float64 copy, model.float()")
+    if directions is not None:
+        for name in [name for name in chosen if name not in directions]:
+            skipped[name] = "no directions were given for it"
+            if len(chosen) > 1:
+                del chosen[name]
+    return chosen, skipped
