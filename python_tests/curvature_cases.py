@@ -99,7 +99,7 @@ LOSSES: dict[str, Callable] = {
     "smooth l1": lambda y, t: F.smooth_l1_loss(y, F.one_hot(t, C).double(), beta=0.3),
     "kl": lambda y, t: F.kl_div(y.log_softmax(1), F.one_hot(t, C) * 0.75 + 0.05, reduction="batchmean"),
     "nll of exp": lambda y, t: (y.exp().sum(1).log() - y.gather(1, t[:, None])[:, 0]).mean(),
-    "multi margin": nn.MultiMarginLoss(),
+    "hinge": lambda y, t: (1 + y - y.gather(1, t[:, None])).relu().square().mean(),
 }
 for _name, _loss in LOSSES.items():
 
@@ -338,7 +338,7 @@ def _():
             z = torch.stack([x.max(1).values, x.std(1), x.prod(1)], 1)
             z = torch.where(z > 0, z, z * 0.1).cumsum(1)
             w = torch.einsum("bi,bj->bij", x, y).logsumexp(2)
-            return self.head(torch.cat([y.topk(3, 1)[0], z, w, F.pad(x, (1, 0))[:, :3].abs().sqrt()], 1))
+            return self.head(torch.cat([y.topk(3, 1)[0], z, w, F.pad(x, (1, 0))[:, :3].abs().add(0.1).sqrt()], 1))
 
     return Odd(), nn.CrossEntropyLoss(), vectors()
 
@@ -353,7 +353,7 @@ def _():
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.conv(x)
-            gate = F.hardsigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
+            gate = F.hardtanh(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
             return self.head((x * gate[..., None, None]).amax((2, 3))).log_softmax(1)
 
     return Excite(), nn.NLLLoss(), images()

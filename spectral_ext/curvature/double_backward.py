@@ -69,21 +69,24 @@ def double_backward_output(
     """h_k of each layer on one batch, by double backward in the layers' outputs.
 
     Raises:
-        NotApplicable: a layer's module is not called exactly once, or its weight is used elsewhere.
+        NotApplicable: a layer's module is not called exactly once, or its weight acts otherwise too.
     """
-    for name, layer in layers.items():
-        if sum(parameter is layer.weight for module in model.modules() for parameter in module._parameters.values()) > 1:
-            raise NotApplicable(f"the weight of {name!r} is shared")
     with layer_outputs(layers) as (inputs, outputs):
         loss = batch_loss(model, loss_fn, batch)
     for name, calls in outputs.items():
         if len(calls) != 1:
             raise NotApplicable(f"{name!r} is called {len(calls)} times in a forward pass")
-    gradients = grad_or_zeros(loss, [outputs[name][0] for name in layers], create_graph=True)
+    z_of = [outputs[name][0] for name in layers]
+    weights = [layer.weight for layer in layers.values()]
+    by_weight = grad_or_zeros(loss, weights, retain_graph=True)
+    gradients = grad_or_zeros(loss, z_of, create_graph=True)
     found = {}
-    for name, gradient in zip(layers, gradients, strict=True):
-        z = outputs[name][0]
+    for name, gradient, z, whole in zip(layers, gradients, z_of, by_weight, strict=True):
         tangents = output_tangents(layers[name], directions[name], inputs[name][0])
+        slopes = tangents.flatten(1) @ gradient.detach().flatten()
+        noise = 100 * torch.finfo(z.dtype).eps * tangents.flatten(1).norm(dim=1) * gradient.detach().norm()
+        if bool(((slopes - directions[name].along(whole)).abs() > noise).any()):
+            raise NotApplicable(f"the loss depends on the weight of {name!r} otherwise than through the layer's output")
         found[name] = _quadratic_forms(gradient, z, tangents)
     return found
 

@@ -41,17 +41,26 @@ class Plan:
         Raises:
             Untraceable: it cannot be traced.
         """
-        key = signature(batch)
+        key = self._key(batch)
         if key not in self.programs:
+            found: Program | Untraceable
             try:
-                self.programs[key] = trace(self.model, self.loss_fn, batch)
-                self.estimates[key] = estimate(self.programs[key], self.model, self.layers, batch_size(batch))  # type: ignore[arg-type]
+                found = trace(self.model, self.loss_fn, batch)
+                key = id(batch) if found.of_one_batch else key
+                self.estimates[key] = estimate(found, self.model, self.layers, batch_size(batch))
             except Untraceable as why:
-                self.programs[key] = why
+                found = why
+            self.programs[key] = found
         found = self.programs[key]
         if isinstance(found, Untraceable):
             raise found
         return found
+
+    def _key(self, batch: Batch) -> Any:
+        return id(batch) if id(batch) in self.programs else signature(batch)
+
+    def _estimate(self, batch: Batch) -> MemoryEstimate:
+        return self.estimates[self._key(batch)]
 
     def lanes(self, name: str, batch: Batch) -> int:
         """How many directions of a layer to push at a time."""
@@ -59,7 +68,7 @@ class Plan:
         most = CPU_LANES if device.type == "cpu" else 1 << 30
         if self.memory_budget is None:
             return most
-        return max(1, min(most, self.estimates[signature(batch)].lanes(name, self.memory_budget)))
+        return max(1, min(most, self._estimate(batch).lanes(name, self.memory_budget)))
 
     def cut_samples(self) -> None:
         """Cut batches whose estimate exceeds the budget at one direction into pieces of fewer samples.
@@ -76,7 +85,7 @@ class Plan:
             except Untraceable:
                 pieces.append(piece)
                 continue
-            need = self.estimates[signature(piece.batch)].total()
+            need = self._estimate(piece.batch).total()
             if need <= self.memory_budget:
                 pieces.append(piece)
             else:

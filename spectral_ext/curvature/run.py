@@ -22,7 +22,7 @@ from .engines import Measured
 from .gradients import pieces_of, summed_gradients
 from .plan import Plan
 from .result import MECHANISMS, LayerCurvature, SelfCheck
-from .self_check import check_curvature, check_slopes
+from .self_check import CannotCheck, check_curvature, check_slopes
 
 Found = dict[str, tuple[Tensor, Directions]]
 
@@ -131,7 +131,11 @@ class Run:
             if complaint := check_slopes(measured, slopes.to(self.device), self.dtype):
                 complaints[name] = complaint
         if check and fast:
-            self.checks = check_curvature(self.plan, fast, {name: directions[name] for name in fast}, self.dtype)
+            try:
+                self.checks = check_curvature(self.plan, fast, {name: directions[name] for name in fast}, self.dtype)
+            except CannotCheck as why:
+                for name in fast:
+                    self.choices[name].reason += f"; not checked by double backward: {why}"
             for name, result in self.checks.items():
                 if not result.passed:
                     complaints.setdefault(

@@ -13,6 +13,10 @@ from .result import SelfCheck
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
+class CannotCheck(Exception):
+    """The model has no double backward."""
+
+
 def check_slopes(measured: Measured, sigma: Tensor, dtype: torch.dtype) -> str | None:
     """L̇_k must be σ_k = ⟨G, D_k⟩: whether the traced graph is the model, at first order. The complaint, or None."""
     if measured.slope is None:
@@ -27,10 +31,17 @@ def check_slopes(measured: Measured, sigma: Tensor, dtype: torch.dtype) -> str |
 def check_curvature(
     plan: Plan, found: dict[str, Measured], directions: dict[str, Directions], dtype: torch.dtype
 ) -> dict[str, SelfCheck]:
-    """k = 1 and k = K of each layer, on the first piece of data, against double backward."""
+    """k = 1 and k = K of each layer, on the first piece of data, against double backward.
+
+    Raises:
+        CannotCheck: an operation of the model has no double backward.
+    """
     ends = {name: sorted({0, len(directions[name]) - 1}) for name in found}
     few = {name: directions[name][ends[name]] for name in found}
-    reference = double_backward(plan, few, lambda _: None, weight=False, pieces=plan.pieces[:1])
+    try:
+        reference = double_backward(plan, few, lambda _: None, weight=False, pieces=plan.pieces[:1])
+    except RuntimeError as why:
+        raise CannotCheck(str(why).splitlines()[0]) from why
     checks = {}
     for name, measured in found.items():
         truth, ours = reference[name].first, measured.first

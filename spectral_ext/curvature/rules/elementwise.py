@@ -26,6 +26,12 @@ def piecewise_linear(op: Operation) -> Push:
     return lambda d: (d * slope, None)
 
 
+@rule(aten._prelu_kernel.default, moves=(0,))
+def prelu(op: Operation) -> Push:
+    slope = derivative(op)[1]
+    return lambda d, _: (d * slope, None)
+
+
 @rule(
     aten.gelu.default, aten.tanh.default, aten.sigmoid.default, aten.silu.default, aten.mish.default, aten.elu.default,
     aten.softplus.default, aten.hardswish.default, aten.exp.default, aten.expm1.default, aten.log.default,
