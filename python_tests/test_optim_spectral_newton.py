@@ -271,6 +271,17 @@ class TestNonFinite:
         optimizer.step()
         assert all(not torch.equal(p, before[name]) and p.isfinite().all() for name, p in model.named_parameters())
 
+    @pytest.mark.parametrize("capturable", [False, True])
+    @pytest.mark.parametrize("dtype, value", [(torch.float16, 6e4), (torch.float32, 3e38)])
+    def test_large_gradients_are_finite(self, capturable, dtype, value):
+        model = self.model().to(dtype)
+        optimizer = SpectralNewton(model, nonfinite="skip", capturable=capturable)
+        before = model[0].weight.detach().clone()
+        for p in model.parameters():
+            p.grad = torch.full_like(p, value)
+        optimizer.step()
+        assert not torch.equal(model[0].weight, before) and model[0].weight.isfinite().all()
+
     @staticmethod
     def assert_same(model, optimizer, before, state):
         for name, p in model.state_dict().items():
