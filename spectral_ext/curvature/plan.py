@@ -1,0 +1,119 @@
+"""Pieces of data, traces and lanes: how a measurement is cut to fit the memory budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils import _pytree as pytree
+
+from spectral_ext.layers import Layer
+from spectral_ext.task import Batch, LossFunction, batch_loss, batch_size
+
+from .gradients import Piece
+from .memory import MemoryEstimate, estimate
+from .trace import Program, Untraceable, signature, trace
+
+CPU_LANES = 5
+"""Directions at a time on a CPU: more fall out of its caches."""
+
+
+@dataclass
+class Plan:
+    """What to measure on, and how much at a time."""
+
+    model: nn.Module
+    loss_fn: LossFunction
+    pieces: list[Piece]
+    layers: Mapping[str, Layer]
+    memory_budget: int | None
+    programs: dict[Any, Program | Untraceable] = field(default_factory=dict)
+    estimates: dict[Any, MemoryEstimate] = field(default_factory=dict)
+
+    def program(self, batch: Batch) -> Program:
+        """The trace for a batch of this signature.
+
+        Raises:
+            Untraceable: it cannot be traced.
+        """
+        key = signature(batch)
+        if key not in self.programs:
+            try:
+                self.programs[key] = trace(self.model, self.loss_fn, batch)
+                self.estimates[key] = estimate(self.programs[key], self.model, self.layers, batch_size(batch))  # type: ignore[arg-type]
+            except Untraceable as why:
+                self.programs[key] = why
+        found = self.programs[key]
+        if isinstance(found, Untraceable):
+            raise found
+        return found
+
+    def lanes(self, name: str, batch: Batch) -> int:
+        """How many directions of a layer to push at a time."""
+        device = self.layers[name].weight.device
+        most = CPU_LANES if device.type == "cpu" else 1 << 30
+        if self.memory_budget is None:
+            return most
+        return max(1, min(most, self.estimates[signature(batch)].lanes(name, self.memory_budget)))
+
+    def cut_samples(self) -> None:
+        """Cut batches whose estimate exceeds the budget at one direction into pieces of fewer samples.
+
+        Raises:
+            ValueError: the samples are coupled, or one sample alone does not fit.
+        """
+        if self.memory_budget is None:
+            return
+        pieces = []
+        for piece in self.pieces:
+            try:
+                self.program(piece.batch)
+            except Untraceable:
+                pieces.append(piece)
+                continue
+            need = self.estimates[signature(piece.batch)].total()
+            if need <= self.memory_budget:
+                pieces.append(piece)
+            else:
+                pieces += self._cut(piece, need)
+        self.pieces = pieces
+
+    def _cut(self, piece: Piece, need: int) -> list[Piece]:
+        size = batch_size(piece.batch)
+        budget = self.memory_budget or need
+        remedy = f"needs about {need} bytes at once, more than memory_budget={budget}: raise the budget or use smaller batches"
+        for name, module in self.model.named_modules():
+            if isinstance(module, _NormBase) and module.training and "Instance" not in type(module).__name__:
+                raise ValueError(f"{piece.label} {remedy} ({name} couples the samples in train mode, so it cannot be cut)")
+        count = math.ceil(need / budget)
+        if count > size:
+            raise ValueError(f"{piece.label} {remedy} (one sample alone is too large)")
+        bounds = [size * i // count for i in range(count + 1)]
+        cut = []
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            share = (stop - start) / size
+            label = f"{piece.label}, samples {start}–{stop - 1}"
+            cut.append(Piece(some_samples(piece.batch, size, start, stop), piece.weight * share, label))
+        with torch.no_grad():
+            whole = batch_loss(self.model, self.loss_fn, piece.batch)
+            parts = sum(p.weight / piece.weight * batch_loss(self.model, self.loss_fn, p.batch) for p in cut)
+        if not torch.allclose(whole, torch.as_tensor(parts), rtol=1e-3 * torch.finfo(whole.dtype).eps ** 0.5):
+            raise ValueError(
+                f"{piece.label} {remedy} (its loss is not the mean of its samples' losses, so it cannot be cut: class weights, "
+                "ignore_index or a loss between samples)"
+            )
+        return cut
+
+
+def some_samples(batch: Batch, size: int, start: int, stop: int) -> Batch:
+    """Samples start … stop − 1: every tensor whose first dimension is the batch size is sliced."""
+
+    def take(leaf: Any) -> Any:
+        return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size else leaf
+
+    return pytree.tree_map(take, batch)
