@@ -54,6 +54,12 @@ def test_a_missing_layer_is_an_error_or_takes_the_default():
     assert group["alpha"] == [2.0, 1.0]
 
 
+def test_names_inside_wrappers():
+    model = torch.nn.ModuleDict({"module": torch.compile(net())})
+    group = SpectralNewton.from_landscape(model, {"0": 1.5, "2": 1.0}).param_groups[0]
+    assert group["param_names"][0] == "module._orig_mod.0.weight" and group["alpha"] == [1.5, 1.0]
+
+
 @pytest.mark.parametrize("value", [0.0, -0.5, float("nan"), 6.5])
 def test_an_exponent_out_of_range_names_the_layer(value):
     with pytest.raises(ValueError, match=r"2\.weight"):
