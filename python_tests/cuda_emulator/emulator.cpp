@@ -20,7 +20,6 @@
 extern "C" {
 void* __tsan_get_current_fiber();
 void* __tsan_create_fiber(unsigned flags);
-void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
@@ -28,7 +27,6 @@ void __tsan_release(void* address);
 #else
 static void* __tsan_get_current_fiber() { return nullptr; }
 static void* __tsan_create_fiber(unsigned) { return nullptr; }
-static void __tsan_destroy_fiber(void*) {}
 static void __tsan_switch_to_fiber(void*, unsigned) {}
 static void __tsan_acquire(void*) {}
 static void __tsan_release(void*) {}
@@ -133,7 +131,7 @@ void run_block(int threads, std::mt19937& random) {
     fiber.index = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y));
     fiber.state = State::kReady;
     fiber.block_barriers = fiber.warp_barriers = 0;
-    fiber.sanitizer = __tsan_create_fiber(0);
+    if (fiber.sanitizer == nullptr) fiber.sanitizer = __tsan_create_fiber(0);
     getcontext(&fiber.context);
     fiber.context.uc_stack = {fiber.stack.data(), 0, fiber.stack.size()};
     fiber.context.uc_link = nullptr;
@@ -159,7 +157,6 @@ void run_block(int threads, std::mt19937& random) {
     else if (!progress && done + waiting > 0) fail("threads of a block wait at different barriers");
   }
   __tsan_acquire(&finish_order);
-  for (int i = 0; i < threads; ++i) __tsan_destroy_fiber(fibers[static_cast<size_t>(i)].sanitizer);
 }
 }  // namespace
 
