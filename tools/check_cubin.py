@@ -1,7 +1,7 @@
-"""Compiles every CUDA kernel to cubin and every CUDA binding to an object, without a GPU and without a CUDA build of torch.
+"""Compiles every CUDA kernel to cubin and every CUDA binding to an object: needs nvcc, no GPU, any torch.
 
-Fails on a register spill, on local memory, on any compiler warning in a binding, and where registers or shared memory of a
-kernel differ from tools/cubin_table.json by more than the tolerance. ``--update`` rewrites the table.
+Fails on a register spill, on local memory, on any compiler warning in a binding, and where registers or shared memory
+of a kernel differ from tools/cubin_table.json by more than the tolerance. ``--update`` rewrites the table.
 """
 
 from __future__ import annotations
@@ -55,7 +55,12 @@ def compile_kernels(nvcc: str, source: Path, architecture: str, folder: Path) ->
     """Registers, shared memory and spills of each kernel of one file."""
     command = [nvcc, "-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}", "-Werror", "all-warnings"]
     command += [f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-cubin"]
-    command += ["-Xptxas", "-v,-warn-spills,-warn-lmem-usage", "-o", str(folder / f"{source.stem}.{architecture}.cubin")]
+    command += [
+        "-Xptxas",
+        "-v,-warn-spills,-warn-lmem-usage",
+        "-o",
+        str(folder / f"{source.stem}.{architecture}.cubin"),
+    ]
     done = subprocess.run([*command, str(source)], capture_output=True, text=True)
     output = done.stdout + done.stderr
     # ptxas's own warnings become errors under -Werror: report what they say of spills below, anything else here.
@@ -74,7 +79,7 @@ def compile_kernels(nvcc: str, source: Path, architecture: str, folder: Path) ->
     if done.returncode and not spilled:
         fail(f"{source.name} for sm_{architecture}:\n{output}")
     return {
-        f"{source.stem}: {short}": {key: value for key, value in kernels[name].items()}
+        f"{source.stem}: {short}": kernels[name]
         for name, short in zip(names, demangle(names))
     }
 
@@ -89,7 +94,9 @@ def compile_binding(source: Path, folder: Path, cuda_include: Path) -> str:
     command += ["-fvisibility=hidden", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT / 'csrc'}"]
     command += [f"-isystem{path}" for path in cpp_extension.include_paths()]
     command += [f"-isystem{cuda_include}", f"-isystem{sysconfig.get_paths()['include']}"]
-    done = subprocess.run([*command, str(source), "-o", str(folder / f"{source.stem}.o")], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, str(source), "-o", str(folder / f"{source.stem}.o")], capture_output=True, text=True
+    )
     return done.stderr
 
 
@@ -117,13 +124,17 @@ def differences(found: dict, table: dict) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--update", action="store_true", help="write tools/cubin_table.json instead of comparing with it")
+    parser.add_argument(
+        "--update", action="store_true", help="write tools/cubin_table.json instead of comparing with it"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     nvcc = shutil.which("nvcc") or fail("nvcc is not on the path")
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     bindings = sorted((ROOT / "csrc" / "ops").glob("*_cuda.cpp"))
-    include = subprocess.run([nvcc, "-E", "-x", "cu", "-M", "/dev/null"], capture_output=True, text=True, check=True).stdout
+    include = subprocess.run(
+        [nvcc, "-E", "-x", "cu", "-M", "/dev/null"], capture_output=True, text=True, check=True
+    ).stdout
     headers = re.search(r"(\S+)/cuda_runtime\.h", include) or fail("nvcc does not say where cuda_runtime.h is")
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(arguments.jobs) as pool:
         folder = Path(name)
@@ -152,7 +163,9 @@ def main() -> None:
     elif changed := differences(table, json.loads(TABLE.read_text())):
         fail("kernels differ from tools/cubin_table.json (--update accepts):\n" + "\n".join(changed))
     count = sum(map(len, table.values()))
-    print(f"{count} kernels for sm_{', sm_'.join(ARCHITECTURES)} without a spill, {len(bindings)} CUDA bindings compiled")
+    print(
+        f"{count} kernels for sm_{', sm_'.join(ARCHITECTURES)} without a spill, {len(bindings)} CUDA bindings compiled"
+    )
 
 
 if __name__ == "__main__":

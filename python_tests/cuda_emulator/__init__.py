@@ -1,7 +1,8 @@
 """Compiles the CUDA sources with the host compiler and runs them on the CPU, one fiber a CUDA thread (tests only).
 
-``load()`` registers the CUDA bindings, kernels and all, as CPU kernels of ``torch.ops.spectral_ext_emulated``: every index,
-bound, barrier and shuffle is really executed. ``racecheck()`` builds the kernels with ThreadSanitizer into a program.
+``load()`` registers the CUDA bindings, kernels and all, as CPU kernels of ``torch.ops.spectral_ext_emulated``: every
+index, bound, barrier and shuffle is really executed. ``racecheck()`` builds the kernels into a program under
+ThreadSanitizer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 OUT = ROOT / "build" / "cuda_emulator"
 TORCH = Path(torch.__file__).parent
-COMMON = ["-std=c++17", "-g", "-fPIC", "-fno-strict-aliasing", "-w", f"-I{HERE}", f"-I{ROOT / 'csrc'}", f"-I{TORCH / 'include'}"]
+COMMON = [
+    "-std=c++17",
+    "-g",
+    "-fPIC",
+    "-fno-strict-aliasing",
+    "-w",
+    f"-I{HERE}",
+    f"-I{ROOT / 'csrc'}",
+    f"-I{TORCH / 'include'}",
+]
 BINDING = [
     "-DUSE_CUDA",
     "-DTORCH_TARGET_VERSION=0x020b000000000000",
@@ -29,7 +39,7 @@ BINDING = [
     "-DSPECTRAL_EXT_CUDA_KEY=CPU",
     "-fvisibility=hidden",
 ]
-# An index outside an array with known bounds (shared memory, register arrays), a misaligned vector, a shift, a division by 0.
+# Traps: an index outside an array with known bounds (shared memory, registers), a misaligned vector, a division by 0.
 CHECKED = ["-O1", "-fsanitize=bounds,alignment,integer-divide-by-zero,shift,bool", "-fsanitize-undefined-trap-on-error"]
 
 
@@ -76,7 +86,11 @@ def kernels() -> list[Path]:
 def load():
     """``torch.ops.spectral_ext_emulated``: the CUDA ops, emulated."""
     sources = {path: [*COMMON, *CHECKED, *BINDING] for path in kernels()}
-    bindings = [*sorted((ROOT / "csrc" / "ops").glob("*_cuda.cpp")), ROOT / "csrc/ops/library.cpp", HERE / "torch_cuda.cpp"]
+    bindings = [
+        *sorted((ROOT / "csrc" / "ops").glob("*_cuda.cpp")),
+        ROOT / "csrc/ops/library.cpp",
+        HERE / "torch_cuda.cpp",
+    ]
     sources |= {path: [*COMMON, "-O1", *BINDING] for path in bindings}
     sources[HERE / "emulator.cpp"] = [*COMMON, "-O2"]
     lib = TORCH / "lib"
@@ -87,8 +101,8 @@ def load():
 
 
 def racecheck() -> Path:
-    """A program that runs every kernel under ThreadSanitizer; with the argument ``racy``, one with a missing barrier."""
+    """A program that runs every kernel under ThreadSanitizer; with the argument ``racy``, one that lacks a barrier."""
     flags = [*COMMON, "-O1", "-fsanitize=thread"]
-    sources = {path: flags for path in [*kernels(), HERE / "racecheck.cpp"]}
+    sources = dict.fromkeys([*kernels(), HERE / "racecheck.cpp"], flags)
     sources[HERE / "emulator.cpp"] = [*COMMON, "-O2", "-DRACECHECK"]  # its own bookkeeping is not what is checked
     return _build("racecheck", sources, ["-fsanitize=thread"])
