@@ -103,6 +103,6 @@ def load():
 def racecheck() -> Path:
     """A program that runs every kernel under ThreadSanitizer; with the argument ``racy``, one that lacks a barrier."""
     flags = [*COMMON, "-O1", "-fsanitize=thread"]
-    sources = dict.fromkeys([*kernels(), HERE / "racecheck.cpp"], flags)
+    sources = dict.fromkeys([*kernels(), HERE / "kernel_check.cpp"], flags)
     sources[HERE / "emulator.cpp"] = [*COMMON, "-O2", "-DRACECHECK"]  # its own bookkeeping is not what is checked
     return _build("racecheck", sources, ["-fsanitize=thread"])
