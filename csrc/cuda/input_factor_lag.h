@@ -39,7 +39,7 @@ struct LagSizes {
   double count;  // rows: batch · output positions
   int units, sums, sum_slices;
   int64_t partial_tiles;  // tiles of scratch, a group
-  bool vectors;           // base and strides allow loads of four
+  bool vectors;           // base and strides allow loads of lag_vector(dtype) numbers
 };
 
 // Tables on the device, made by LagTables (cuda/lag_tables.h).
@@ -62,6 +62,11 @@ struct TableChunk {
 cudaError_t launch_upload(const int64_t* words, int64_t count, int64_t* target, cudaStream_t stream);
 
 int lag_tile(int channels, Dtype dtype);
+int lag_vector(Dtype dtype);
+
+// The part of launch_lag_sums that sums units, for 16-bit x and more than 32 channels (tiles of 64).
+cudaError_t launch_lag_units_mma(const void* x, Dtype dtype, const LagSizes& sizes, const LagRegion* regions,
+                                 float* state, float scale, float beta, float* scratch, cudaStream_t stream);
 
 // state = beta·state + scale·Σ; not read where beta is 0. scratch: (partial_tiles·tile² +
 // sum_slices·sum_regions·channels) ·groups numbers of the accumulator's type.

@@ -64,7 +64,7 @@ T* random_numbers(int64_t count) {
   static std::mt19937 random(7);
   std::normal_distribution<double> normal;
   T* data = guarded<T>(count);
-  for (int64_t i = 0; i < count; ++i) data[i] = static_cast<T>(normal(random));
+  for (int64_t i = 0; i < count; ++i) data[i] = static_cast<T>(static_cast<float>(normal(random)));
   return data;
 }
 
@@ -128,6 +128,28 @@ void factor(int64_t channels, int64_t stride, int multiprocessors) {
       for (int64_t row = 0; row < rows; ++row) want += patch(x, g, row, i) * patch(x, g, row, j) / 2;
       expect_close(direct[i * n + j], want, 1e-12, "direct input factor");
       expect_close(lag[i * n + j], want, 1e-12, "lag input factor");
+    }
+}
+
+// The tensor-core kernel: C channels in one pixel, so that the factor is a plain product of rows.
+void factor_bf16(int64_t rows, int64_t channels, int multiprocessors) {
+  Geometry g;
+  g.batch = rows, g.channels = channels;
+  const __nv_bfloat16* x = random_numbers<__nv_bfloat16>(rows * channels);
+  const LagPlan plan(g);
+  const int64_t axis_stride[3] = {0, 0, 0};
+  const LagTables tables(plan, axis_stride, channels, Dtype::kBFloat16, true, multiprocessors);
+  int64_t* words = guarded<int64_t>(static_cast<int64_t>(tables.words.size()));
+  check(launch_upload(tables.words.data(), static_cast<int64_t>(tables.words.size()), words, nullptr));
+  float* out = guarded<float>(channels * channels);
+  check(launch_lag_sums(x, Dtype::kBFloat16, tables.sizes, tables.regions(words), tables.sum_regions(words), out, 1, 0,
+                        guarded<float>(tables.scratch_numbers()), nullptr));
+  for (int64_t i = 0; i < channels; ++i)
+    for (int64_t j = 0; j < channels; ++j) {
+      double want = 0;
+      for (int64_t r = 0; r < rows; ++r)
+        want += static_cast<double>(static_cast<float>(x[r * channels + i])) * static_cast<float>(x[r * channels + j]);
+      expect_close(out[i * channels + j], want, 1e-5, "bfloat16 input factor");
     }
 }
 
@@ -200,6 +222,7 @@ int main(int argc, char** argv) {
     return 0;
   }
   factor(3, 1, 2), factor(18, 1, 2), factor(33, 2, 1), factor(66, 1, 20);
+  factor_bf16(70, 72, 1), factor_bf16(600, 33, 20);
   rayleigh(35, 33, 5, true), rayleigh(9, 7, 33, false), rayleigh(600, 1, 3, false);
   newton(3, 300), newton(66, 70), newton(129, 20);
   std::puts("every kernel ran");
