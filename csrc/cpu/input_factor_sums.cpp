@@ -7,10 +7,10 @@
 namespace spectral_ext::cpu {
 namespace {
 
-constexpr int64_t kPackedBytes = 4 << 20;   // packed at a time, unless one sample is more
-constexpr int64_t kTileBytes = 4 << 20;     // accumulators that may be duplicated for more streams
-constexpr int64_t kRun = 256;               // panels a microkernel call: a run of A and three of B stay in L1
-constexpr int64_t kRowBytes = 192 << 10;    // packed pixels a row block: a few of them stay in L2
+constexpr int64_t kPackedBytes = 4 << 20;  // packed at a time, unless one sample is more
+constexpr int64_t kTileBytes = 4 << 20;    // accumulators that may be duplicated for more streams
+constexpr int64_t kRun = 256;              // panels a microkernel call: a run of A and three of B stay in L1
+constexpr int64_t kRowBytes = 192 << 10;   // packed pixels a row block: a few of them stay in L2
 constexpr int64_t kUnits = 32, kStreams = 16;
 constexpr int64_t kUpdates = 64;  // runs added to a tile before it is folded into its total
 
@@ -54,15 +54,14 @@ RegionSums<T>::RegionSums(const LagPlan& plan, const Input& input, bool channels
   tile_numbers_ = plan.regions * np * np * kLanes<T> * kLanes<T>;
   sum_numbers_ = plan.sum_regions * np * kLanes<T>;
   schedule_ = make_schedule(plan, packing_.sample_numbers() * sizeof(T), tile_numbers_ * sizeof(T),
-                            static_cast<int64_t>(plan.classes.size()) * np);
+                            std::max<int64_t>(static_cast<int64_t>(plan.classes.size()) * np, 1));
   stream_numbers_ = schedule_.samples * packing_.sample_numbers();
   block_ = std::max<int64_t>(kRowBytes / std::max<int64_t>(np * schedule_.samples * 64, 1), 1);
   block_ = std::max(block_, (kRun + schedule_.samples - 1) / std::max<int64_t>(schedule_.samples, 1));
 
   packed_ = static_cast<T*>(context.allocate(schedule_.streams * stream_numbers_ * sizeof(T)));
   tiles_ = static_cast<T*>(context.allocate(schedule_.streams * tile_numbers_ * sizeof(T)));
-  if (schedule_.fold_every)
-    totals_ = static_cast<T*>(context.allocate(schedule_.streams * tile_numbers_ * sizeof(T)));
+  if (schedule_.fold_every) totals_ = static_cast<T*>(context.allocate(schedule_.streams * tile_numbers_ * sizeof(T)));
   sums_ = static_cast<double*>(context.allocate(schedule_.streams * sum_numbers_ * sizeof(double)));
   scratch_ = static_cast<T*>(context.allocate(context.threads * packing_.scratch_numbers() * sizeof(T)));
 
@@ -81,10 +80,10 @@ RegionSums<T>::RegionSums(const LagPlan& plan, const Input& input, bool channels
   for (int64_t stream = 0; stream < schedule_.streams; ++stream)
     for (size_t c = 0; c < plan.classes.size(); ++c)
       for (int64_t p = 0; p < np; ++p)
-        all.push_back({stream, p, static_cast<int32_t>(c),
-                       static_cast<double>(pixels_of(plan, plan.classes[c])) *
-                               (plan.classes[c].symmetric ? np - p : np) +
-                           0.01 * segments_of(plan, plan.classes[c])});
+        all.push_back(
+            {stream, p, static_cast<int32_t>(c),
+             static_cast<double>(pixels_of(plan, plan.classes[c])) * (plan.classes[c].symmetric ? np - p : np) +
+                 0.01 * segments_of(plan, plan.classes[c])});
   std::vector<size_t> order(all.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](size_t i, size_t j) { return all[i].cost > all[j].cost; });
@@ -152,8 +151,7 @@ void RegionSums<T>::multiply(int64_t thread, int64_t round) {
     for (int64_t u0 = 0; u0 < plan_.axes[0].length(0); ++u0)
       for (int64_t u1 = 0; u1 < plan_.axes[1].length(0); ++u1)
         for (int64_t u2 = 0; u2 < plan_.axes[2].length(0); u2 += block_)
-          for (size_t i = first; i < last && samples > 0; ++i)
-            multiply_row(items[i], samples, u0, u1, u2, u2 + block_);
+          for (size_t i = first; i < last && samples > 0; ++i) multiply_row(items[i], samples, u0, u1, u2, u2 + block_);
     first = last;
   }
   if (plan_.sums.empty()) return;
@@ -254,7 +252,8 @@ void RegionSums<T>::reduce() {
   if (schedule_.streams == 1) return;
   T* sum = totals_ ? totals_ : tiles_;
   context_.parallel(context_.threads, [&](int64_t thread) {
-    const int64_t begin = tile_numbers_ * thread / context_.threads, end = tile_numbers_ * (thread + 1) / context_.threads;
+    const int64_t begin = tile_numbers_ * thread / context_.threads,
+                  end = tile_numbers_ * (thread + 1) / context_.threads;
     for (int64_t stream = 1; stream < schedule_.streams; ++stream) {
       const T* from = sum + stream * tile_numbers_;
       for (int64_t i = begin; i < end; ++i) sum[i] += from[i];

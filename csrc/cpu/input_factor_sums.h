@@ -6,8 +6,8 @@
 
 namespace spectral_ext::cpu {
 
-// The samples are cut into pieces: `streams` pieces at a time are packed side by side, each with its own accumulators. Only the
-// geometry decides the cut, so that results do not depend on the number of threads.
+// The samples are cut into pieces: `streams` pieces at a time are packed side by side, each with its own accumulators.
+// Only the geometry decides the cut, so that results do not depend on the number of threads.
 struct Schedule {
   int64_t samples;  // a piece
   int64_t streams;

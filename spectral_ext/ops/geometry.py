@@ -143,9 +143,7 @@ def prepare(
         x = pad(x, total, padding_mode)
         total = [0] * dims
     margin = tuple(p // 2 for p in total)
-    geometry = Geometry(
-        tuple(kernel), tuple(steps), margin, tuple(spacing), groups, bias, transposed, tuple(outer)
-    )
+    geometry = Geometry(tuple(kernel), tuple(steps), margin, tuple(spacing), groups, bias, transposed, tuple(outer))
     size = list(x.shape[2:])
     if any(s < 1 for s in size) or any(s < 1 for s in geometry.output_size(size)):
         raise ValueError(
@@ -185,7 +183,7 @@ def geometry_of(module: nn.Module, *, bias: bool | None = None) -> dict[str, obj
 
 
 def check_finite(x: Tensor, name: str) -> None:
-    """Raises ValueError with the count and the first position of what is not finite. One pass, and a synchronisation."""
+    """Raises ValueError with the count and the first position of what is not finite: one pass, one synchronisation."""
     finite = torch.isfinite(x)
     if not bool(finite.all()):
         bad = (~finite).nonzero()
