@@ -12,7 +12,7 @@ from torch import Tensor, nn
 IntOrTuple = int | Sequence[int]
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-PADDING_MODES = {"zeros": None, "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -156,7 +156,7 @@ def prepare(
 def pad(x: Tensor, total: list[int], mode: str) -> Tensor:
     """x with ``total`` pixels more a dimension, the odd one last, as ``nn.Conv*d`` pads."""
     widths = [width for t in reversed(total) for width in (t // 2, t - t // 2)]
-    return F.pad(x, widths) if mode == "zeros" else F.pad(x, widths, mode=PADDING_MODES[mode])
+    return F.pad(x, widths, mode="constant" if mode == "zeros" else mode)
 
 
 def geometry_of(module: nn.Module, *, bias: bool | None = None) -> dict[str, object]:

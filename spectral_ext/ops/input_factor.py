@@ -44,8 +44,8 @@ def input_factor(
 ) -> Tensor:
     r"""C_A = Σ_bs a_bs a_bsᵀ / (B·S): the second moment of a layer's input patches.
 
-    Unfolding a 3×3 convolution multiplies every pair of pixels up to 9 times. Here each product is taken once, in 13 lag
-    sums that are cut where the zero padding makes windows differ, and every block of C_A is a sum of such pieces
+    Unfolding a 3×3 convolution multiplies every pair of pixels up to 9 times. Here each product is taken once, in 13
+    lag sums that are cut where the zero padding makes windows differ, and every block of C_A is a sum of such pieces
     (csrc/common/lag_plan.h). Layers where that saves nothing take a symmetric rank-k update.
 
     Args:
