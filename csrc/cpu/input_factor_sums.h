@@ -32,8 +32,8 @@ class RegionSums {
   struct Item {
     int64_t stream, panel;
     int32_t of_class;
-    double cost;
   };
+  void share_out();
   void pack(int64_t group, int64_t round);
   void multiply(int64_t thread, int64_t round);
   void multiply_row(const Item& item, int64_t samples, int64_t u0, int64_t u1, int64_t begin, int64_t end);
