@@ -161,8 +161,8 @@ static void pack_pixels(const S* const* lane, int64_t offset, int64_t pixels, in
 
 template <class T>
 struct Run {
-  const T* x;      // `length` vectors
-  int64_t row;     // first row of the packed directions
+  const T* x;   // `length` vectors
+  int64_t row;  // first row of the packed directions
   int64_t length;
 };
 
@@ -231,8 +231,8 @@ static TileKernels<T> choose_kernels(int tile, std::integer_sequence<int, Widths
 
 template <class T>
 struct LaneGroup {
-  int64_t x[kLanes<T>], delta[kLanes<T>];  // element offsets
-  int64_t length[kLanes<T>];               // valid positions are [0, length)
+  int64_t x[kLanes<T>], delta[kLanes<T>];   // element offsets
+  int64_t length[kLanes<T>];                // valid positions are [0, length)
   int64_t low[kLanes<T>], high[kLanes<T>];  // coordinates along strip_axis that exist in this lane
   int64_t shortest = 0;
 
@@ -293,8 +293,13 @@ struct Block {
   std::vector<int64_t> run_begin;
 
   Block(const RayleighPlan& plan, const T* directions, int64_t conv_group, char* scratch, BoxReads& reads)
-      : plan(plan), problem(plan.problem), input(problem.input), conv_group(conv_group),
-        kernels(choose_kernels<T>(plan.tile, TileWidths{})), KR(plan.tile), reads(reads) {
+      : plan(plan),
+        problem(plan.problem),
+        input(problem.input),
+        conv_group(conv_group),
+        kernels(choose_kernels<T>(plan.tile, TileWidths{})),
+        KR(plan.tile),
+        reads(reads) {
     const RayleighLayout layout(plan, sizeof(T));
     V = directions + conv_group * layout.directions_of_group;
     start = V + layout.V;
@@ -310,12 +315,15 @@ struct Block {
   template <class F>
   static void with_type(const RayleighOperand& operand, F f) {
     switch (operand.type) {
-      case Scalar::kFloat: return f((const float*)operand.data);
+      case Scalar::kFloat:
+        return f((const float*)operand.data);
       case Scalar::kDouble:
         if constexpr (sizeof(T) == 8) f((const double*)operand.data);
         return;
-      case Scalar::kBFloat16: return f((const BFloat16*)operand.data);
-      case Scalar::kHalf: return f((const Half*)operand.data);
+      case Scalar::kBFloat16:
+        return f((const BFloat16*)operand.data);
+      case Scalar::kHalf:
+        return f((const Half*)operand.data);
     }
   }
 
@@ -340,11 +348,10 @@ struct Block {
       const S* lane[L];
       for (int i = 0; i < L; ++i) lane[i] = data + group.x[i] + conv_group * C * channel;
       if (plan.interleaved) {
-        pack_ragged(lane, group, reads.first_column, reads.columns,
-                    [&](const S* const* from, int64_t p, int64_t count) {
-                      pack_pixels<S, T>(from, p * step, count, step, C, channel,
-                                        pixels + (p - reads.first_column) * C * L);
-                    });
+        pack_ragged(
+            lane, group, reads.first_column, reads.columns, [&](const S* const* from, int64_t p, int64_t count) {
+              pack_pixels<S, T>(from, p * step, count, step, C, channel, pixels + (p - reads.first_column) * C * L);
+            });
         return;
       }
       int64_t low = group.low[0], high = group.high[0];
@@ -452,7 +459,8 @@ struct Block {
     }
   }
 
-  void run_box(const LaneGroup<T>& group, const std::array<int64_t, kAxes>& low, const std::array<int64_t, kAxes>& high) {
+  void run_box(const LaneGroup<T>& group, const std::array<int64_t, kAxes>& low,
+               const std::array<int64_t, kAxes>& high) {
     reads.locate(plan, low, high);
     pack_input(group);
     const int64_t rows = high[1] - low[1], columns = high[2] - low[2], all = (high[0] - low[0]) * rows * columns;

@@ -35,7 +35,9 @@ class Eigenpairs(NamedTuple):
     """‖C v_i − λ_i v_i‖ / max_j |λ_j|, (…, k): |λ_i − an eigenvalue of C| is at most this, relative to the largest"""
 
 
-def top_eigenpairs(C: Tensor | SymmetricOperator, k: int, *, tol: float | None = None, restarts: int = 100) -> Eigenpairs:
+def top_eigenpairs(
+    C: Tensor | SymmetricOperator, k: int, *, tol: float | None = None, restarts: int = 100
+) -> Eigenpairs:
     """The k largest (algebraic) eigenvalues of a symmetric matrix and their eigenvectors, to a checked residual.
 
     Block Krylov iteration with Rayleigh–Ritz projection and thick restarts: its cost is matrix products, on any device.
@@ -81,7 +83,9 @@ def top_eigenpairs(C: Tensor | SymmetricOperator, k: int, *, tol: float | None =
             if pairs.residuals.max() <= 2 * tolerance:  # recomputed: rounding may add to what the iteration measured
                 return pairs
         if not explicit:
-            raise RuntimeError(f"{k} eigenpairs did not reach tol={tolerance:g} in {restarts} restarts: raise one of them")
+            raise RuntimeError(
+                f"{k} eigenpairs did not reach tol={tolerance:g} in {restarts} restarts: raise one of them"
+            )
     return _full(C if isinstance(C, Tensor) else C @ torch.eye(n, dtype=C.dtype, device=C.device), k, tolerance)
 
 
