@@ -18,7 +18,7 @@ CONVOLVE_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_t
 
 
 def assert_same(found, expected, tolerance):
-    """Sums of squares have no cancellation, so that the error is relative, entry by entry; S sums stand in for gauss_newton."""
+    """Sums of squares have no cancellation, so that the error is relative, entry by entry (but for gauss_newton)."""
     for name, a, b in zip(found._fields, found, expected):
         assert a.shape == b.shape, name
         scale = expected.sum_of_products.abs() if name == "gauss_newton" else b.abs()
@@ -81,7 +81,7 @@ def test_convolution_float64(case, budget, device):
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2e-6), (torch.float16, 2e-6)])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_convolution_of_lower_precision(dtype, tolerance, channels_last, device):
-    """Against float64 on the same rounded operands: half types are widened exactly, so float32's bound holds for them."""
+    """Against float64 on the same rounded operands: half types are widened exactly, so that float32's bound holds."""
     x, delta, U, V = make(32, 24, 16, (16, 16), 20, kernel_size=3, padding=1, dtype=dtype, device=device)
     if channels_last:
         x, delta = (t.to(memory_format=torch.channels_last) for t in (x, delta))

@@ -53,7 +53,7 @@ class RunningSum:
         return expand_lag_sums(self.total, self.input_size, self.geometry, order=order)
 
     def all_reduce(self, group: dist.ProcessGroup | None, order: str) -> RunningSum:
-        """The sum over the processes of a group. Processes may differ in what they have: nothing, lag sums, a factor."""
+        """The sum over the processes of a group, each of which may have nothing, lag sums or a factor."""
         mine = replace(self, total=None), self.total if self.total is None else (self.total.shape, self.total.dtype)
         everyone: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(everyone, mine, group=group)
@@ -92,10 +92,10 @@ def _factor_shape(holders: list[Any]) -> tuple[int, ...]:
 class KroneckerAccumulator:
     r"""C_A = Σ_t w_t Σ a aᵀ / Σ_t w_t B_t S_t and C_δ = Σ_t w_t Σ d dᵀ / Σ_t w_t B_t, kept as sums and counts.
 
-    Every sample weighs the same, whatever the size of its micro-batch: the factors of any split of a batch are the factors
-    of the batch. With ``decay``, each :meth:`step` multiplies what came before by it, so that w_t = decay^(age in steps):
-    an exponential average without bias towards its start. For a convolution whose lag sums are smaller than C_A, those are
-    what is kept; they are expanded only when a factor is asked for.
+    Every sample weighs the same, whatever the size of its micro-batch: the factors of any split of a batch are the
+    factors of the batch. With ``decay``, each :meth:`step` multiplies what came before by it, w_t = decay^(age in steps):
+    an exponential average without bias towards its start. For a convolution whose lag sums are smaller than C_A, those
+    are what is kept; they are expanded only when a factor is asked for.
 
         accumulator = KroneckerAccumulator.for_module(layer, decay=0.95)
         for x, delta in micro_batches:          # delta: per-sample errors
@@ -137,7 +137,8 @@ class KroneckerAccumulator:
     @classmethod
     def for_module(cls, module: nn.Module, *, bias: bool | None = None, **options: Any) -> KroneckerAccumulator:
         """With the geometry of a Linear or (transposed) convolution layer; ``bias=None``: as the module has it."""
-        return cls(**options, **geometry_of(module, bias=bias))
+        geometry: dict[str, Any] = dict(geometry_of(module, bias=bias))
+        return cls(**options, **geometry)
 
     @property
     def is_convolution(self) -> bool:
@@ -146,7 +147,7 @@ class KroneckerAccumulator:
     # ---- feeding
 
     def update(self, x: Tensor | None = None, delta: Tensor | None = None) -> None:
-        """Adds a micro-batch of inputs, of per-sample errors (B times a hook's gradient under a mean loss), or of both."""
+        """Adds a micro-batch: inputs, per-sample errors (B times a hook's gradient under a mean loss), or both."""
         if x is not None:
             self._update_input(x.detach())
         if delta is not None:

@@ -41,9 +41,9 @@ def top_eigenpairs(
     """The k largest (algebraic) eigenvalues of a symmetric matrix and their eigenvectors, to a checked residual.
 
     Block Krylov iteration with Rayleigh–Ritz projection and thick restarts: its cost is matrix products, on any device.
-    The block is wider than k, so that eigenvalues of any multiplicity are all found; one-vector Lanczos (ARPACK) returns
-    too few copies of a repeated eigenvalue with perfect residuals. Small matrices, large k and whatever does not converge
-    go to ``torch.linalg.eigh``. The start is fixed: the result is reproducible, and no global random state advances.
+    The block is wider than k, so that eigenvalues of any multiplicity are all found; one-vector Lanczos (ARPACK)
+    returns too few copies of a repeated eigenvalue with perfect residuals. Small matrices, large k and whatever does not
+    converge go to ``torch.linalg.eigh``. The start is fixed: results are reproducible, and no random state advances.
 
     Args:
         C: symmetric (n, n), or (…, n, n); float16 and bfloat16 are widened to float32. Or a symmetric operator that is
