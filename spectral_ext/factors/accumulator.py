@@ -93,7 +93,7 @@ class KroneckerAccumulator:
     r"""C_A = Σ_t w_t Σ a aᵀ / Σ_t w_t B_t S_t and C_δ = Σ_t w_t Σ d dᵀ / Σ_t w_t B_t, kept as sums and counts.
 
     Every sample weighs the same, whatever the size of its micro-batch: the factors of any split of a batch are the
-    factors of the batch. With ``decay``, each :meth:`step` multiplies what came before by it, w_t = decay^(age in steps):
+    factors of the batch. With ``decay``, each :meth:`step` multiplies what came before by it, w_t = decay^age:
     an exponential average without bias towards its start. For a convolution whose lag sums are smaller than C_A, those
     are what is kept; they are expanded only when a factor is asked for.
 

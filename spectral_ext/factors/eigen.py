@@ -42,7 +42,7 @@ def top_eigenpairs(
 
     Block Krylov iteration with Rayleigh–Ritz projection and thick restarts: its cost is matrix products, on any device.
     The block is wider than k, so that eigenvalues of any multiplicity are all found; one-vector Lanczos (ARPACK)
-    returns too few copies of a repeated eigenvalue with perfect residuals. Small matrices, large k and whatever does not
+    returns too few copies of a repeated eigenvalue with perfect residuals. Small matrices, large k and what does not
     converge go to ``torch.linalg.eigh``. The start is fixed: results are reproducible, and no random state advances.
 
     Args:

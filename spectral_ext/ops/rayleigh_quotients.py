@@ -51,7 +51,7 @@ def rayleigh_quotients(
             (B, M, *out).
         U: directions on the output side, (m, K) or (groups, m, K) with m = M / groups.
         V: directions on the input side, (n, K) or (groups, n, K); n counts one group's patch in the order of
-            ``weight.flatten(1)`` (``weight.transpose(0, 1).flatten(1)`` if transposed), and last the bias if there is one.
+            ``weight.flatten(1)`` (``weight.transpose(0, 1).flatten(1)`` if transposed), and the bias last.
         kernel_size: None for a linear layer. With ``stride``, ``padding``, ``dilation``, ``groups``, ``transposed``,
             ``output_padding`` and ``padding_mode`` as in :func:`spectral_ext.ops.input_factor`. Each group has
             directions of its own.
