@@ -45,12 +45,16 @@ class Layer:
         return getattr(self.module, "groups", 1)
 
 
-def find_layers(model: nn.Module, layers: str | Iterable[str] | None = None) -> tuple[dict[str, Layer], dict[str, str]]:
+def find_layers(
+    model: nn.Module, layers: str | Iterable[str] | None = None, *, grouped: bool = False, shared: bool = False
+) -> tuple[dict[str, Layer], dict[str, str]]:
     """The measurable layers of a model by name, and the other parameters' owners with the reason why not.
 
     Args:
         model: any module.
         layers: names or shell patterns (``"blocks.*.attn"``) to choose from; None takes all.
+        grouped: choose grouped convolutions too.
+        shared: choose layers too whose weight other modules share.
 
     Returns:
         ``(chosen, skipped)``: ``skipped`` maps a module name to a reason, one entry for every module that owns a
@@ -76,12 +80,12 @@ def find_layers(model: nn.Module, layers: str | Iterable[str] | None = None) -> 
             skipped[name] = f"{type(module).__name__} has no weight matrix that is measured"
         elif not module.weight.requires_grad:
             skipped[name] = "its weight does not require a gradient"
-        elif len(owners[id(module.weight)]) > 1:
+        elif len(owners[id(module.weight)]) > 1 and not shared:
             others = ", ".join(other or "(model)" for other in owners[id(module.weight)] if other != name)
             skipped[name] = f"its weight is shared with {others}"
         elif getattr(module, "padding_mode", "zeros") != "zeros":
             skipped[name] = f"padding_mode={module.padding_mode!r} is not measured"
-        elif getattr(module, "groups", 1) != 1:
+        elif getattr(module, "groups", 1) != 1 and not grouped:
             skipped[name] = f"grouped convolution (groups={module.groups}): each group is a matrix of its own"
         else:
             chosen[name] = Layer(name, module)

@@ -12,5 +12,7 @@ STABLE_TORCH_LIBRARY(spectral_ext, m) {
   // x (B, C, axes…), delta (B, M, axes…); no kernel_size: x (B, S, n), delta (B, S, m). U (groups, m, K) and V (groups, n, K)
   // are float64 if x or delta is, else float32. memory_budget: bytes of scratch (a CPU thread's).
   m.def("rayleigh_quotients(Tensor x, Tensor delta, Tensor U, Tensor V, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, bool bias, bool transposed, int[] output_padding, int memory_budget) -> Tensor");
+  // out = beta · out + scale · (c + Σ_j w_j (R + p_j)⁻¹) G for G (B, m, N), R = G Gᵀ on the small side (at most 160); CUDA only.
+  m.def("spectral_newton_poles_(Tensor(a!) out, Tensor(b!) status, Tensor G, Tensor constant, Tensor weights, Tensor poles, float scale, float beta) -> ()");
   // clang-format on
 }

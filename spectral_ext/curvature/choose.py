@@ -1,0 +1,74 @@
+"""Which method measures which layer: the fastest exact one, or the one that the caller names.
+
+sqrt_gn where it is exact and cheaper → tangent_adjoint where the model can be traced → double_backward_output where the
+weight is used once → double_backward_weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from spectral_ext.layers import Layer
+from spectral_ext.task import batch_size
+
+from .directions import Directions
+from .plan import Plan
+from .sites import find_site
+from .sqrt_gauss_newton import outputs_per_sample, why_not
+from .trace import UntraceableError
+
+METHODS = ("auto", "tangent_adjoint", "sqrt_gn", "double_backward_output", "double_backward_weight")
+MANY_OUTPUTS = 256
+"""``auto`` takes sqrt_gn up to this many outputs a sample."""
+
+
+@dataclass
+class Choice:
+    method: str
+    reason: str
+
+
+def choose(
+    method: str, plan: Plan, layers: Mapping[str, Layer], directions: Mapping[str, Directions]
+) -> dict[str, Choice]:
+    """A method for each layer.
+
+    Raises:
+        ValueError: the method named does not apply to a layer.
+    """
+    if method.startswith("double_backward"):
+        return {name: Choice(method, "asked for") for name in layers}
+    refusals: dict[str, str | None] = dict.fromkeys(layers)
+    try:
+        count = 0
+        for piece in plan.pieces:
+            program, samples = plan.program(piece.batch), batch_size(piece.batch)
+            count = max(count, outputs_per_sample(program, samples))
+            names = {id(p): n for n, p in plan.model.named_parameters()}
+            for name, layer in layers.items():
+                site = find_site(program.parameters[names[id(layer.weight)]], program.nodes)
+                refusals[name] = refusals[name] or why_not(program, site, samples)
+    except UntraceableError as why:
+        if method != "auto":
+            raise ValueError(f"method={method!r} does not apply: {why}; use method='auto'") from why
+        return {name: Choice("double_backward_output", str(why)) for name in layers}
+    if method == "sqrt_gn":
+        for name, reason in refusals.items():
+            if reason:
+                raise ValueError(f"method='sqrt_gn' is not exact for {name!r}: {reason}; use method='auto'")
+    if method != "auto":
+        return {name: Choice(method, "asked for") for name in layers}
+    exact = [name for name, reason in refusals.items() if reason is None]
+    lanes = sum(len(directions[name]) for name in exact)
+    choices = {}
+    for name, reason in refusals.items():
+        if reason is not None:
+            choices[name] = Choice("tangent_adjoint", reason)
+        elif count <= MANY_OUTPUTS and count <= lanes:
+            choices[name] = Choice("sqrt_gn", f"piecewise linear up to the loss, {count} outputs a sample")
+        else:
+            choices[name] = Choice(
+                "tangent_adjoint", f"sqrt_gn would take {count} backward passes for {lanes} directions"
+            )
+    return choices

@@ -1,0 +1,57 @@
+"""Run a traced program on values, recorded by autograd from the measured weights on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .trace import Program, UntraceableError
+
+Environment = dict[fx.Node, Any]
+
+
+def evaluate(program: Program, arguments: list[Tensor], weights: set[fx.Node]) -> Environment:
+    """The value of every node; the ``weights`` require gradients."""
+    needed = set(program.nodes)
+    env: Environment = {}
+    for node, value in zip(program.placeholders, arguments, strict=True):
+        if node in needed:
+            env[node] = value.detach().requires_grad_() if node in weights else value.detach()
+    run(program, program.nodes, env)
+    return env
+
+
+def run(program: Program, nodes: list[fx.Node], env: Environment) -> None:
+    """Evaluate ``nodes`` in order into ``env``, which holds what they depend on."""
+    with torch.enable_grad():
+        for node in nodes:
+            if node.op == "get_attr":
+                env[node] = _attribute(program.module, str(node.target))
+            elif node.op == "call_function":
+                args, kwargs = arguments_of(node, env)
+                env[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            elif node.op != "placeholder":
+                raise UntraceableError(f"the graph holds a {node.op} node")
+
+
+def arguments_of(node: fx.Node, env: Environment) -> tuple[tuple, dict[str, Any]]:
+    return fx.map_arg((node.args, node.kwargs), env.__getitem__)  # type: ignore[return-value]
+
+
+def detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        return {key: detached(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(detached(item) for item in value)
+    return value
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,110 @@
+"""How much memory a measurement takes, counted from the traced shapes before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from spectral_ext.layers import Layer, find_layers
+from spectral_ext.task import Batch, LossFunction
+
+from .environment import measurement
+from .rules import RULES, operands
+from .sites import Site, curved, find_site
+from .trace import Program, trace
+
+_VIEWS = {"view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "select",
+          "slice", "unbind", "split", "split_with_sizes", "alias", "detach"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes beyond the model, its weights and the data."""
+
+    base: int
+    """Held whatever the number of lanes: values, adjoints and constants of the rules; grows with the samples."""
+    per_lane: dict[str, int]
+    """Layer → the most that one direction's tangents take at once."""
+    samples: int
+
+    def total(self, lanes: int = 1) -> int:
+        """Peak bytes with ``lanes`` directions at a time."""
+        return self.base + lanes * max(self.per_lane.values(), default=0)
+
+    def lanes(self, name: str, budget: int) -> int:
+        """How many directions fit beside the base; 0: not one."""
+        return max(0, (budget - self.base) // max(self.per_lane[name], 1))
+
+
+def estimate_memory(
+    model: nn.Module, loss_fn: LossFunction, batch: Batch, *, layers: str | Iterable[str] | None = None
+) -> MemoryEstimate:
+    """What ``tangent_adjoint`` would take on this batch, from a trace of it.
+
+    Raises:
+        UntraceableError: the model or loss cannot be traced.
+    """
+    chosen, _ = find_layers(model, layers)
+    with measurement(model):
+        program = trace(model, loss_fn, batch)
+    return estimate(program, model, chosen, _samples(batch))
+
+
+def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], samples: int) -> MemoryEstimate:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    sites = {
+        name: find_site(program.parameters[names[id(layer.weight)]], program.nodes) for name, layer in layers.items()
+    }
+    reached = {node for site in sites.values() for node in (site.entry, *site.schedule)}
+    base = 0
+    for node in program.nodes:
+        if node.op != "call_function":
+            continue
+        size = allocated(node)
+        base += size
+        if node in reached:
+            # The adjoint and two constants of a curved operation; the slope or mask of any other that is not a product.
+            base += 3 * size if curved(node, reached) else size if _has_slope(node) else 0
+    return MemoryEstimate(base, {name: _lane(site) for name, site in sites.items()}, samples)
+
+
+def allocated(node: fx.Node) -> int:
+    """Bytes that an operation allocates for its output; a view allocates none."""
+    if getattr(node.target, "_opname", getattr(node.target, "__name__", "")) in {*_VIEWS, "getitem"}:
+        return 0
+    return sum(_bytes(value) for value in pytree.tree_leaves(node.meta.get("val")))
+
+
+def _bytes(value: Any) -> int:
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+
+
+def _has_slope(node: fx.Node) -> bool:
+    rule = RULES.get(node.target)
+    return rule is not None and rule.build.__name__ == "piecewise_linear"
+
+
+def _lane(site: Site) -> int:
+    """The high-water mark of live tangents, with two temporaries of an operation's own size."""
+    live = {site.entry: sum(_bytes(v) for v in pytree.tree_leaves(site.entry.meta.get("val")))}
+    peak = 2 * live[site.entry]
+    for node in site.schedule:
+        size = allocated(node)
+        inside = max([size, *(live.get(i, 0) for i in operands(node))])
+        peak = max(peak, sum(live.values()) + size + 2 * inside)
+        if size == 0:  # a view keeps its source alive: move the bytes to it
+            size = sum(live.pop(i, 0) for i in site.last_use.get(node, ()) if i in operands(node))
+        live[node] = size
+        for done in site.last_use.get(node, ()):
+            live.pop(done, None)
+    return peak
+
+
+def _samples(batch: Batch) -> int:
+    from spectral_ext.task import batch_size
+
+    return batch_size(batch)

@@ -1,0 +1,36 @@
+"""Convolution: lanes of the input fold into the batch; lanes of the weight into the output channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..directions import Directions
+from .registry import Operation, Push, rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.convolution.default, mechanism="bilinear", joint=True, moves=(0, 1))
+def convolution(op: Operation) -> Push:
+    x, weight = op.args[:2]
+    geometry = op.args[3:]
+    transposed, groups, adjoint = op.args[6], op.args[8], op.adjoint
+
+    def push(dx: Tensor | None, dw: Tensor | None = None, _: None = None) -> tuple[Tensor, Tensor | None]:
+        total = source = None
+        if dx is not None:
+            total = aten.convolution(dx.flatten(0, 1), weight, None, *geometry).unflatten(0, dx.shape[:2])
+        if dw is not None:
+            if transposed:
+                raise NotImplementedError("a transposed convolution whose weight moves")
+            moved = Directions(weight.shape, dense=dw).convolution_output(
+                lambda filters: aten.convolution(x, filters, None, *geometry), groups
+            )
+            total = moved if total is None else total + moved
+            if dx is not None:
+                cross = [aten.convolution(one, filters, None, *geometry) for one, filters in zip(dx, dw, strict=True)]
+                source = torch.stack([2 * (adjoint * y).sum() for y in cross])
+        return total, source  # type: ignore[return-value]
+
+    return push

@@ -1,0 +1,79 @@
+"""Any other differentiable operation, by automatic differentiation of that operation alone.
+
+With φ(x) = ⟨ȳ, f(x)⟩: source = ẋᵀ ∇²φ ẋ by double backward, ẏ = ∂⟨∇⟨w, f⟩, ẋ⟩/∂w; both use only backward passes,
+which more operations have than forward mode.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .registry import Operation, Push, Rule
+
+
+def generic(op: Operation) -> Push:
+    leaves, tree = pytree.tree_flatten((op.args, op.kwargs))
+    nodes = pytree.tree_leaves((op.node.args, op.node.kwargs))
+    where = [i for i, leaf in enumerate(nodes) if hasattr(leaf, "users")]
+    outputs = pytree.tree_leaves(op.value)
+    adjoints = None if op.adjoint is None else pytree.tree_leaves(op.adjoint, is_leaf=lambda t: t is None)
+
+    def evaluate(moving: list[int]) -> tuple[list[Tensor], list[Any]]:
+        full = list(leaves)
+        for i in moving:
+            full[i] = full[i].detach().clone().requires_grad_()
+        args, kwargs = pytree.tree_unflatten(full, tree)
+        y = pytree.tree_leaves(op.target(*args, **kwargs))
+        return [full[i] for i in moving], y
+
+    def push(*tangents: Tensor | None) -> tuple[Any, Tensor | None]:
+        moving = [i for i, d in zip(where, tangents, strict=True) if d is not None]
+        lanes = list(zip(*(d for d in tangents if d is not None), strict=True))
+        with torch.enable_grad():
+            x, every = evaluate(moving)
+            floating = [i for i, value in enumerate(every) if isinstance(value, Tensor) and value.requires_grad]
+            y = [every[i] for i in floating]
+            free = [torch.zeros_like(value, requires_grad=True) for value in y]
+            back = torch.autograd.grad(y, x, free, create_graph=True, allow_unused=True, retain_graph=True)
+            pairs = [(i, b) for i, b in enumerate(back) if b is not None and b.requires_grad]
+            moved = []
+            for lane in lanes:
+                inner = sum((b * lane[i]).sum() for i, b in pairs)
+                one = torch.autograd.grad(inner, free, retain_graph=True, allow_unused=True)
+                moved.append([torch.zeros_like(v) if t is None else t.detach() for v, t in zip(y, one, strict=True)])
+            sources = None
+            if adjoints is not None:
+                sources = _sources(x, y, [adjoints[i] for i in floating], lanes)
+        results: list[Any] = [None] * len(outputs)
+        for position, i in enumerate(floating):
+            results[i] = torch.stack([lane[position] for lane in moved])
+        return (results[0] if isinstance(op.value, Tensor) else tuple(results)), sources
+
+    return push
+
+
+def _sources(x: list[Tensor], y: list[Tensor], adjoints: list[Tensor | None], lanes: list[tuple]) -> Tensor:
+    zeros = x[0].new_zeros(len(lanes))
+    used = [(value, g) for value, g in zip(y, adjoints, strict=True) if g is not None]
+    if not used:
+        return zeros
+    first = torch.autograd.grad(
+        [v for v, _ in used], x, [g for _, g in used], create_graph=True, allow_unused=True, retain_graph=True
+    )
+    found = []
+    for lane in lanes:
+        inner = sum((g * d).sum() for g, d in zip(first, lane, strict=True) if g is not None and g.requires_grad)
+        if not isinstance(inner, Tensor) or not inner.requires_grad:
+            found.append(zeros[0])
+            continue
+        second = torch.autograd.grad(inner, x, retain_graph=True, allow_unused=True)
+        total = sum((h * d).sum() for h, d in zip(second, lane, strict=True) if h is not None)
+        found.append(total.detach() if isinstance(total, Tensor) else zeros[0])
+    return torch.stack(found)
+
+
+GENERIC = Rule(generic, "other")

@@ -1,0 +1,80 @@
+"""The table of rules: how a tangent passes an operation y = f(x), and what f″ adds to h.
+
+A rule is built once from the operation's values and is then pushed any number of lanes:
+
+    push(ẋ, …) → (ẏ, source),   ẏ = f′ẋ,   source_k = ⟨ȳ, f″[ẋ_k, ẋ_k]⟩ or None where f″ = 0.
+
+Tangents have the lanes in front, (N, *x.shape); an input without a tangent is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+Push = Callable[..., tuple[Any, "Tensor | None"]]
+
+
+@dataclass
+class Operation:
+    """One node of the graph with its values."""
+
+    node: fx.Node
+    target: Callable
+    args: tuple
+    kwargs: dict[str, Any]
+    value: Any
+    adjoint: Any
+    """ȳ, or None where this operation adds nothing to h."""
+
+    @property
+    def inputs(self) -> list[fx.Node]:
+        return operands(self.node)
+
+
+@dataclass(frozen=True)
+class Rule:
+    build: Callable[[Operation], Push]
+    mechanism: str | None
+    """Which part of h it adds to; None: f″ = 0."""
+    joint: bool = False
+    """f″ = 0 as long as only one operand has a tangent."""
+    moves: tuple[int, ...] | None = None
+    """The operands that may have a tangent; None: any."""
+
+
+RULES: dict[Any, Rule] = {}
+
+
+def rule(
+    *targets: Any, mechanism: str | None = None, joint: bool = False, moves: tuple[int, ...] | None = None
+) -> Callable:
+    """Register the decorated builder for some operations."""
+
+    def register(build: Callable[[Operation], Push]) -> Callable[[Operation], Push]:
+        for target in targets:
+            RULES[target] = Rule(build, mechanism, joint, moves)
+        return build
+
+    return register
+
+
+def operands(node: fx.Node) -> list[fx.Node]:
+    """The tensors among a node's arguments, with repetition: the order of a rule's tangents."""
+    return [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node)]
+
+
+def align(tangent: Tensor, dims: int) -> Tensor:
+    """(N, *shape) → (N, 1, …, *shape) with ``dims`` dimensions behind the lanes, for broadcasting."""
+    missing = dims - (tangent.dim() - 1)
+    return tangent.reshape(tangent.shape[0], *(1,) * missing, *tangent.shape[1:]) if missing > 0 else tangent
+
+
+def weighted_squares(tangent: Tensor, weight: Tensor) -> Tensor:
+    """Σ weight · tangent² over all but the lanes, (N,)."""
+    flat = tangent.reshape(tangent.shape[0], -1)
+    return flat.square() @ weight.reshape(-1)

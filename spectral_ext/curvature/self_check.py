@@ -1,0 +1,54 @@
+"""Checks of a fast method against what does not share its rules: double backward, and the gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .directions import Directions
+from .engines import Measured, double_backward
+from .plan import Plan
+from .result import SelfCheck
+from .trace import first_line
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+class CannotCheckError(Exception):
+    """The model has no double backward."""
+
+
+def check_slopes(measured: Measured, sigma: Tensor, dtype: torch.dtype) -> str | None:
+    """L̇_k must be σ_k = ⟨G, D_k⟩: whether the traced graph is the model, at first order. The complaint, or None."""
+    if measured.slope is None:
+        return None
+    scale = sigma.abs().max().clamp_min(torch.finfo(dtype).tiny)
+    error = float((measured.slope - sigma.double()).abs().max() / scale)
+    if error <= 10 * TOLERANCE[dtype]:
+        return None
+    return f"its first derivatives differ from the gradient's by {error:.1e} (relative)"
+
+
+def check_curvature(
+    plan: Plan, found: dict[str, Measured], directions: dict[str, Directions], dtype: torch.dtype
+) -> dict[str, SelfCheck]:
+    """k = 1 and k = K of each layer, on the first piece of data, against double backward.
+
+    Raises:
+        CannotCheckError: an operation of the model has no double backward.
+    """
+    ends = {name: sorted({0, len(directions[name]) - 1}) for name in found}
+    few = {name: directions[name][ends[name]] for name in found}
+    try:
+        reference = double_backward(plan, few, lambda _: None, weight=False, pieces=plan.pieces[:1])
+    except RuntimeError as why:
+        raise CannotCheckError(first_line(why)) from why
+    checks = {}
+    for name, measured in found.items():
+        truth, ours = reference[name].first, measured.first
+        assert truth is not None and ours is not None
+        ours = ours[ends[name]]
+        scale = torch.maximum(truth.abs(), 1e-3 * truth.abs().max()).clamp_min(torch.finfo(dtype).tiny)
+        error = float(((ours - truth).abs() / scale).max())
+        checks[name] = SelfCheck(tuple(ends[name]), error, TOLERANCE[dtype])
+    return checks

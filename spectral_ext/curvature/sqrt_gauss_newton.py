@@ -1,0 +1,184 @@
+"""h_k by a square root of the loss's Hessian, where the network is piecewise linear after the layer.
+
+Then h is its Gauss–Newton part. With H_b = Σ_c λ_bc q_bc q_bcᵀ the Hessian of the loss in sample b's output and δ_bc
+the vector √|λ_bc| q_bc carried back to the layer's output z,
+
+    h_k = Σ_b Σ_c sign(λ_bc) ⟨δ_bc, ż_bk⟩²,  ż_bk = u_k v_kᵀ a_b :
+
+one backward pass for each of at most C vectors serves all layers and directions. H_b is found by double backward in
+the output, so that any twice differentiable loss will do that treats samples apart (softmax cross-entropy has C − 1
+vectors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from spectral_ext.layers import Layer
+from spectral_ext.task import Batch, batch_size
+
+from .directions import Directions
+from .double_backward import NotApplicableError
+from .evaluate import Environment, evaluate, run
+from .sites import Site, curved, find_site
+from .trace import Program
+
+aten = torch.ops.aten
+
+LARGEST_OUTPUT = 1024
+"""Outputs a sample above which the method is refused: it takes a backward pass for each."""
+
+
+def outputs_per_sample(program: Program, samples: int) -> int:
+    """C, or 0 where the model's output is not one tensor with the samples in front."""
+    if len(program.outputs) != 1:
+        return 0
+    shape = program.outputs[0].meta["val"].shape
+    return shape.numel() // samples if len(shape) > 0 and shape[0] == samples else 0
+
+
+def why_not(program: Program, site: Site, samples: int) -> str | None:
+    """Why the method is not exact for a layer, or None."""
+    count = outputs_per_sample(program, samples)
+    if count == 0:
+        return "the model's output is not one tensor with a row a sample"
+    if count > LARGEST_OUTPUT:
+        return f"the output has {count} numbers a sample"
+    if site.input is None:
+        return "its weight is used more than once"
+    if not _rows(site.entry, samples):
+        return "its output has no row a sample"
+    reached = {site.entry, *site.schedule}
+    for node in site.schedule:
+        if node not in program.loss_operations and curved(node, reached):
+            owner = node.meta.get("owner")
+            return f"{node.target} follows it" + (f" in {owner}" if owner else "")
+    return None
+
+
+def _rows(entry: fx.Node, samples: int) -> bool:
+    shape = entry.meta["val"].shape
+    if entry.target is aten.convolution.default:
+        return len(shape) > 2 and shape[0] == samples
+    return shape[0] % samples == 0
+
+
+class SqrtGaussNewton:
+    """A program at one batch, recorded for backward passes."""
+
+    def __init__(self, program: Program, model: nn.Module, batch: Batch, layers: Mapping[str, Layer]) -> None:
+        self.program = program
+        self.samples = batch_size(batch)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        weights = {name: program.parameters[names[id(layer.weight)]] for name, layer in layers.items()}
+        self.sites = {name: find_site(node, program.nodes) for name, node in weights.items()}
+        for name, site in self.sites.items():
+            if reason := why_not(program, site, self.samples):
+                raise NotApplicableError(f"sqrt_gn is not exact for {name!r}: {reason}")
+        self.env = evaluate(program, program.arguments(model, batch), set(weights.values()))
+        self._refuse_coupled_samples()
+
+    def curvature(self, directions: Mapping[str, Directions]) -> dict[str, tuple[Tensor, Tensor]]:
+        """``(h (K,), L̇ (K,))`` of every layer, float64."""
+        with torch.no_grad():
+            inputs = {
+                name: _Projection(site, self.env, directions[name], self.samples) for name, site in self.sites.items()
+            }
+        gradient, vectors, signs = self._loss_factor()
+        slopes = {name: inputs[name](delta).sum(0) for name, delta in self._back(gradient).items()}
+        found = {name: torch.zeros_like(slope) for name, slope in slopes.items()}
+        for vector, sign in zip(vectors, signs, strict=True):
+            for name, delta in self._back(vector).items():
+                found[name] += sign.double() @ inputs[name](delta).square()
+        return {name: (found[name], slopes[name]) for name in self.sites}
+
+    def _back(self, cotangent: Tensor) -> dict[str, Tensor]:
+        """The cotangent of the output, carried back to every layer's output."""
+        z = [self.env[site.entry] for site in self.sites.values()]
+        y = self.env[self.program.outputs[0]]
+        found = torch.autograd.grad(y, z, cotangent.reshape(y.shape), retain_graph=True, allow_unused=True)
+        return {n: torch.zeros_like(v) if g is None else g for n, g, v in zip(self.sites, found, z, strict=True)}
+
+    def _loss_factor(self) -> tuple[Tensor, Tensor, Tensor]:
+        """∂L/∂y (B, C), the vectors √|λ_c| q_c (C', B, C) that are not all zero, and their signs (C', B)."""
+        output = self.program.outputs[0]
+        inner: Environment = dict(self.env)
+        y = self.env[output].detach().requires_grad_()
+        inner[output] = y
+        run(self.program, [node for node in self.program.nodes if node in self.program.loss_operations], inner)
+        loss = inner[self.program.loss]
+        (gradient,) = torch.autograd.grad(loss, y, create_graph=True)
+        flat = gradient.reshape(self.samples, -1)
+        count = flat.shape[1]
+        if not gradient.requires_grad:
+            return flat.detach(), y.new_zeros(0, self.samples, count), y.new_zeros(0, self.samples)
+
+        def times(vector: Tensor) -> Tensor:
+            (product,) = torch.autograd.grad(gradient, y, vector.reshape(y.shape), retain_graph=True)
+            return product.reshape(self.samples, -1).double()
+
+        eye = torch.eye(count, dtype=y.dtype, device=y.device)
+        hessian = torch.stack([times(row.expand(self.samples, -1)) for row in eye], 1)  # (B, C, C)
+        probe = torch.linspace(-1, 1, self.samples * count, dtype=y.dtype, device=y.device).cos().reshape_as(flat)
+        apart = (hessian @ probe.double().unsqueeze(-1)).squeeze(-1)
+        if not torch.allclose(times(probe), apart, rtol=1e-4, atol=1e-4 * float(apart.abs().max())):
+            raise NotApplicableError("the loss couples the samples of a batch")
+        values, basis = torch.linalg.eigh((hessian + hessian.mT) / 2)
+        vectors = (basis * values.abs().sqrt().unsqueeze(1)).movedim(-1, 0).to(y.dtype)
+        keep = values.abs().amax(0) > 1e-14 * values.abs().max()
+        return flat.detach(), vectors[keep], values.sign().T[keep]
+
+    def _refuse_coupled_samples(self) -> None:
+        """A cotangent on every other sample must not reach the rest."""
+        y = self.env[self.program.outputs[0]]
+        every_other = torch.zeros_like(y)
+        every_other[::2] = 1
+        for name, delta in self._back(every_other).items():
+            if self.samples > 1 and bool(delta.reshape(self.samples, -1)[1::2].any()):
+                raise NotApplicableError(f"sqrt_gn is not exact for {name!r}: the model couples the samples of a batch")
+
+
+class _Projection:
+    """⟨δ_b, ż_bk⟩ for all samples b and directions k, without ż: u_kᵀ δ first, then v_kᵀ a."""
+
+    def __init__(self, site: Site, env: Environment, directions: Directions, samples: int) -> None:
+        directions = directions.transposed if site.transposed else directions
+        self.directions, self.samples = directions, samples
+        x, entry = env[site.input].detach(), site.entry  # type: ignore[index]
+        self.groups = 1
+        if entry.target is aten.convolution.default:
+            geometry = entry.args[3:]
+            self.groups = int(entry.args[8])  # type: ignore[arg-type]
+
+            def convolve(weight: Tensor) -> Tensor:
+                return aten.convolution(x, weight, None, *geometry)
+
+            if directions.dense is not None:
+                self.z = directions.convolution_output(convolve, self.groups)
+            else:
+                rest = directions.shape[1:]
+                filters = directions.V.T.reshape(len(directions), *rest)  # type: ignore[union-attr]
+                z = convolve(filters.repeat(self.groups, *(1,) * len(rest)))
+                self.z = z.reshape(samples, self.groups, len(directions), -1)
+        elif directions.dense is not None:
+            self.z = directions.linear_output(x)
+        else:
+            self.z = (x @ directions.V).reshape(samples, 1, -1, len(directions)).mT
+        self.convolution = entry.target is aten.convolution.default
+
+    def __call__(self, delta: Tensor) -> Tensor:
+        """(B, K), float64."""
+        if self.directions.dense is not None:
+            rows = self.z.reshape(len(self.directions), self.samples, -1).transpose(0, 1)
+            return (rows @ delta.reshape(self.samples, -1, 1)).squeeze(-1).double()
+        U = self.directions.U
+        assert U is not None
+        if self.convolution:
+            d = delta.reshape(self.samples, self.groups, -1, delta[0, 0].numel())
+            t = U.T.reshape(len(self.directions), self.groups, -1).transpose(0, 1) @ d
+        else:
+            t = (delta.reshape(self.samples, 1, -1, delta.shape[-1]) @ U).mT
+        return (t * self.z).sum((1, 3)).double()

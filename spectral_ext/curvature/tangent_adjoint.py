@@ -1,0 +1,98 @@
+"""h_k by one tangent a direction and one adjoint for all.
+
+Along W + tD every operation y = f(x) of the traced graph obeys y″ = f′x″ + f″[x′, x′], and the loss is linear in the
+sources f″[x′, x′]. Hence, exactly,
+
+    h = Σ_operations ⟨ȳ, f″[ẋ, ẋ]⟩,
+
+with the adjoints ȳ = ∂L/∂y of one ordinary backward pass, shared by all layers and directions, and the first tangents
+ẋ of one pass through what follows the layer. Sums of sources by mechanism split h exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from spectral_ext.layers import Layer
+from spectral_ext.task import Batch
+
+from .directions import Directions
+from .evaluate import Environment, arguments_of, detached, evaluate
+from .rules import Operation, Push, operands
+from .sites import Site, curved, find_site, mechanism, rule_of, seed
+from .trace import Program
+
+
+class TangentAdjoint:
+    """A program at one batch: values and adjoints are held in the rules that need them."""
+
+    def __init__(self, program: Program, model: nn.Module, batch: Batch, layers: Mapping[str, Layer]) -> None:
+        self.program = program
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        weights = {name: program.parameters[names[id(layer.weight)]] for name, layer in layers.items()}
+        self.sites: dict[str, Site] = {name: find_site(node, program.nodes) for name, node in weights.items()}
+        self.reached = {node for site in self.sites.values() for node in (site.entry, *site.schedule)}
+        self.curved = {node for site in self.sites.values() for node in site.schedule if curved(node, self.reached)}
+        env = evaluate(program, program.arguments(model, batch), set(weights.values()))
+        self.loss = env[program.loss].detach()
+        self._prepare(env)
+
+    def _prepare(self, env: Environment) -> None:
+        """One backward pass, then the rules' constants; other values are dropped."""
+        adjoints = self._adjoints(env)
+        inputs = {site.input for site in self.sites.values() if site.input is not None}
+        self.values = {node: detached(env[node]) for node in inputs}
+        passed = {node for site in self.sites.values() for node in site.schedule}
+        self.rules: dict[fx.Node, Push] = {}
+        for node in self.program.nodes:
+            if node in passed:
+                args, kwargs = detached(arguments_of(node, env))
+                value, adjoint = detached(env[node]), adjoints.pop(node, None)
+                operation = Operation(node, node.target, args, kwargs, value, adjoint)  # type: ignore[arg-type]
+                self.rules[node] = rule_of(node, self.reached).build(operation)
+
+    def _adjoints(self, env: Environment) -> dict[fx.Node, Any]:
+        wanted = [(node, i, value) for node in self.curved for i, value in enumerate(_outputs(env[node]))]
+        wanted = [(node, i, value) for node, i, value in wanted if isinstance(value, Tensor) and value.requires_grad]
+        if not wanted or not env[self.program.loss].requires_grad:
+            return {}
+        values = [value for _, _, value in wanted]
+        found: dict[fx.Node, Any] = {}
+        for (node, i, value), g in zip(
+            wanted, torch.autograd.grad(env[self.program.loss], values, allow_unused=True), strict=True
+        ):
+            if isinstance(env[node], Tensor):
+                found[node] = torch.zeros_like(value) if g is None else g
+            else:
+                found.setdefault(node, [None] * len(env[node]))[i] = g
+        return found
+
+    def curvature(self, name: str, directions: Directions) -> tuple[dict[str, Tensor], Tensor]:
+        """``({mechanism: (K,)}, L̇ (K,))`` of one layer: h_k is the sum of the parts, L̇_k = ⟨∂L/∂W, D_k⟩. In float64."""
+        site, program = self.sites[name], self.program
+        with torch.no_grad():
+            tangents: dict[fx.Node, Any] = {site.entry: seed(site, self.values, directions)}
+            parts: dict[str, Tensor] = {}
+            for node in site.schedule:
+                given = [tangents.get(i) for i in operands(node)]
+                if all(t is None for t in given):
+                    continue
+                tangents[node], source = self.rules[node](*given)
+                if source is not None:
+                    kind = mechanism(node, program.loss_operations)
+                    held = parts.get(kind)
+                    parts[kind] = source.double() if held is None else held + source.double()
+                for done in site.last_use.get(node, ()):
+                    tangents.pop(done, None)
+            slope = tangents.get(program.loss)
+            if slope is None:
+                slope = torch.zeros(len(directions), dtype=torch.float64, device=self.loss.device)
+            return parts, slope.reshape(-1).double()
+
+
+def _outputs(value: Any) -> tuple:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
