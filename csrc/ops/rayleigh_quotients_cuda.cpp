@@ -55,8 +55,8 @@ cuda::Projections projections(const Tensor& t, bool positions_last) {
 
 Tensor rayleigh_quotients(const Tensor& x, const Tensor& delta, const Tensor& U, const Tensor& V,
                           std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
-                          std::vector<int64_t> dilation, std::vector<int64_t> output_padding, bool transposed,
-                          int64_t groups, bool bias, int64_t memory_budget) {
+                          std::vector<int64_t> dilation, int64_t groups, bool bias, bool transposed,
+                          std::vector<int64_t> output_padding, int64_t memory_budget) {
   const bool conv = !kernel_size.empty();
   const GeometryArguments arguments{kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding};
   const int64_t K = U.size(2), samples = x.size(0);

@@ -36,7 +36,7 @@ def check_scale(scale: str, reduction: str, num_classes: int | None) -> None:
         raise ValueError(f"scale='nngeometry' needs num_classes of at least 2, not {num_classes}")
 
 
-def input_scale(scale: str, samples: int, positions: int, num_classes: int | None = None) -> float:
+def input_scale(scale: str, samples: float, positions: float, num_classes: int | None = None) -> float:
     """The number in front of Σ a aᵀ. Zero where there is no row."""
     if samples * positions == 0:
         return 0.0
@@ -51,7 +51,7 @@ def input_scale(scale: str, samples: int, positions: int, num_classes: int | Non
     return 1 / (samples * positions)
 
 
-def output_scale(scale: str, samples: int, positions: int, num_classes: int | None = None) -> float:
+def output_scale(scale: str, samples: float, positions: float, num_classes: int | None = None) -> float:
     """The number in front of Σ d dᵀ. Zero where there is no row."""
     if samples * positions == 0:
         return 0.0
