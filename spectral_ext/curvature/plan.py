@@ -20,8 +20,8 @@ from .gradients import Piece
 from .memory import MemoryEstimate, estimate
 from .trace import Program, UntraceableError, signature, trace
 
-CPU_LANES = 5
-"""Directions at a time on a CPU: more fall out of its caches."""
+CACHE = 8 << 20
+"""Bytes of tangents at a time on a CPU: more fall out of its caches."""
 
 
 @dataclass
@@ -65,11 +65,13 @@ class Plan:
 
     def lanes(self, name: str, batch: Batch) -> int:
         """How many directions of a layer to push at a time."""
-        device = self.layers[name].weight.device
-        most = CPU_LANES if device.type == "cpu" else 1 << 30
+        estimate = self._estimate(batch)
+        most = 1 << 30
+        if self.layers[name].weight.device.type == "cpu":
+            most = max(2, CACHE // max(estimate.per_lane[name], 1))
         if self.memory_budget is None:
             return most
-        return max(1, min(most, self._estimate(batch).lanes(name, self.memory_budget)))
+        return max(1, min(most, estimate.lanes(name, self.memory_budget)))
 
     def cut_samples(self) -> None:
         """Cut batches whose estimate exceeds the budget at one direction into pieces of fewer samples.
