@@ -1,0 +1,323 @@
+#include "cpu/rayleigh_quotients.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "common/simd.h"
+
+namespace spectral_ext::cpu {
+namespace {
+
+constexpr int kPositionsAtOnce = 8;   // P and Q of so many positions stay in L1; also the length of a float sum
+constexpr int kErrorPositions = 16;   // a vector's worth of positions, so that whole cache lines are transposed
+constexpr int64_t kMostBlocks = 128;  // bounds the partial sums; fixed, because results must not depend on threads
+constexpr int64_t kMergedStrip = 32;  // positions of a lane where rows have no sample to belong to
+
+struct BFloat16 { uint16_t bits; };
+struct Half { uint16_t bits; };
+
+// Byte offsets within a thread's scratch, and element counts of the packed directions.
+struct RayleighLayout {
+  int64_t totals, pixels, errors, products, masks, bytes;
+  int64_t V, directions_of_group;
+
+  RayleighLayout(const RayleighPlan& plan, int64_t size) {
+    const auto& problem = plan.problem;
+    const int64_t vector = plan.lanes * size, C = problem.input.group_channels();
+    int64_t at = 0;
+    const auto take = [&](int64_t n) { return std::exchange(at, at + (n + 63) / 64 * 64); };
+    totals = take(plan.columns() * 4 * plan.lanes * int64_t(sizeof(double)));
+    int64_t most = vector * C;
+    for (int i = 0; i < kAxes; ++i) most *= box_reads(plan, i, plan.box[i]);
+    pixels = take(most);
+    errors = take(plan.error_positions * problem.outputs * vector);
+    products = take(2 * kPositionsAtOnce * plan.tile * vector);
+    masks = take(kPositionsAtOnce * vector);
+    bytes = at;
+    V = problem.input.taps() * C * plan.columns();
+    directions_of_group = V + plan.columns() * (1 + problem.outputs);
+  }
+
+  // At most so many input coordinates are packed along an axis for `out` output positions.
+  static int64_t box_reads(const RayleighPlan& plan, int i, int64_t out) {
+    const Axis& axis = plan.problem.input.axes[i];
+    if (plan.interleaved) return out;
+    int64_t most = ((out - 1) * axis.down() + axis.extent() - 1) / axis.up() + 1;
+    if (i < 2) most = std::min(most, out * axis.kernel);
+    return plan.strips > 1 && i == plan.strip_axis ? most : std::clamp<int64_t>(most, 1, axis.size);
+  }
+};
+
+// Which input rows a box of output positions reads, and where each tap of each position lies among them.
+struct BoxReads {
+  struct ColumnRun {
+    int64_t column, tap, length;
+  };
+  std::array<std::vector<int64_t>, 2> rows;  // depth and height coordinates, ascending; only those that a tap reads
+  std::array<std::vector<int64_t>, 2> slot;  // [position][tap]: index into rows, or -1 outside the input
+  int64_t first_column = 0, columns = 0;
+  std::vector<ColumnRun> column_runs;  // consecutive taps on consecutive columns
+  std::vector<int64_t> column_begin;
+
+  static constexpr int64_t kNone = std::numeric_limits<int64_t>::min();
+
+  static int64_t coordinate(const RayleighPlan& plan, int i, int64_t position, int64_t tap) {
+    const Axis& axis = plan.problem.input.axes[i];
+    const int64_t numerator = position * axis.down() + axis.offset(tap);
+    if (plan.interleaved) return position;
+    if (numerator % axis.up() != 0) return kNone;
+    const int64_t at = numerator / axis.up();
+    const bool open = plan.strips > 1 && i == plan.strip_axis;  // a strip's neighbours are zero-filled lane by lane
+    return open || (at >= 0 && at < axis.size) ? at : kNone;
+  }
+
+  void locate(const RayleighPlan& plan, const std::array<int64_t, kAxes>& low,
+              const std::array<int64_t, kAxes>& high) {
+    const auto& axes = plan.problem.input.axes;
+    for (int i = 0; i < 2; ++i) {
+      auto &at = slot[i], &row = rows[i];
+      at.clear(), row.clear();
+      for (int64_t o = low[i]; o < high[i]; ++o)
+        for (int64_t tap = 0; tap < axes[i].kernel; ++tap) at.push_back(coordinate(plan, i, o, tap));
+      for (int64_t c : at)
+        if (c != kNone) row.push_back(c);
+      std::sort(row.begin(), row.end());
+      row.erase(std::unique(row.begin(), row.end()), row.end());
+      for (int64_t& c : at) c = c == kNone ? -1 : std::lower_bound(row.begin(), row.end(), c) - row.begin();
+    }
+    column_runs.clear();
+    column_begin.assign(1, 0);
+    int64_t first = std::numeric_limits<int64_t>::max(), last = kNone;
+    for (int64_t o = low[2]; o < high[2]; ++o) {
+      const size_t begin = column_runs.size();
+      for (int64_t tap = 0; tap < axes[2].kernel; ++tap) {
+        const int64_t c = coordinate(plan, 2, o, tap);
+        if (c == kNone) continue;
+        first = std::min(first, c), last = std::max(last, c);
+        ColumnRun* run = column_runs.size() > begin ? &column_runs.back() : nullptr;
+        if (run && run->column + run->length == c && run->tap + run->length == tap) {
+          ++run->length;
+        } else {
+          column_runs.push_back({c, tap, 1});
+        }
+      }
+      column_begin.push_back(int64_t(column_runs.size()));
+    }
+    first_column = last == kNone ? 0 : first;
+    columns = last == kNone ? 0 : last - first + 1;
+    for (auto& run : column_runs) run.column -= first_column;
+  }
+};
+
+// Accumulators of a tile are one register each: 32 registers hold 24 of them, 16 hold 12.
+using NarrowTiles = std::integer_sequence<int, 1, 2, 4, 6, 8, 10, 12>;
+using WideTiles = std::integer_sequence<int, 1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24>;
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SPECTRAL_X86 1
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
+namespace avx512 {
+#define SIMD_BYTES 64
+using TileWidths = WideTiles;
+#include "cpu/rayleigh_quotients_kernel.h"
+#undef SIMD_BYTES
+}  // namespace avx512
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+#define SIMD_BYTES 32
+using TileWidths = NarrowTiles;
+#include "cpu/rayleigh_quotients_kernel.h"
+#undef SIMD_BYTES
+}  // namespace avx2
+#pragma GCC pop_options
+#endif
+namespace baseline {
+#define SIMD_BYTES 16
+using TileWidths = NarrowTiles;
+#include "cpu/rayleigh_quotients_kernel.h"
+#undef SIMD_BYTES
+}  // namespace baseline
+
+int vector_bytes() {
+#ifdef SPECTRAL_X86
+  if (simd_level() == int(Simd::kAvx512)) return 64;
+  if (simd_level() == int(Simd::kAvx2)) return 32;
+#endif
+  return 16;
+}
+
+int widest_tile(int bytes) { return bytes == 64 ? 24 : 12; }
+
+int tile_width(int64_t columns) { return columns == 1 ? 1 : int(columns + 1) / 2 * 2; }
+
+bool pointwise(const Geometry& input) {
+  return std::all_of(input.axes.begin(), input.axes.end(), [](const Axis& axis) { return axis.trivial(); });
+}
+
+// Merges the spatial axes of a pointwise problem into one where both operands allow it; one position a sample becomes
+// one sample of many positions.
+void flatten(RayleighPlan& plan) {
+  auto& [input, m, K, x, delta, U, V] = plan.problem;
+  for (int i = kAxes - 2; i >= 0; --i) {
+    Axis &outer = input.axes[i], &inner = input.axes[2];
+    const auto mergeable = [&](const RayleighOperand& o) { return o.axis[i] == o.axis[2] * inner.size; };
+    if (outer.size == 1) continue;
+    if (inner.size == 1) {
+      x.axis[2] = x.axis[i], delta.axis[2] = delta.axis[i];
+    } else if (!mergeable(x) || !mergeable(delta)) {
+      return;
+    }
+    inner.size *= outer.size;
+    outer.size = 1;
+  }
+  if (input.axes[2].size == 1) {
+    plan.merged = true;
+    x.axis[2] = x.sample, delta.axis[2] = delta.sample;
+    input.axes[2].size = input.batch;
+    input.batch = 1;
+  }
+}
+
+void choose_lanes(RayleighPlan& plan) {
+  const auto& axes = plan.problem.input.axes;
+  const int64_t batch = plan.problem.input.batch, lanes = plan.lanes;
+  std::array<int64_t, kAxes> out;
+  for (int i = 0; i < kAxes; ++i) out[i] = axes[i].positions();
+  const int64_t all = out[0] * out[1] * out[2];
+  plan.strip_axis = out[0] > 1 ? 0 : out[1] > 1 ? 1 : 2;
+  const Axis& axis = axes[plan.strip_axis];
+  if (pointwise(plan.problem.input) && all == out[2]) {
+    const int64_t by_sample = ceil_div(batch, lanes) * all, by_position = batch * ceil_div(all, lanes);
+    if (plan.merged || by_position <= by_sample) {
+      plan.interleaved = true;
+      plan.strip_axis = 2;
+      plan.strip = plan.merged ? std::min(kMergedStrip, ceil_div(all, lanes)) : ceil_div(all, lanes);
+      plan.strips = ceil_div(all, plan.strip * lanes);
+      plan.lane_groups = batch * plan.strips;
+      plan.lanes_per_sample = plan.lanes;
+      plan.lane_out = {1, 1, plan.strip};
+      return;
+    }
+  }
+  double best = std::numeric_limits<double>::infinity();
+  for (int64_t strips = 1; strips <= (axis.transposed ? 1 : lanes); strips *= 2) {
+    const int64_t strip = ceil_div(out[plan.strip_axis], strips), groups = ceil_div(batch * strips, lanes);
+    const double overlap = strips > 1 ? 0.5 * double(axis.extent() - 1) / double(axis.stride) : 0;
+    // Lane positions to compute, with the strips' overlap, and a preference for several groups to share among threads.
+    const double cost = double(groups) * (double(strip) + overlap) * (1 + 0.5 / double(groups));
+    if (cost < best) {
+      best = cost;
+      plan.strips = strips;
+      plan.strip = strip;
+      plan.lane_groups = groups;
+    }
+  }
+  plan.lanes_per_sample = int(plan.strips);
+  plan.lane_out = out;
+  plan.lane_out[plan.strip_axis] = plan.strip;
+}
+
+// Shrinks the box until its pixels fit, the outer axes first, a row of vector width last.
+void choose_box(RayleighPlan& plan, int64_t size, int64_t budget) {
+  plan.box = plan.lane_out;
+  const int64_t vector = plan.lanes * size * plan.problem.input.group_channels();
+  const auto bytes = [&] {
+    int64_t most = vector;
+    for (int i = 0; i < kAxes; ++i) most *= RayleighLayout::box_reads(plan, i, plan.box[i]);
+    return most;
+  };
+  while (bytes() > budget && plan.box != std::array<int64_t, kAxes>{1, 1, 1}) {
+    int largest = 0;
+    for (int i = 1; i < kAxes; ++i)
+      if (plan.box[i] > plan.box[largest]) largest = i;
+    if (largest == 2 && plan.box[2] <= kErrorPositions) largest = plan.box[0] > 1 ? 0 : plan.box[1] > 1 ? 1 : 2;
+    // Equal pieces: a last box of one row would read its whole surroundings again.
+    const int64_t pieces = ceil_div(plan.lane_out[largest], plan.box[largest]) + 1;
+    plan.box[largest] = std::min(plan.box[largest] - 1, ceil_div(plan.lane_out[largest], pieces));
+    plan.box[largest] = std::max<int64_t>(plan.box[largest], 1);
+  }
+  const int64_t error = plan.problem.outputs * plan.lanes * size;
+  plan.error_positions = std::clamp<int64_t>(budget / 2 / std::max<int64_t>(error, 1), 1, kErrorPositions);
+}
+
+template <class T>
+void pack(const RayleighPlan& plan, T* to) {
+  const auto& problem = plan.problem;
+  const int64_t C = problem.input.group_channels(), taps = problem.input.taps(), n = C * taps, m = problem.outputs;
+  const int64_t K = problem.directions, bias = problem.input.bias, tile = plan.tile;
+  const auto copy_row = [&](const T* row, int64_t first, T* out) {
+    for (int64_t j = 0; j < tile; ++j) out[j] = row && first + j < K ? row[first + j] : T(0);
+  };
+  for (int64_t g = 0; g < problem.input.groups; ++g) {
+    const T *V = (const T*)problem.V + g * (n + bias) * K, *U = (const T*)problem.U + g * m * K;
+    for (int64_t t = 0; t < plan.tiles; ++t)
+      for (int64_t tap = 0; tap < taps; ++tap)
+        for (int64_t c = 0; c < C; ++c, to += tile) copy_row(V + (c * taps + tap) * K, t * tile, to);
+    for (int64_t t = 0; t < plan.tiles; ++t, to += tile) copy_row(bias ? V + n * K : nullptr, t * tile, to);
+    for (int64_t t = 0; t < plan.tiles; ++t)
+      for (int64_t i = 0; i < m; ++i, to += tile) copy_row(U + i * K, t * tile, to);
+  }
+}
+
+}  // namespace
+
+RayleighPlan make_rayleigh_plan(const RayleighProblem& problem, int64_t scratch_budget) {
+  RayleighPlan plan;
+  plan.problem = problem;
+  const int64_t size = problem.wide() ? sizeof(double) : sizeof(float);
+  const int bytes = vector_bytes();
+  plan.lanes = int(bytes / size);
+  plan.tiles = int(ceil_div(problem.directions, widest_tile(bytes)));
+  plan.tile = tile_width(ceil_div(problem.directions, plan.tiles));
+  if (pointwise(problem.input)) flatten(plan);
+  choose_lanes(plan);
+  choose_box(plan, size, scratch_budget / 2);
+  plan.lane_groups_per_block = ceil_div(plan.lane_groups, std::max<int64_t>(1, kMostBlocks / problem.input.groups));
+  plan.blocks_per_group = ceil_div(plan.lane_groups, plan.lane_groups_per_block);
+  const RayleighLayout layout(plan, size);
+  plan.scratch_bytes = layout.bytes;
+  plan.direction_bytes = layout.directions_of_group * problem.input.groups * size;
+  return plan;
+}
+
+void pack_rayleigh_directions(const RayleighPlan& plan, void* directions) {
+  plan.problem.wide() ? pack(plan, (double*)directions) : pack(plan, (float*)directions);
+}
+
+void run_rayleigh_block(const RayleighPlan& plan, const void* directions, int64_t block, void* scratch, double* partial) {
+  const int bytes = plan.lanes * int(plan.problem.wide() ? sizeof(double) : sizeof(float));
+  BoxReads reads;
+#define SPECTRAL_RUN(set)                                                                          \
+  plan.problem.wide() ? set::run_block<double>(plan, directions, block, scratch, reads, partial) \
+                      : set::run_block<float>(plan, directions, block, scratch, reads, partial)
+#ifdef SPECTRAL_X86
+  if (bytes == 64) SPECTRAL_RUN(avx512);
+  if (bytes == 32) SPECTRAL_RUN(avx2);
+#endif
+  if (bytes == 16) SPECTRAL_RUN(baseline);
+#undef SPECTRAL_RUN
+}
+
+void finish_rayleigh(const RayleighPlan& plan, const double* partials, double* out) {
+  const auto& input = plan.problem.input;
+  const int64_t K = plan.problem.directions, G = input.groups, positions = input.batch * input.positions();
+  const double samples = double(plan.merged ? positions : input.batch);
+  const double count[4] = {samples, double(positions), double(positions), samples};
+  for (int z = 0; z < 4; ++z)
+    for (int64_t g = 0; g < G; ++g)
+      for (int64_t k = 0; k < K; ++k) {
+        const int from = plan.merged && z == 3 ? 2 : z;
+        double sum = 0;
+        for (int64_t b = 0; b < plan.blocks_per_group; ++b)
+          sum += partials[((g * plan.blocks_per_group + b) * 4 + from) * K + k];
+        out[(z * G + g) * K + k] = sum / count[z];
+      }
+}
+
+}  // namespace spectral_ext::cpu

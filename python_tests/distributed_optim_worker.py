@@ -1,0 +1,200 @@
+"""What two gloo processes check about SpectralNewton; started by ``test_optim_distributed.py``, one result a check."""
+
+import copy
+import tempfile
+import traceback
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from spectral_ext.optim import NonFiniteGradientError, SpectralNewton
+
+SETTINGS = {"alpha": {"0": 1.5, "*": 2.0}, "split": {"5": 3}}
+
+
+def net():
+    torch.manual_seed(3)
+    body = [nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*body, nn.Linear(24, 7), nn.Linear(7, 9), nn.Linear(9, 4))
+
+
+def data(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(8, 3, 4, 4, generator=generator), torch.randint(4, (8,), generator=generator)
+
+
+def train(model, optimizer, seeds):
+    """Eval mode, so that the mean over ranks of half batches is the mean over the batch."""
+    model.eval()
+    ranks, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    for seed in seeds:
+        x, y = (t.chunk(ranks)[rank] for t in data(seed))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def one_process(settings, seeds):
+    model = net()
+    optimizer = SpectralNewton(model, **settings)
+    model.eval()
+    for seed in seeds:
+        x, y = data(seed)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model
+
+
+def full(p):
+    return p.full_tensor() if isinstance(p, DTensor) else p
+
+
+def assert_close(model, expected):
+    for (name, p), q in zip(model.named_parameters(), expected.parameters()):
+        torch.testing.assert_close(
+            full(p).detach(), q.detach(), atol=2e-5, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def sharded_net():
+    model = net()
+    for i in (0, 4, 5, 6):
+        fully_shard(model[i])
+    return fully_shard(model)
+
+
+def check_ddp_shares_the_work():
+    model = DistributedDataParallel(net())
+    calls = []
+    optimizer = SpectralNewton(model.module, **SETTINGS, process_group=dist.group.WORLD)
+    from spectral_ext.optim import matrix_step
+
+    original = matrix_step.Transform.__call__
+
+    def counted(self, directions, indices):
+        calls.append(len(directions))
+        return original(self, directions, indices)
+
+    matrix_step.Transform.__call__ = counted
+    try:
+        train(model, optimizer, range(4))
+    finally:
+        matrix_step.Transform.__call__ = original
+    assert_close(model.module, one_process(SETTINGS, range(4)))
+    counts = [None] * dist.get_world_size()
+    dist.all_gather_object(counts, sum(calls))
+    assert sum(counts) == 4 * 3 and min(counts) > 0, counts
+
+
+def check_ddp_ranks_stay_bitwise_equal():
+    model = DistributedDataParallel(net())
+    train(model, SpectralNewton(model.module, process_group=dist.group.WORLD), range(3))
+    for p in model.parameters():
+        rows = [torch.empty_like(p) for _ in range(2)]
+        dist.all_gather(rows, p.detach())
+        assert torch.equal(*rows)
+
+
+def check_fsdp_equals_one_process():
+    model = sharded_net()
+    optimizer = SpectralNewton(model, **SETTINGS)
+    assert all(isinstance(state["momentum_buffer"], DTensor) for state in list(optimizer.state.values())[:3])
+    train(model, optimizer, range(4))
+    assert_close(model, one_process(SETTINGS, range(4)))
+
+
+def check_other_placements():
+    mesh = init_device_mesh("cpu", (2,))
+    for placement in (Shard(0), Shard(1), Replicate()):
+        torch.manual_seed(5)
+        weights, gradients = [torch.randn(5, 7), torch.randn(3, 4, 2, 2)], [torch.randn(5, 7), torch.randn(3, 4, 2, 2)]
+        plain = [nn.Parameter(w.clone()) for w in weights]
+        sharded = [nn.Parameter(distribute_tensor(w, mesh, [placement])) for w in weights]
+        for p, q, g in zip(plain, sharded, gradients):
+            p.grad, q.grad = g.clone(), distribute_tensor(g, mesh, [placement])
+        SpectralNewton(plain, 0.1).step()
+        SpectralNewton(sharded, 0.1).step()
+        for p, q in zip(plain, sharded):
+            torch.testing.assert_close(q.full_tensor(), p.detach(), atol=1e-5, rtol=1e-4)
+
+
+def check_two_sharded_mesh_dimensions():
+    mesh = init_device_mesh("cpu", (2, 1))
+    weight, gradient = torch.randn(6, 8), torch.randn(6, 8)
+    dist.broadcast(weight, 0)
+    dist.broadcast(gradient, 0)
+    for placements in ([Shard(0), Shard(1)], [Shard(1), Shard(0)], [Replicate(), Shard(1)], [Shard(0), Replicate()]):
+        plain = nn.Parameter(weight.clone())
+        sharded = nn.Parameter(distribute_tensor(weight, mesh, placements))
+        plain.grad, sharded.grad = gradient.clone(), distribute_tensor(gradient, mesh, placements)
+        SpectralNewton([plain], 0.1).step()
+        SpectralNewton([sharded], 0.1).step()
+        torch.testing.assert_close(sharded.full_tensor(), plain.detach(), atol=1e-5, rtol=1e-4)
+
+
+def check_a_shard_that_is_not_finite_stops_all_ranks():
+    for nonfinite in ("raise", "skip"):
+        model = sharded_net()
+        optimizer = SpectralNewton(model, nonfinite=nonfinite)
+        train(model, optimizer, range(1))
+        before = [full(p).detach().clone() for p in model.parameters()]
+        if dist.get_rank() == 0:
+            model[4].weight.grad.to_local()[0, 0] = float("nan")
+        raised = None
+        try:
+            optimizer.step()
+        except NonFiniteGradientError as error:
+            raised = str(error)
+        assert (raised is not None) == (nonfinite == "raise")
+        assert raised is None or ("4.weight" if dist.get_rank() == 0 else "another rank") in raised, raised
+        assert all(torch.equal(full(p).detach(), q) for p, q in zip(model.parameters(), before))
+
+
+def check_distributed_checkpoint_round_trip():
+    model = sharded_net()
+    optimizer = SpectralNewton(model, **SETTINGS)
+    train(model, optimizer, range(2))
+    folder = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(folder)
+    weights, state = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder[0])
+    train(model, optimizer, range(2, 4))
+
+    other = sharded_net()
+    again = SpectralNewton(other, **SETTINGS)
+    weights, state = get_state_dict(other, again)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder[0])
+    set_state_dict(other, again, model_state_dict=weights, optim_state_dict=state)
+    train(other, again, range(2, 4))
+    for p, q in zip(model.parameters(), other.parameters()):
+        assert torch.equal(full(p), full(q))
+
+
+def check_replicas_of_a_copy():
+    """A process group is not copied: the copy computes all by itself, with the same result."""
+    model = net()
+    twin, optimizer = copy.deepcopy((model, SpectralNewton(model)))
+    assert optimizer.process_group is None
+    train(twin, optimizer, range(1))
+
+
+def run(rank, port, results):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    for name, check in list(globals().items()):
+        if name.startswith("check_"):
+            try:
+                check()
+                results[rank, name] = None
+            except Exception:
+                results[rank, name] = traceback.format_exc()
+    dist.destroy_process_group()

@@ -1,0 +1,106 @@
+"""Every bad setting or gradient is an error that names the parameter."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from spectral_ext.optim import ScalarSpectralAdam, SpectralNewton
+
+
+def named(*shape):
+    return [("layer.weight", nn.Parameter(torch.ones(*(shape or (3, 4)))))]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": -1.0},
+        {"lr": math.nan},
+        {"lr": torch.ones(2)},
+        {"alpha": 0.0},
+        {"alpha": -1.0},
+        {"alpha": math.nan},
+        {"alpha": 7.0},
+        {"alpha": {"layer": 0.0}},
+        {"damping": 0.0},
+        {"damping": -0.1},
+        {"damping": math.nan},
+        {"damping": math.inf},
+        {"damping_mode": "relative"},
+        {"momentum": 1.0},
+        {"momentum": -0.1},
+        {"momentum_mode": "heavy"},
+        {"weight_decay": -0.1},
+        {"update_scale": "muon"},
+        {"solver": "magic"},
+        {"tolerance": 0.0},
+        {"split": 2},
+        {"batch_dims": 3, "use_adamw": False},
+        {"alpha": [1.0, 2.0]},
+        {"alpha": {"other*": 2.0}},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range(settings):
+    with pytest.raises((ValueError, RuntimeError), match=r"layer\.weight"):
+        SpectralNewton(named(), **settings)
+
+
+def test_unnamed_parameters_are_named_by_place_and_shape():
+    with pytest.raises(ValueError, match=r"alpha of 'parameter 1 of group 0, shape \(3, 4\)'"):
+        SpectralNewton([nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(3, 4))], alpha=[1.0, -1.0])
+
+
+def test_other_settings():
+    for settings in ({"nonfinite": "ignore"}, {"capturable": True}, {"alpha": "landscape"}, {"landscape": {}}):
+        with pytest.raises(ValueError):
+            SpectralNewton(named(), **settings)
+    for settings in ({"adamw_betas": (1.0, 0.9)}, {"adamw_eps": -1.0}):
+        with pytest.raises(ValueError, match=r"layer\.weight"):
+            SpectralNewton(named(3), **settings)
+
+
+def test_empty_groups():
+    with pytest.raises(ValueError, match="empty"):
+        SpectralNewton([])
+    with pytest.raises(ValueError, match="param group 1 is empty"):
+        SpectralNewton([{"params": [p for _, p in named()]}, {"params": []}])
+    with pytest.raises(TypeError, match="expected a tensor"):
+        SpectralNewton([1.0])
+
+
+def test_complex_integer_and_mixed_devices():
+    with pytest.raises(TypeError, match=r"'layer\.weight' is complex"):
+        SpectralNewton([("layer.weight", nn.Parameter(torch.ones(3, 4, dtype=torch.complex64)))])
+    with pytest.raises(TypeError, match=r"'count' is torch\.int64"):
+        SpectralNewton([("count", torch.ones(3, 4, dtype=torch.int64))])
+    meta = ("far.weight", nn.Parameter(torch.ones(3, 4, device="meta")))
+    with pytest.raises(ValueError, match=r"'far\.weight' is on meta and 'layer\.weight' on cpu"):
+        SpectralNewton([*named(), meta])
+
+
+def test_sparse_gradients():
+    model = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Linear(3, 2))
+    model(torch.tensor([1, 2])).sum().backward()
+    before = model[1].weight.detach().clone()
+    with pytest.raises(TypeError, match=r"'0\.weight' is sparse"):
+        SpectralNewton(model).step()
+    assert torch.equal(model[1].weight, before)
+
+
+def test_a_state_of_another_layout_is_refused():
+    state = SpectralNewton(named()).state_dict()
+    with pytest.raises(ValueError, match="parameter group"):
+        SpectralNewton([*named(), ("b", nn.Parameter(torch.ones(3)))]).load_state_dict(state)
+
+
+def test_scalar_spectral_adam():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="s of '0' must be positive"):
+        ScalarSpectralAdam(model, {"0": -1.0})
+    with pytest.raises(KeyError, match="names no layer"):
+        ScalarSpectralAdam(model, {"x": 1.0})
+    with pytest.raises(ValueError, match="beta"):
+        ScalarSpectralAdam(model, {"0": 1.0}, beta=math.nan)

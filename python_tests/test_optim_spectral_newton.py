@@ -1,0 +1,373 @@
+"""SpectralNewton's step against a plain transcription of its formula in float64, and its options one by one."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from spectral_ext import reference
+from spectral_ext.optim import NonFiniteGradientError, SpectralNewton
+
+LR, DECAY = 0.02, 0.1
+
+
+def weight_and_gradients(*shape, steps=3):
+    return nn.Parameter(torch.randn(*shape, dtype=torch.float64)), torch.randn(steps, *shape, dtype=torch.float64)
+
+
+def run(optimizer, weight, gradients):
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+    return weight.detach()
+
+
+def plain(
+    weight, gradients, alpha=2.0, damping=0.1, mode="spectral", mu=0.95, momentum_mode="ema", nesterov=True, c=1.0
+):
+    """The class docstring, line by line."""
+    w, buffer = weight.detach().clone(), torch.zeros_like(weight)
+    for g in gradients:
+        new = g if momentum_mode == "sum" else (1 - mu) * g
+        buffer = mu * buffer + new
+        direction = new + mu * buffer if nesterov else buffer
+        update = reference.spectral_newton(direction, alpha, damping, damping_mode=mode)
+        factor = c(update) if callable(c) else c
+        w = (1 - LR * DECAY) * w - LR * factor * update
+    return w
+
+
+def rms_factor(update):
+    return 0.2 / update.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("mode", ["absolute", "spectral", "mean"])
+@pytest.mark.parametrize("momentum_mode, nesterov", list(itertools.product(["ema", "sum"], [True, False])))
+@pytest.mark.parametrize("alpha", [0.7, 2.0])
+def test_the_step_is_the_formula(mode, momentum_mode, nesterov, alpha):
+    weight, gradients = weight_and_gradients(5, 7)
+    expected = plain(weight, gradients, alpha, 0.3, mode, 0.9, momentum_mode, nesterov)
+    settings = {"momentum_mode": momentum_mode, "nesterov": nesterov, "weight_decay": DECAY, "update_scale": None}
+    optimizer = SpectralNewton([weight], LR, alpha, 0.3, mode, 0.9, **settings)
+    torch.testing.assert_close(run(optimizer, weight, gradients), expected)
+
+
+def test_the_default_step_has_the_rms_of_adamw():
+    weight, gradients = weight_and_gradients(5, 7)
+    expected = plain(weight, gradients, c=rms_factor)
+    torch.testing.assert_close(run(SpectralNewton([weight], LR, weight_decay=DECAY), weight, gradients), expected)
+
+
+def test_without_momentum_and_maximize():
+    weight, gradients = weight_and_gradients(5, 7)
+    expected = plain(weight, -gradients, mu=0.0, nesterov=False)
+    settings = {"momentum": 0.0, "maximize": True, "update_scale": None, "weight_decay": DECAY}
+    optimizer = SpectralNewton([weight], LR, **settings)
+    assert optimizer.state[weight] == {}
+    torch.testing.assert_close(run(optimizer, weight, gradients), expected)
+
+
+@pytest.mark.parametrize("alpha", [0.6, 1.0, 1.5, 2.0, 3.5])
+@pytest.mark.parametrize("mode", ["absolute", "spectral", "mean"])
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (1, 6), (6, 1)])
+def test_the_spectral_scale_bounds_the_spectral_norm(alpha, mode, shape):
+    weight, gradients = weight_and_gradients(*shape, steps=1)
+    before = weight.detach().clone()
+    settings = {"momentum": 0.0, "update_scale": "spectral", "weight_decay": 0.0}
+    run(SpectralNewton([weight], 1.0, alpha, 0.1, mode, **settings), weight, gradients)
+    norm = torch.linalg.matrix_norm(weight.detach() - before, 2) / math.sqrt(max(1, shape[0] / shape[1]))
+    assert 0.05 < norm <= 1 + 1e-3
+    if mode == "spectral" and alpha <= 1:
+        assert norm > 0.97
+
+
+def test_the_closed_form_at_alpha_two():
+    weight, gradients = weight_and_gradients(5, 7, steps=1)
+    update = reference.spectral_newton(gradients[0], 2.0, 0.3)
+    expected = weight.detach() - update * 2 * math.sqrt(0.3)
+    settings = {"momentum": 0.0, "update_scale": "spectral", "weight_decay": 0.0}
+    result = run(SpectralNewton([weight], 1.0, 2.0, 0.3, "absolute", **settings), weight, gradients)
+    torch.testing.assert_close(result, expected)
+
+
+def test_a_callable_scale():
+    weight, gradients = weight_and_gradients(5, 7)
+    expected = plain(weight, gradients, c=3.0)
+    optimizer = SpectralNewton([weight], LR, weight_decay=DECAY, update_scale=lambda update: 3.0)
+    torch.testing.assert_close(run(optimizer, weight, gradients), expected)
+
+
+def test_convolutions_experts_and_fused_weights_are_matrices_of_their_own():
+    shapes = {"conv": (4, 3, 2, 2), "experts": (3, 4, 5), "qkv": (6, 4), "grouped": (6, 5)}
+    weights = {name: weight_and_gradients(*shape) for name, shape in shapes.items()}
+    expected = {}
+    for name, (weight, gradients) in weights.items():
+        cut = {
+            "conv": lambda t: [t.flatten(1)],
+            "experts": lambda t: list(t),
+            "qkv": lambda t: list(t.split(2)),
+            "grouped": lambda t: list(t.split((1, 3, 2))),
+        }[name]
+        pieces = [plain(w, g, c=rms_factor) for w, g in zip(cut(weight), zip(*(cut(g) for g in gradients)))]
+        expected[name] = (torch.stack(pieces) if name == "experts" else torch.cat(pieces)).reshape(weight.shape)
+    optimizer = SpectralNewton(
+        [(name, weight) for name, (weight, _) in weights.items()],
+        LR,
+        weight_decay=DECAY,
+        batch_dims={"experts": 1},
+        split={"qkv": 3, "grouped": (1, 3, 2)},
+    )
+    for step in range(3):
+        for weight, gradients in weights.values():
+            weight.grad = gradients[step]
+        optimizer.step()
+    for name, (weight, _) in weights.items():
+        torch.testing.assert_close(weight.detach(), expected[name], msg=name)
+
+
+def test_per_parameter_settings_as_lists_and_patterns():
+    cases = [(1.0, 0.2, "mean"), (2.0, 0.1, "spectral"), (3.0, 0.4, "absolute")]
+    for as_mapping in (False, True):
+        weights = [weight_and_gradients(4, 5) for _ in cases]
+        expected = [plain(w, g, *case) for (w, g), case in zip(weights, cases)]
+        keys = ("alpha", "damping", "damping_mode")
+        values = [dict(zip("abc", column)) if as_mapping else list(column) for column in zip(*cases)]
+        settings = dict(zip(keys, values)) | {"update_scale": None, "weight_decay": DECAY}
+        optimizer = SpectralNewton([(name, w) for name, (w, _) in zip("abc", weights)], LR, **settings)
+        for step in range(3):
+            for weight, gradients in weights:
+                weight.grad = gradients[step]
+            optimizer.step()
+        for (weight, _), want in zip(weights, expected):
+            torch.testing.assert_close(weight.detach(), want)
+
+
+def test_the_rest_is_torch_adamw():
+    model, twin = (nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)) for _ in range(2))
+    twin.load_state_dict(model.state_dict())
+    optimizer = SpectralNewton(model, 0.1, adamw_lr=0.01, adamw_weight_decay=0.2, adamw_betas=(0.8, 0.9))
+    rest = [p for name, p in twin.named_parameters() if name != "0.weight"]
+    peer = torch.optim.AdamW(rest, 0.01, betas=(0.8, 0.9), weight_decay=0.2)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.01]
+    for _ in range(4):
+        for p, q in zip(model.parameters(), twin.parameters()):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        optimizer.step()
+        peer.step()
+    for (name, p), q in zip(model.named_parameters(), twin.parameters()):
+        assert torch.equal(p, q) is (name != "0.weight"), name
+
+
+def test_a_mixed_group_becomes_two_and_plain_tensors_work():
+    matrix, vector = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3))
+    optimizer = SpectralNewton([{"params": [vector, matrix], "lr": 0.3, "alpha": [1.0, 1.5]}], adamw_lr=0.1)
+    first, second = optimizer.param_groups
+    assert first["params"][0] is matrix and first["alpha"] == 1.5 and first["lr"] == 0.3
+    assert second["params"][0] is vector and second["use_adamw"] and second["alpha"] is None
+
+
+def test_zero_gradients_give_zero_updates_and_decay_applies():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
+    optimizer = SpectralNewton(model, LR, weight_decay=DECAY)
+    before = copy.deepcopy(model.state_dict())
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, p in model.state_dict().items():
+        torch.testing.assert_close(p, before[name] * (1 - LR * DECAY))
+    for scale in (None, "spectral", "match_rms_adamw"):
+        weight = nn.Parameter(torch.ones(3, 4))
+        weight.grad = torch.zeros(3, 4)
+        SpectralNewton([weight], weight_decay=0.0, update_scale=scale).step()
+        assert torch.equal(weight, torch.ones(3, 4))
+
+
+def test_parameters_without_gradient_are_left_alone():
+    a, b = (nn.Parameter(torch.ones(3, 4)) for _ in range(2))
+    optimizer = SpectralNewton([a, b], LR, weight_decay=DECAY)
+    optimizer.step()
+    a.grad = torch.randn(3, 4)
+    optimizer.step()
+    assert torch.equal(b, torch.ones(3, 4)) and not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_dtypes_are_kept_and_the_update_is_right(dtype):
+    weight, gradients = weight_and_gradients(8, 12, steps=1)
+    expected = plain(weight, gradients, c=rms_factor)
+    low = nn.Parameter(weight.detach().to(dtype))
+    optimizer = SpectralNewton([low], LR, weight_decay=DECAY)
+    run(optimizer, low, gradients.to(dtype))
+    assert low.dtype == dtype and optimizer.state[low]["momentum_buffer"].dtype == dtype
+    tolerance = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 1e-5}[dtype]
+    torch.testing.assert_close(low.detach().double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_channels_last_weights_take_the_same_steps():
+    first, second = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+    second.load_state_dict(first.state_dict())
+    second.to(memory_format=torch.channels_last)
+    one, two = SpectralNewton(first, LR), SpectralNewton(second, LR)
+    for _ in range(3):
+        x = torch.randn(4, 3, 6, 6)
+        for model, optimizer in ((first, one), (second, two)):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    assert second.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(first.weight, second.weight)
+
+
+def test_odd_strides_and_gradients_of_another_layout():
+    gradient = torch.randn(6, 4)
+    weights = [nn.Parameter(torch.ones(6, 4)), nn.Parameter(torch.ones(4, 6).t())]
+    for weight in weights:
+        weight.grad = gradient.clone()
+        SpectralNewton([weight], LR).step()
+    torch.testing.assert_close(*weights)
+
+
+class TestNonFinite:
+    def model(self):
+        return nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+
+    def set_gradients(self, model, bad=None):
+        for name, p in model.named_parameters():
+            p.grad = torch.randn_like(p)
+            if name == bad:
+                p.grad.view(-1)[1] = math.inf if "bias" in name else math.nan
+
+    @pytest.mark.parametrize("bad", ["0.weight", "1.bias"])
+    def test_raise_names_the_parameter_and_changes_nothing(self, bad):
+        model = self.model()
+        optimizer = SpectralNewton(model)
+        self.set_gradients(model)
+        optimizer.step()
+        before, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict()["state"])
+        self.set_gradients(model, bad)
+        with pytest.raises(NonFiniteGradientError, match=f"'{bad}' is not finite"):
+            optimizer.step()
+        self.assert_same(model, optimizer, before, state)
+
+    @pytest.mark.parametrize("capturable", [False, True])
+    @pytest.mark.parametrize("momentum_mode", ["ema", "sum"])
+    @pytest.mark.parametrize("bad", ["0.weight", "1.bias"])
+    def test_skip_changes_nothing_and_goes_on(self, bad, capturable, momentum_mode):
+        model = self.model()
+        settings = {"nonfinite": "skip", "capturable": capturable, "momentum_mode": momentum_mode}
+        optimizer = SpectralNewton(model, **settings)
+        self.set_gradients(model)
+        optimizer.step()
+        before, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict()["state"])
+        self.set_gradients(model, bad)
+        optimizer.step()
+        self.assert_same(model, optimizer, before, state)
+        self.set_gradients(model)
+        optimizer.step()
+        assert all(not torch.equal(p, before[name]) and p.isfinite().all() for name, p in model.named_parameters())
+
+    @pytest.mark.parametrize("capturable", [False, True])
+    @pytest.mark.parametrize("dtype, value", [(torch.float16, 6e4), (torch.float32, 3e38)])
+    def test_large_gradients_are_finite(self, capturable, dtype, value):
+        model = self.model().to(dtype)
+        optimizer = SpectralNewton(model, nonfinite="skip", capturable=capturable)
+        before = model[0].weight.detach().clone()
+        for p in model.parameters():
+            p.grad = torch.full_like(p, value)
+        optimizer.step()
+        assert not torch.equal(model[0].weight, before) and model[0].weight.isfinite().all()
+
+    @staticmethod
+    def assert_same(model, optimizer, before, state):
+        for name, p in model.state_dict().items():
+            assert torch.equal(p, before[name]), name
+        for index, entries in optimizer.state_dict()["state"].items():
+            for key, value in entries.items():
+                assert torch.equal(value, state[index][key]), (index, key)
+
+    def test_capturable_steps_equal_ordinary_ones(self):
+        models = [self.model() for _ in range(2)]
+        models[1].load_state_dict(models[0].state_dict())
+        optimizers = [
+            SpectralNewton(models[0]),
+            SpectralNewton(models[1], torch.tensor(0.01), capturable=True, nonfinite="skip"),
+        ]
+        for _ in range(3):
+            self.set_gradients(models[0])
+            for p, q in zip(models[0].parameters(), models[1].parameters()):
+                q.grad = p.grad.clone()
+            for optimizer in optimizers:
+                optimizer.step()
+        for p, q in zip(models[0].parameters(), models[1].parameters()):
+            torch.testing.assert_close(p, q)
+
+
+def test_it_minimises_and_the_loss_scale_does_not_matter():
+    x = torch.randn(256, 10)
+    y = (x @ torch.randn(10, 5)).argmax(1)
+    results = []
+    for loss_scale in (1.0, 2.0**10):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5))
+        optimizer = SpectralNewton(model, 0.02, adamw_eps=0.0)
+        for _ in range(40):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            (loss_scale * loss).backward()
+            optimizer.step()
+        results.append(loss.item())
+    assert results[0] < 0.3
+    assert results[1] == pytest.approx(results[0], rel=1e-2)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+class TestCuda:
+    def nets(self):
+        host = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 33), nn.ReLU(), nn.Linear(33, 5))
+        return host, copy.deepcopy(host).cuda()
+
+    def set_gradients(self, host, device):
+        for p, q in zip(host.parameters(), device.parameters()):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.cuda() if q.grad is None else q.grad.copy_(p.grad)
+
+    def test_steps_equal_those_on_the_host(self):
+        host, device = self.nets()
+        optimizers = [SpectralNewton(model, 0.02) for model in (host, device)]
+        for _ in range(3):
+            self.set_gradients(host, device)
+            for optimizer in optimizers:
+                optimizer.step()
+        for p, q in zip(host.parameters(), device.parameters()):
+            torch.testing.assert_close(p, q.cpu(), atol=2e-4, rtol=1e-3)
+
+    def test_a_captured_step_replays(self):
+        host, device = self.nets()
+        settings = {"capturable": True, "nonfinite": "skip"}
+        lr = torch.tensor(0.02, device="cuda")
+        expected, captured = SpectralNewton(host, 0.02), SpectralNewton(device, lr, **settings)
+        self.set_gradients(host, device)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            expected.step()
+            captured.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured.step()
+        for rate in (0.02, 0.01):
+            lr.fill_(rate)
+            for group in expected.param_groups:
+                group["lr"] = rate
+            self.set_gradients(host, device)
+            expected.step()
+            graph.replay()
+        for p, q in zip(host.parameters(), device.parameters()):
+            torch.testing.assert_close(p, q.cpu(), atol=2e-4, rtol=1e-3)

@@ -1,0 +1,50 @@
+"""Audit of the paper: its published numbers against its own frozen results, recomputed with this package's fits.
+
+The printed digits decide: a number holds where the recomputed value rounds to it. Each claim is checked over all its
+data first, then over selections of layers or readings that do not look at the outcome; the verdict follows from these
+checks alone:
+
+* *holds*: true over all the data that the claim is about;
+* *holds only under a stated selection*: true only over a part, which the finding names;
+* *contradicted*: false over all, and over every selection tried;
+* *not checkable*: the frozen results hold nothing that could decide.
+
+>>> from spectral_ext.audit import rounds_to
+>>> rounds_to(2.0951, "1.9")
+False
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import ablations, curvature, exponents, participation, spectra, training, triangle
+from .frozen import Frozen
+from .verdict import Check, Claim, Finding, Verdict, rounds_to
+
+CLAIMS: tuple[Claim, ...] = (
+    *triangle.CLAIMS,
+    *exponents.CLAIMS,
+    *curvature.CLAIMS,
+    *spectra.CLAIMS,
+    *participation.CLAIMS,
+    *ablations.CLAIMS,
+    *training.CLAIMS,
+)
+
+
+def audit(folder: str | Path) -> list[Finding]:
+    """A finding for every claim, in the order of the paper's themes.
+
+    Args:
+        folder: holds the authors' ``results_*.json``. Claims whose file is absent are not checkable.
+
+    Raises:
+        FileNotFoundError: no such folder, or no results in it.
+        ValueError: a file is not JSON, or not the authors' result.
+    """
+    frozen = Frozen(folder)
+    return [claim.judge(frozen) for claim in CLAIMS]
+
+
+__all__ = ["CLAIMS", "Check", "Claim", "Finding", "Frozen", "Verdict", "audit", "rounds_to"]

@@ -1,0 +1,11 @@
+"""Inputs and per-sample errors of every layer, one batch at a time, straight into sums.
+
+Hooks sit on output *tensors*, so in-place activations behind a layer do no harm. Nothing is kept beyond the batch:
+each layer's (x, d) is visited during the backward pass and released. The error d is B times the hook's gradient of
+the mean loss, B the samples of the batch.
+"""
+
+from .factors import Capture, LayerFactors, capture_factors
+from .quotients import Quotients, capture_quotients
+
+__all__ = ["Capture", "LayerFactors", "Quotients", "capture_factors", "capture_quotients"]

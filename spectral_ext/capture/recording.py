@@ -1,0 +1,181 @@
+"""Hooks on output tensors for one batch: which layer saw which input and which per-sample error."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import kernels
+from ..layers import Layer
+from ..task import first_tensor
+
+Visitor = Callable[[str, Tensor, Tensor], None]
+
+
+class Calls:
+    """What the forward pass of one batch did with each layer."""
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, Layer], samples: int) -> None:
+        self.samples = samples
+        self.count = dict.fromkeys(layers, 0)
+        self.order: list[str] = []
+        self.reached: set[str] = set()
+        self.notes: dict[str, list[str]] = {}
+        self.behind_norm: set[str] = set()
+        self.norm_outputs: set[tuple[int, torch.Size]] = set()
+        self.block_errors: dict[str, Tensor] = {}
+        self.blocks = {name: _enclosing_blocks(model, name) for name in layers}
+
+    def problem(self, name: str, gradient: Tensor) -> str | None:
+        """Why the layer cannot be measured on this batch, or None."""
+        if self.count[name] == 0:
+            return "the forward pass does not call it" + (
+                ", but uses its weight elsewhere" if bool(gradient.any()) else ""
+            )
+        if self.count[name] > 1:
+            return (
+                f"it is called {self.count[name]} times in a forward pass, so that its weight is used twice: "
+                f"give each call "
+                "its own module"
+            )
+        if name not in self.reached:
+            return "the loss does not depend on its output"
+        return None
+
+    def block_factors(self, layers: Mapping[str, Layer]) -> dict[str, tuple[str, Tensor, int]]:
+        """C_δ,out of the nearest block with as many output channels as the layer: (block, factor, weight)."""
+        found = {}
+        factors: dict[tuple[str, bool], Tensor] = {}
+        for name, layer in layers.items():
+            if self.count[name] != 1 or name not in self.reached:
+                continue
+            for block in self.blocks[name]:
+                error = self.block_errors.get(block)
+                if error is None or error.dim() != (layer.weight.dim() if layer.is_convolution else error.dim()):
+                    continue
+                if error.shape[1 if layer.is_convolution else -1] != layer.weight.shape[0] or error.dim() < 2:
+                    continue
+                key = block, layer.is_convolution
+                if key not in factors:
+                    factors[key] = kernels.output_factor(error, convolution=layer.is_convolution)
+                found[name] = block, factors[key], error.shape[0]
+                break
+        return found
+
+
+def _enclosing_blocks(model: nn.Module, name: str) -> list[str]:
+    """Modules around the layer that are items of a ModuleList or Sequential, nearest first: residual blocks,
+    usually.
+    """
+    parts = name.split(".")
+    blocks = []
+    for end in range(len(parts) - 1, 0, -1):
+        if not isinstance(model.get_submodule(".".join(parts[: end - 1])), (nn.ModuleList, nn.Sequential)):
+            continue
+        path = ".".join(parts[:end])
+        if not isinstance(model.get_submodule(path), (nn.ModuleList, nn.Sequential)):
+            blocks.append(path)
+    return blocks
+
+
+@contextlib.contextmanager
+def recording(model: nn.Module, layers: Mapping[str, Layer], samples: int, visit: Visitor) -> Iterator[Calls]:
+    calls = Calls(model, layers, samples)
+
+    def layer_hook(name: str, layer: Layer) -> Callable:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            calls.count[name] += 1
+            calls.order.append(name)
+            x = first_tensor(args) if args else first_tensor(kwargs)
+            if calls.count[name] > 1 or x is None or not output.requires_grad:
+                return
+            if (x.data_ptr(), x.shape) in calls.norm_outputs:
+                calls.behind_norm.add(name)
+            held = x.detach()
+
+            def on_gradient(gradient: Tensor) -> None:
+                calls.reached.add(name)
+                _visit(calls, visit, name, layer, held, gradient)
+
+            output.register_hook(on_gradient)
+
+        return hook
+
+    def norm_hook(module: nn.Module, args: tuple, output: Any) -> None:
+        if isinstance(output, Tensor):
+            calls.norm_outputs.add((output.data_ptr(), output.shape))
+
+    def block_hook(block: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            tensor = first_tensor(output)
+            if tensor is not None and tensor.requires_grad and tensor.dim() > 1 and block not in calls.block_errors:
+                tensor.register_hook(lambda gradient: calls.block_errors.__setitem__(block, _error(gradient, samples)))
+
+        return hook
+
+    blocks = {block for found in calls.blocks.values() for block in found}
+    handles = [
+        module.register_forward_hook(norm_hook)
+        for module in model.modules()
+        if type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
+    ]
+    handles += [model.get_submodule(block).register_forward_hook(block_hook(block)) for block in blocks]
+    handles += [
+        layer.module.register_forward_hook(layer_hook(name, layer), with_kwargs=True) for name, layer in layers.items()
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _error(gradient: Tensor, samples: int) -> Tensor:
+    wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
+    return wide.detach() * samples
+
+
+def _visit(calls: Calls, visit: Visitor, name: str, layer: Layer, x: Tensor, gradient: Tensor) -> None:
+    """Bring (x, d) to the ops' form: samples first, padding numeric, at least single precision."""
+    d = _error(gradient, calls.samples)
+    x = x.to(d.dtype)
+    if layer.is_convolution:
+        if x.dim() < layer.weight.dim():
+            x, d = x.unsqueeze(0), d.unsqueeze(0)
+        module: Any = layer.module
+        if isinstance(module.padding, str):
+            x = F.pad(x, module._reversed_padding_repeated_twice)
+    elif x.dim() == 1:
+        x, d = x.unsqueeze(0), d.unsqueeze(0)
+    if d.shape[0] != calls.samples:
+        x, d = _samples_first(calls, name, layer, x, d)
+    with torch.no_grad():
+        visit(name, x, d)
+
+
+def _samples_first(calls: Calls, name: str, layer: Layer, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    samples, notes = calls.samples, calls.notes.setdefault(name, [])
+    if not layer.is_convolution and x.dim() == 3 and x.shape[1] == samples:
+        notes.append("its input has the samples in dimension 1 (sequence first)")
+        return x.transpose(0, 1), d.transpose(0, 1)
+    if not layer.is_convolution and x.shape[0] % samples == 0:
+        notes.append(
+            f"its input has {x.shape[0]} leading rows for {samples} samples: consecutive rows are taken as a sample"
+        )
+        return x.reshape(samples, -1, x.shape[-1]), d.reshape(samples, -1, d.shape[-1])
+    notes.append(
+        f"its input has {x.shape[0]} leading rows for {samples} samples: which belong together is unknown, so that the "
+        "per-sample Gauss–Newton form is left out"
+    )
+    return x, d
+
+
+def layer_gradients(loss: Tensor, layers: Mapping[str, Layer], calls: Calls) -> dict[str, Tensor]:
+    weights = [layer.weight for layer in layers.values()]
+    found = torch.autograd.grad(loss, weights, allow_unused=True)
+    return {n: torch.zeros_like(w) if g is None else g for n, w, g in zip(layers, weights, found, strict=True)}

@@ -1,0 +1,39 @@
+"""Exponents and rank laws of spectra: functions on plain vectors, and the fits they return."""
+
+from .curvature import alpha_by_quartile, fit_alpha, fit_gamma, fit_s
+from .participation import (
+    EffectiveRank,
+    effective_rank,
+    exponential_bound,
+    lognormal_bound,
+    participation_ratio,
+    zeta_bound,
+)
+from .rank_models import RankModels, fit_rank_models
+from .regression import Fit, FitError, fit_power_law, squared_correlation
+from .transfer import TransferCheck, check_transfer
+from .weights import WeightSpectrum, fit_tail_exponent, weight_spectrum
+
+__all__ = [
+    "EffectiveRank",
+    "Fit",
+    "FitError",
+    "RankModels",
+    "TransferCheck",
+    "WeightSpectrum",
+    "alpha_by_quartile",
+    "check_transfer",
+    "effective_rank",
+    "exponential_bound",
+    "fit_alpha",
+    "fit_gamma",
+    "fit_power_law",
+    "fit_rank_models",
+    "fit_s",
+    "fit_tail_exponent",
+    "lognormal_bound",
+    "participation_ratio",
+    "squared_correlation",
+    "weight_spectrum",
+    "zeta_bound",
+]

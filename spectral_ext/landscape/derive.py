@@ -1,0 +1,215 @@
+"""From the measured arrays of a layer to all that follows from them: ratios, fits, bounds, advice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..alignment import curvature_ratio, kronecker_products, rayleigh_ratio
+from ..exponents.curvature import alpha_by_quartile, fit_alpha, fit_gamma, fit_s
+from ..exponents.participation import (
+    EffectiveRank,
+    effective_rank,
+    exponential_bound,
+    lognormal_bound,
+    participation_ratio,
+    zeta_bound,
+)
+from ..exponents.rank_models import RankModels, fit_rank_models
+from ..exponents.regression import Fit, FitError, fit_power_law, squared_correlation
+from ..exponents.transfer import TransferCheck, check_transfer
+from ..spectra.couillet_hachem import predict_singular_values
+from .recommendation import recommend
+from .row import Closure, LayerLandscape
+
+STORED_EIGENVALUES = 100
+T = TypeVar("T")
+
+
+def derive(
+    row: LayerLandscape,
+    *,
+    eigenvalues_delta: np.ndarray | None = None,
+    eigenvalues_A: np.ndarray | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> LayerLandscape:
+    """Fill the row in place from its measured arrays and return it.
+
+    Needs ``row.arrays`` with sigma, h, sigma_all and, where measured, the quotients, h_sop and the parts of h.
+
+    Args:
+        eigenvalues_delta, eigenvalues_A: of C_δ and C_A in decreasing order, all or the largest ones (at least K);
+            effective ranks and the Couillet–Hachem prediction need all.
+        level: coverage of the intervals.
+        seed: of the bootstrap.
+    """
+    _ratios(row, eigenvalues_delta, eigenvalues_A)
+    _exponents(row, level, seed)
+    _decomposition(row, level)
+    _concentration_of_curvature(row)
+    _factors(row, eigenvalues_delta, eigenvalues_A)
+    arrays = row.arrays
+    row.r2_h_sigma2 = _r2(arrays.h, arrays.sigma**2)
+    row.r2_gn_sigma2 = _r2(arrays.h_gauss_newton, arrays.sigma**2)
+    row.r2_h_gn = _r2(arrays.h, arrays.h_gauss_newton)
+    row.recommendation = recommend(row.alpha, arrays.concentration[np.isfinite(arrays.concentration)], arrays.h)
+    return row
+
+
+def _attempt(row: LayerLandscape, what: Callable[[], T], otherwise: Callable[[str], T]) -> T:
+    try:
+        return what()
+    except FitError as error:
+        if str(error) not in row.notes:
+            row.notes.append(str(error))
+        return otherwise(str(error))
+
+
+def _ratios(
+    row: LayerLandscape,
+    eigenvalues_delta: np.ndarray | None,
+    eigenvalues_A: np.ndarray | None,
+) -> None:
+    arrays = row.arrays
+    if len(arrays.output_quotient):
+        arrays.h_kron = kronecker_products(arrays.output_quotient, arrays.input_quotient)
+        arrays.chi = curvature_ratio(arrays.h, arrays.h_kron)
+        arrays.concentration = curvature_ratio(row.positions * arrays.h_sop, arrays.h_kron)
+    if eigenvalues_delta is None or eigenvalues_A is None or not len(arrays.output_quotient):
+        return
+    k = len(arrays.sigma)
+    arrays.rho_delta = rayleigh_ratio(arrays.output_quotient, eigenvalues_delta[:k])
+    arrays.rho_A = rayleigh_ratio(arrays.input_quotient, eigenvalues_A[:k])
+    arrays.Phi = arrays.rho_delta * arrays.rho_A
+    arrays.Lambda = eigenvalues_delta[:k] * eigenvalues_A[:k]
+    arrays.spectrum_delta = eigenvalues_delta[:STORED_EIGENVALUES].copy()
+    arrays.spectrum_A = eigenvalues_A[:STORED_EIGENVALUES].copy()
+
+
+def _exponents(row: LayerLandscape, level: float, seed: int) -> None:
+    sigma, h = row.arrays.sigma, row.arrays.h
+    row.alpha = _attempt(row, lambda: fit_alpha(sigma, h, level=level), Fit.empty)
+    row.gamma = _attempt(row, lambda: fit_gamma(sigma, level=level), Fit.empty)
+    row.s = _attempt(row, lambda: fit_s(h, level=level), Fit.empty)
+    row.transfer = _attempt(
+        row,
+        lambda: check_transfer(sigma, h, level=level, seed=seed),
+        TransferCheck.empty,
+    )
+    row.alpha_quartiles = alpha_by_quartile(sigma, h, level=level)
+    row.rank_models = _attempt(row, lambda: fit_rank_models(sigma), RankModels.empty)
+    if row.negative:
+        row.notes.append(f"{row.negative} of {len(h)} h_k are ≤ 0: kept, left out of the log fits")
+
+
+def _decomposition(row: LayerLandscape, level: float) -> None:
+    """β, φ and d log χ/d log σ over the directions where all three exist, so that they add up to α there."""
+    arrays = row.arrays
+    if not len(arrays.Phi):
+        return
+    keep = (arrays.h > 0) & (arrays.Lambda > 0) & (arrays.Phi > 0) & np.isfinite(arrays.Phi)
+    sigma = arrays.sigma[keep]
+
+    def fit(y: np.ndarray, what: str) -> Fit:
+        return _attempt(
+            row,
+            lambda: fit_power_law(sigma, y[keep], level=level, what=what),
+            Fit.empty,
+        )
+
+    row.beta, row.phi, row.chi_slope = (
+        fit(arrays.Lambda, "beta"),
+        fit(arrays.Phi, "phi"),
+        fit(arrays.chi, "chi slope"),
+    )
+    alpha = fit(arrays.h, "alpha of the decomposition").value
+    row.closure = Closure(
+        full=alpha - (row.beta.value + row.phi.value + row.chi_slope.value),
+        kronecker=alpha - (row.beta.value + row.phi.value),
+        canonical=alpha - (2 + row.phi.value - row.chi_slope.value),
+    )
+    usable = int((arrays.h > 0).sum())
+    if len(sigma) < usable:
+        row.notes.append(
+            f"β, φ and the closure use {len(sigma)} of {usable} directions: a factor has no eigenvalue beyond"
+        )
+
+
+def _concentration_of_curvature(row: LayerLandscape) -> None:
+    arrays = row.arrays
+    positive = arrays.h[arrays.h > 0]
+    row.pr_curvature = participation_ratio(positive) if len(positive) else math.nan
+    row.pr_gradient = participation_ratio(arrays.sigma_all) if len(arrays.sigma_all) else math.nan
+    row.zeta_bound = zeta_bound(row.alpha_gamma) if row.transfer.ok else math.nan
+    row.rank_bound = _attempt(
+        row,
+        lambda: rank_model_bound(fit_rank_models(np.sort(positive)[::-1])),
+        lambda _: math.nan,
+    )
+
+
+def rank_model_bound(models: RankModels) -> float:
+    """The bound on PR of a spectrum from its BIC winner: zeta, coth or log-normal with the fitted coefficients."""
+    coefficients = models.coefficients[models.best]
+    if models.best == "power_law":
+        return zeta_bound(-coefficients[1])
+    if models.best == "exponential":
+        return exponential_bound(-coefficients[1])
+    return lognormal_bound(coefficients[1], coefficients[2], terms=models.n)
+
+
+def _factors(
+    row: LayerLandscape,
+    eigenvalues_delta: np.ndarray | None,
+    eigenvalues_A: np.ndarray | None,
+) -> None:
+    if eigenvalues_delta is None or eigenvalues_A is None:
+        return
+    m, n = row.shape
+    row.effective_rank_delta = _full_rank(eigenvalues_delta, m)
+    row.effective_rank_A = _full_rank(eigenvalues_A, n)
+    k = len(row.arrays.sigma)
+    row.rank_models_delta = _factor_law(row, eigenvalues_delta[:k], "C_δ")
+    row.rank_models_A = _factor_law(row, eigenvalues_A[:k], "C_A")
+    row.factor_match = factor_match(row.rank_models, row.rank_models_delta, row.rank_models_A)
+    if len(eigenvalues_delta) == m and len(eigenvalues_A) == n and len(row.arrays.sigma_all) == min(m, n):
+        row.prediction = _attempt(
+            row,
+            lambda: predict_singular_values(
+                eigenvalues_delta.clip(0),
+                eigenvalues_A.clip(0),
+                row.arrays.sigma_all,
+                samples=row.samples,
+                top=k,
+            ),
+            lambda _: None,
+        )
+
+
+def _full_rank(eigenvalues: np.ndarray, size: int) -> EffectiveRank:
+    return effective_rank(eigenvalues) if len(eigenvalues) == size else EffectiveRank()
+
+
+def _factor_law(row: LayerLandscape, eigenvalues: np.ndarray, factor: str) -> RankModels:
+    values = eigenvalues[eigenvalues > 1e-12 * eigenvalues.max(initial=0.0)]
+    return _attempt(
+        row,
+        lambda: fit_rank_models(values),
+        lambda reason: RankModels.empty(f"{factor}: {reason}"),
+    )
+
+
+def factor_match(gradient: RankModels, delta: RankModels, A: RankModels) -> str:
+    """Which factor follows the gradient's rank law: ``A``, ``delta``, ``both`` or ``neither``; "" if a law is empty."""
+    if not (gradient.ok and delta.ok and A.ok):
+        return ""
+    hits = [name for name, law in (("A", A), ("delta", delta)) if law.best == gradient.best]
+    return "both" if len(hits) == 2 else hits[0] if hits else "neither"
+
+
+def _r2(x: Any, y: Any) -> float:
+    return squared_correlation(x, y) if len(x) and len(x) == len(y) else math.nan

@@ -1,0 +1,229 @@
+"""``measure``: the whole landscape of a model in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import __version__
+from ..capture import Capture, capture_factors, capture_quotients
+from ..curvature import directional_curvature
+from ..curvature.environment import measurement
+from ..layers import Layer, find_layers
+from ..task import Batch, LossFunction, as_batches, batch_size, to_device
+from .build import build_row, empty_row
+from .checks import batch_norm_mode, check_deterministic, check_reduction
+from .directions import SingularDirections, singular_directions
+from .progress import RowStore, fingerprint
+from .row import LayerLandscape
+from .table import Landscape
+
+GROUP = 8
+"""Layers a curvature call takes when rows are kept for a resumed run."""
+
+
+def measure(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Iterable[Batch],
+    *,
+    top_k: int = 20,
+    layers: str | Iterable[str] | None = None,
+    method: str = "auto",
+    split: bool = True,
+    seed: int = 0,
+    level: float = 0.95,
+    memory_budget: int | None = None,
+    progress: bool = True,
+    resume: str | Path | None = None,
+) -> Landscape:
+    """Measure every layer: G = UΣVᵀ, h_k along u_k v_kᵀ, C_A, C_δ, and all that the paper derives from them.
+
+    Two forward-backward passes over the data (factors, then second moments along the directions) and one call of
+    ``directional_curvature``. The model is measured in the mode it is in: under train-mode batch norm h is the
+    curvature of the batch-coupled loss and d includes the coupling (``meta["batch_norm"]`` says so); running
+    statistics do not move. Model, gradients, hooks, buffers, RNG and flags are as before afterwards, also after an
+    error.
+
+    Args:
+        model: the module; ``loss_fn`` and ``batches`` as in ``spectral_ext.task``. All batches together are the
+        data: the
+            loss is the mean over all samples. Smaller batches take less memory; under train-mode batch norm they
+            are part of the definition.
+        top_k: singular directions a layer; fewer where the gradient has lower rank (the row's notes say so).
+        layers: names or shell patterns; None for all.
+        method, split, memory_budget: as in ``directional_curvature``; ``split`` asks for Gauss–Newton and residual
+        parts.
+        seed: of the bootstrap.
+        level: coverage of all intervals.
+        progress: show progress bars.
+        resume: a folder that keeps each finished layer; an interrupted run goes on from there when called again
+        with the
+            same model, data and options.
+
+    Returns:
+        The landscape. A layer with nothing to measure has a row with ``empty_reason``; modules that cannot be
+        measured are in
+        ``.skipped``.
+
+    Raises:
+        TypeError, ValueError: batches or loss are unusable (not finite, no scalar, a sum over samples, random), an
+        option is
+            out of range, or ``resume`` holds another run; the message names the batch or layer and the remedy.
+        KeyError: a pattern in ``layers`` matches nothing.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, not {level}")
+    chosen, skipped = find_layers(model, layers)
+    if not chosen:
+        raise ValueError("no layer can be measured: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()))
+    device = next(iter(chosen.values())).weight.device
+    data = [to_device(batch, device) for batch in as_batches(batches)]
+    if sum(batch_size(batch) for batch in data) == 0:
+        raise ValueError("the batches hold no samples")
+    options = dict(top_k=top_k, method=method, split=split, seed=seed, level=level)
+    store = RowStore(resume, fingerprint(model, data, list(chosen), options)) if resume is not None else None
+    rows: dict[str, LayerLandscape] = store.load() if store else {}
+    todo = {name: layer for name, layer in chosen.items() if name not in rows}
+    clock = _Clock()
+    meta = {"version": __version__, "torch": torch.__version__, "model": type(model).__name__, "device": str(device)}
+    meta |= {
+        "dtype": str(next(iter(chosen.values())).weight.dtype).removeprefix("torch."),
+        "batches": len(data),
+        **options,
+    }
+    meta |= {"mode": "train" if model.training else "eval", "batch_norm": batch_norm_mode(model), "scale": "expand"}
+    notes: list[str] = []
+    with measurement(model):
+        reduction = check_reduction(model, loss_fn, data[0])
+        check_deterministic(model, loss_fn, data[0])
+        if reduction != "mean":
+            notes.append(_REDUCTION_NOTES[reduction])
+        if todo:
+            with clock("factors"), _bar("factors", len(data), progress) as bar:
+                capture = capture_factors(model, loss_fn, data, todo, on_batch=bar.update)
+            skipped |= capture.missing
+            meta |= {"loss": capture.loss, "samples": capture.samples}
+            with clock("directions"):
+                found = {name: singular_directions(f.gradient, top_k) for name, f in capture.layers.items()}
+            directions = {name: d for name, d in found.items() if d is not None}
+            depth = {name: index for index, name in enumerate(chosen)}
+            for name in found.keys() - directions.keys():
+                rows[name] = empty_row(chosen[name], depth[name], "its gradient is zero", capture.samples)
+            for row in _rows(
+                model,
+                loss_fn,
+                data,
+                todo,
+                depth,
+                capture,
+                directions,
+                options,
+                memory_budget,
+                progress,
+                clock,
+                bool(store),
+            ):
+                rows[row.name] = row
+                if store:
+                    store.save(row)
+    if batch_norm_mode(model) in ("train", "mixed"):
+        notes.append(
+            "batch norm uses batch statistics: h and d are those of the batch-coupled loss, not of the eval-mode one"
+        )
+    meta |= {"samples": sum(batch_size(batch) for batch in data), "seconds": clock.seconds, "notes": notes}
+    return Landscape({name: rows[name] for name in chosen if name in rows}, skipped, meta)
+
+
+def _rows(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: list[Batch],
+    layers: dict[str, Layer],
+    depth: dict[str, int],
+    capture: Capture,
+    directions: dict[str, SingularDirections],
+    options: dict[str, Any],
+    memory_budget: int | None,
+    progress: bool,
+    clock: _Clock,
+    in_groups: bool,
+) -> Iterator[LayerLandscape]:
+    pairs: dict[str, tuple[Tensor, Tensor]] = {
+        name: (d.U.to(layers[name].weight), d.V.to(layers[name].weight)) for name, d in directions.items()
+    }
+    measured = {name: layers[name] for name in pairs}
+    if not measured:
+        return
+    with clock("quotients"), _bar("alignment", len(data), progress) as bar:
+        quotients = capture_quotients(model, loss_fn, data, measured, pairs, on_batch=bar.update)
+    names = list(pairs)
+    size = GROUP if in_groups else len(names)
+    for start in range(0, len(names), size):
+        group = names[start : start + size]
+        with clock("curvature"):
+            curvature = directional_curvature(
+                model,
+                loss_fn,
+                data,
+                directions={name: pairs[name] for name in group},
+                layers=[_literal(name) for name in group],
+                top_k=options["top_k"],
+                method=options["method"],
+                split=options["split"],
+                memory_budget=memory_budget,
+                progress=progress,
+            )
+        with _bar("spectra", len(group), progress) as bar:
+            for name in group:
+                if name not in curvature:
+                    yield empty_row(layers[name], depth[name], curvature.skipped[name], capture.samples)
+                    continue
+                with clock("spectra"):
+                    row = build_row(
+                        layers[name], depth[name], capture.layers[name], directions[name], quotients[name],
+                        curvature[name], level=options["level"], seed=options["seed"],
+                    )  # fmt: skip
+                yield row
+                bar.update()
+
+
+_REDUCTION_NOTES = {
+    "unknown": "the loss of a batch is neither mean nor sum of its halves' (masked tokens or coupled samples?): "
+    "h and σ are "
+    "those of this loss, but d = B × hook gradient is a per-sample error only up to that coupling",
+    "unchecked": "that the loss is a mean over samples could not be checked on this batch",
+}
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _bar(name: str, total: int, progress: bool) -> Any:
+    return tqdm(total=total, desc=name, disable=not progress, leave=False)
+
+
+def _literal(name: str) -> str:
+    """A shell pattern that matches this name alone."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -1,0 +1,133 @@
+"""What the architecture does to a layer's α: LayerNorm, residual connections, softmax heads (§6)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..exponents.regression import Fit, FitError, as_vector, fit_power_law
+
+
+@dataclass(frozen=True)
+class LayerNormDiagnostic:
+    """Theorem 3: behind a LayerNorm C_A is well conditioned and ρ^A does not depend on σ."""
+
+    condition: float
+    """λ_1/λ_r of C_A over the eigenvalues above the cut-off."""
+    rank: int
+    """r: eigenvalues above the cut-off (1e-6 λ_1)."""
+    slope: Fit
+    """d log ρ^A/d log σ: about 0 by the theorem."""
+    behind_norm: bool | None = None
+    """Whether the layer's input comes straight from a LayerNorm (None: not known)."""
+
+
+@dataclass(frozen=True)
+class ResidualDiagnostic:
+    """Proposition 5: on a skip-dominated branch C_δ ≈ C_δ,out, whose eigenvectors have nothing to do with u_k."""
+
+    alignment: float
+    """⟨C_δ, C_δ,out⟩/(‖C_δ‖‖C_δ,out‖), Frobenius: 1 where they are proportional."""
+    overlap: float
+    """‖Q'Q_out‖²_F/k of the top-k eigenspaces: 1 the same space, k/m unrelated ones."""
+    k: int
+    slope: Fit
+    """d log ρ^δ/d log σ: about 0 by the proposition."""
+    block: str = ""
+    """The module whose output error gives C_δ,out."""
+
+
+@dataclass(frozen=True)
+class SoftmaxDiagnostic:
+    """Proposition 6: a softmax head's C_δ has rank ≤ C (C − 1, as errors sum to zero), and ρ^δ drops beyond it."""
+
+    classes: int
+    rank: int
+    """Eigenvalues of C_δ above 1e-6 λ_1."""
+    inside: float
+    """Geometric mean of u'C_δu/λ_1 over k ≤ rank."""
+    outside: float
+    """The same beyond the rank; NaN where no direction lies there."""
+    zero_sum: float
+    """1'C_δ1/(m·λ_1): 0 where the errors of a sample sum to zero, as softmax cross-entropy makes them."""
+
+    @property
+    def is_softmax(self) -> bool:
+        return abs(self.zero_sum) < 1e-5
+
+    @property
+    def drop(self) -> float:
+        """outside/inside."""
+        return self.outside / self.inside if self.inside > 0 else math.nan
+
+
+def layer_norm_diagnostic(
+    sigma: Any, rho_A: Any, eigenvalues_A: Any, *, behind_norm: bool | None = None
+) -> LayerNormDiagnostic:
+    """Condition number of C_A over its numerical rank, and the slope of ρ^A (Theorem 3, J.1).
+
+    Raises:
+        ValueError: NaN, or lengths differ.
+    """
+    values = as_vector(eigenvalues_A, "eigenvalues_A")
+    kept = values[values > 1e-6 * values.max(initial=0.0)]
+    condition = float(kept.max() / kept.min()) if len(kept) else math.nan
+    return LayerNormDiagnostic(condition, len(kept), _slope(sigma, rho_A, "rho_A"), behind_norm)
+
+
+def residual_diagnostic(
+    C_delta: Tensor,
+    C_delta_out: Tensor,
+    sigma: Any,
+    rho_delta: Any,
+    *,
+    k: int = 10,
+    block: str = "",
+) -> ResidualDiagnostic:
+    """Alignment of C_δ with the factor C_δ,out of the error at the block's output (Proposition 5); both (m, m).
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    if C_delta.shape != C_delta_out.shape:
+        raise ValueError(f"C_delta {tuple(C_delta.shape)} and C_delta_out {tuple(C_delta_out.shape)} differ in shape")
+    C_delta, C_delta_out = C_delta.double(), C_delta_out.double()
+    norm = float(C_delta.norm() * C_delta_out.norm())
+    alignment = float((C_delta * C_delta_out).sum()) / norm if norm > 0 else math.nan
+    k = min(k, C_delta.shape[0])
+    ours, theirs = (torch.linalg.eigh(C)[1][:, -k:] for C in (C_delta, C_delta_out))
+    overlap = float((ours.mT @ theirs).square().sum()) / k
+    return ResidualDiagnostic(alignment, overlap, k, _slope(sigma, rho_delta, "rho_delta"), block)
+
+
+def softmax_diagnostic(C_delta: Tensor, output_quotient: Any, *, classes: int | None = None) -> SoftmaxDiagnostic:
+    """Rank of C_δ (m, m) and the drop of u_k'C_δu_k beyond it (Proposition 6, J.2).
+
+    ρ_k^δ itself is undefined beyond the rank, where λ_k = 0, so the drop is measured on u_k'C_δu_k/λ_1.
+    """
+    C = C_delta.double()
+    eigenvalues = torch.linalg.eigvalsh(C).flip(0).cpu().numpy()
+    top = float(eigenvalues[0])
+    quotient = as_vector(output_quotient, "output_quotient")
+    rank = int((eigenvalues > 1e-6 * top).sum()) if top > 0 else 0
+    logs = (
+        np.log(np.maximum(quotient / top, np.finfo(np.float64).tiny)) if top > 0 else np.full(len(quotient), math.nan)
+    )
+
+    def mean(part: np.ndarray) -> float:
+        return float(np.exp(part.mean())) if len(part) else math.nan
+
+    zero_sum = float(C.sum()) / (C.shape[0] * top) if top > 0 else math.nan
+    return SoftmaxDiagnostic(classes or C.shape[0], rank, mean(logs[:rank]), mean(logs[rank:]), zero_sum)
+
+
+def _slope(sigma: Any, rho: Any, what: str) -> Fit:
+    try:
+        return fit_power_law(sigma, rho, what=what)
+    except FitError as error:
+        return Fit.empty(str(error))

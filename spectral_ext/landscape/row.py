@@ -1,0 +1,171 @@
+"""One row of the landscape: everything the paper defines for one layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..exponents.participation import EffectiveRank
+from ..exponents.rank_models import RankModels
+from ..exponents.regression import Fit
+from ..exponents.transfer import TransferCheck
+from ..exponents.weights import WeightSpectrum
+from ..spectra.couillet_hachem import SpectrumPrediction
+from .mechanisms import LayerNormDiagnostic, ResidualDiagnostic, SoftmaxDiagnostic
+from .recommendation import Recommendation
+
+_NAN = math.nan
+
+
+def _none() -> np.ndarray:
+    return np.zeros(0)
+
+
+@dataclass
+class Arrays:
+    """Per direction, k = 1 … K in decreasing σ; float64 arrays of shape (K,) unless said otherwise.
+
+    Scales: G and h belong to the mean loss; d is B times a hook's gradient, C_A = Σaaᵀ/(B·S), C_δ = Σddᵀ/B (KFC-expand,
+    1/(B²S) in the product). χ's magnitude depends on that convention; no exponent does. An array that could not be
+    measured is empty.
+    """
+
+    sigma: np.ndarray = field(default_factory=_none)
+    """Gradient singular values σ_k."""
+    h: np.ndarray = field(default_factory=_none)
+    """Exact directional curvature h_k; may be ≤ 0."""
+    h_gauss_newton: np.ndarray = field(default_factory=_none)
+    """Gauss–Newton part of h_k (through the network's Jacobian)."""
+    h_residual: dict[str, np.ndarray] = field(default_factory=dict)
+    """The rest of h_k by mechanism (``norm``, ``softmax``, ``bilinear``, ``activation``, …); with the GN
+    part it sums to h.
+    """
+    h_kron: np.ndarray = field(default_factory=_none)
+    """Product of means Φ_kΛ_k = (u'C_δu)(v'C_Av), "PoS"."""
+    h_sop: np.ndarray = field(default_factory=_none)
+    """Mean over samples and positions of (u·d)²(v·a)², "SoP" (§6.4)."""
+    gn_sample: np.ndarray = field(default_factory=_none)
+    """mean_b (Σ_s (u·d)(v·a))²: the per-sample (empirical-Fisher) Gauss–Newton form."""
+    output_quotient: np.ndarray = field(default_factory=_none)
+    """u_k'C_δu_k."""
+    input_quotient: np.ndarray = field(default_factory=_none)
+    """v_k'C_Av_k."""
+    concentration: np.ndarray = field(default_factory=_none)
+    """Concentration ratio S·h_sop/h_kron (§6.4): mean of products over product of means, each over samples
+    and positions.
+    """
+    chi: np.ndarray = field(default_factory=_none)
+    """Curvature ratio χ_k = h_k/h_kron (the paper's cos²θ_k)."""
+    rho_delta: np.ndarray = field(default_factory=_none)
+    """ρ_k^δ = u'C_δu / λ_k(C_δ) (Definition 1)."""
+    rho_A: np.ndarray = field(default_factory=_none)
+    """ρ_k^A = v'C_Av / λ_k(C_A)."""
+    Phi: np.ndarray = field(default_factory=_none)
+    """Φ_k = ρ_k^δ ρ_k^A."""
+    Lambda: np.ndarray = field(default_factory=_none)
+    """Λ_k = λ_k(C_δ) λ_k(C_A)."""
+    spectrum_delta: np.ndarray = field(default_factory=_none)
+    """Largest eigenvalues of C_δ, decreasing: all of them where m is small enough, else the top (see ``notes``)."""
+    spectrum_A: np.ndarray = field(default_factory=_none)
+    """Largest eigenvalues of C_A, decreasing."""
+    sigma_all: np.ndarray = field(default_factory=_none)
+    """All min(m, n) singular values of G."""
+
+
+@dataclass(frozen=True)
+class Closure:
+    """How far the decomposition of α closes: gaps are α minus the right-hand side."""
+
+    full: float = _NAN
+    """α − (β + φ + d log χ/d log σ): zero by algebra; anything else is numerical error."""
+    kronecker: float = _NAN
+    """α − (β + φ): eq. 2, exact only where h = h_kron; equals d log χ/d log σ."""
+    canonical: float = _NAN
+    """α − (2 + φ − d log χ/d log σ): eq. 3 as printed, derived for perfect alignment."""
+
+
+def _empty_fit() -> Fit:
+    return Fit.empty("not measured")
+
+
+@dataclass
+class LayerLandscape:
+    """One layer. A quantity that could not be measured is an empty fit, NaN or None, and ``notes`` says why."""
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    """(m, n): out, in · kernel."""
+    depth: int
+    """Index among the model's measured layers, in order of definition."""
+    samples: int = 0
+    """B, summed over batches."""
+    positions: float = 1.0
+    """S, mean number of positions of a sample (1 for Linear on vectors)."""
+    arrays: Arrays = field(default_factory=Arrays)
+
+    alpha: Fit = field(default_factory=_empty_fit)
+    beta: Fit = field(default_factory=_empty_fit)
+    """β = d log Λ/d log σ."""
+    phi: Fit = field(default_factory=_empty_fit)
+    """φ = d log Φ/d log σ."""
+    chi_slope: Fit = field(default_factory=_empty_fit)
+    """d log χ/d log σ."""
+    closure: Closure = field(default_factory=Closure)
+    gamma: Fit = field(default_factory=_empty_fit)
+    s: Fit = field(default_factory=_empty_fit)
+    transfer: TransferCheck = field(default_factory=lambda: TransferCheck.empty("not measured"))
+    """αγ, its error against s and a bootstrap interval."""
+    alpha_quartiles: list[Fit] = field(default_factory=list)
+
+    rank_models: RankModels = field(default_factory=lambda: RankModels.empty("not measured"))
+    """Laws of σ_k in rank."""
+    rank_models_delta: RankModels = field(default_factory=lambda: RankModels.empty("not measured"))
+    rank_models_A: RankModels = field(default_factory=lambda: RankModels.empty("not measured"))
+    factor_match: str = ""
+    """Which factor's law is the gradient's: ``"A"``, ``"delta"``, ``"both"``, ``"neither"``, or "" (App. L)."""
+
+    pr_curvature: float = _NAN
+    """Participation ratio of the positive h_k."""
+    pr_gradient: float = _NAN
+    """Participation ratio of all singular values of G."""
+    zeta_bound: float = _NAN
+    """ζ(αγ)²/ζ(2αγ); infinite for αγ ≤ 1 (Theorem 9)."""
+    rank_bound: float = _NAN
+    """The bound on the curvature's participation ratio under the BIC winner (power law, exponential or log-normal)."""
+    effective_rank_delta: EffectiveRank = field(default_factory=EffectiveRank)
+    effective_rank_A: EffectiveRank = field(default_factory=EffectiveRank)
+    prediction: SpectrumPrediction | None = None
+    """Couillet–Hachem prediction of σ from the factor spectra."""
+    weight: WeightSpectrum | None = None
+
+    r2_h_sigma2: float = _NAN
+    r2_gn_sigma2: float = _NAN
+    r2_h_gn: float = _NAN
+
+    layer_norm: LayerNormDiagnostic | None = None
+    residual: ResidualDiagnostic | None = None
+    softmax: SoftmaxDiagnostic | None = None
+    recommendation: Recommendation | None = None
+
+    method: str = ""
+    """How h was measured."""
+    notes: list[str] = field(default_factory=list)
+    empty_reason: str = ""
+    """Why the row holds no measurement; "" where it does."""
+
+    @property
+    def alpha_gamma(self) -> float:
+        return self.transfer.alpha_gamma
+
+    @property
+    def negative(self) -> int:
+        """How many h_k are ≤ 0."""
+        return int((self.arrays.h <= 0).sum())
+
+    @property
+    def top_k(self) -> int:
+        """Number of directions measured."""
+        return len(self.arrays.sigma)

@@ -1,0 +1,131 @@
+"""One Spectral Newton step of a group of matrices: momentum, T, scale, weight decay, all batched across parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_ext.ops.spectral_newton import spectral_newton
+from spectral_ext.optim import distributed
+from spectral_ext.optim.local import is_sharded, local
+from spectral_ext.optim.matrices import Layout
+from spectral_ext.optim.scale import UpdateScale, scale_factors
+from spectral_ext.optim.settings import layouts_of, values_of
+
+
+def new_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    """A momentum buffer of zeros, if there is momentum."""
+    if not group["momentum"]:
+        return {}
+    return {"momentum_buffer": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
+
+
+def directions_of(
+    gradients: list[Tensor], buffers: list[Tensor], group: dict[str, Any], found_inf: Tensor | None
+) -> list[Tensor]:
+    """D of each parameter; the buffers advance, except where ``found_inf`` is 1. May alias gradients or buffers."""
+    if group["maximize"]:
+        gradients = list(torch._foreach_neg(gradients))
+    if not group["momentum"]:
+        return gradients
+    momentum, ema = group["momentum"], group["momentum_mode"] == "ema"
+    old = [buffer.clone() for buffer in buffers] if found_inf is not None else buffers
+    if ema:
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+    else:
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, gradients)
+    if found_inf is not None:
+        for buffer, before in zip(buffers, old):
+            buffer.copy_(torch.where(found_inf > 0, before, buffer))
+    if not group["nesterov"]:
+        return buffers
+    if ema:
+        return list(torch._foreach_lerp(gradients, buffers, momentum))
+    return list(torch._foreach_add(gradients, buffers, alpha=momentum))
+
+
+class Transform:
+    """D → c·T(D) for whole parameters, each with its layout and settings."""
+
+    def __init__(self, group: dict[str, Any], chosen: Sequence[int]) -> None:
+        layouts = layouts_of(group)
+        self.layouts: list[Layout] = [layouts[i] for i in chosen]
+        columns = [values_of(group, key) for key in ("alpha", "damping", "damping_mode")]
+        self.settings = [tuple(column[i] for column in columns) for i in chosen]
+        self.update_scale: UpdateScale = group["update_scale"]
+        self.options = {"solver": group["solver"], "tolerance": group["tolerance"]}
+
+    def costs(self, shapes: Sequence[torch.Size], indices: Sequence[int]) -> list[float]:
+        """Operations of the updates of the parameters ``indices``, up to a factor."""
+        return [self.layouts[i].cost(shape) for i, shape in zip(indices, shapes)]
+
+    @torch.compiler.disable
+    def __call__(self, directions: Sequence[Tensor], indices: Sequence[int]) -> list[Tensor]:
+        """The updates of the parameters ``indices``, from their directions, whole."""
+        pieces = [self.layouts[i].matrices(direction) for i, direction in zip(indices, directions)]
+        owner = [i for i, own in zip(indices, pieces) for _ in own]
+        matrices = [matrix for own in pieces for matrix in own]
+        updates: list[Tensor] = list(matrices)
+        for mode in dict.fromkeys(self.settings[i][2] for i in indices):
+            places = [place for place, i in enumerate(owner) if self.settings[i][2] == mode]
+            results = spectral_newton(
+                [matrices[place] for place in places],
+                [self.settings[owner[place]][0] for place in places],
+                [self.settings[owner[place]][1] for place in places],
+                damping_mode=mode,
+                **self.options,
+            )
+            for place, result in zip(places, results):
+                updates[place] = result
+        alphas, dampings, modes = zip(*(self.settings[i] for i in owner))
+        factors = scale_factors(updates, matrices, alphas, dampings, modes, self.update_scale)
+        if all(isinstance(factor, Tensor) and factor.dim() == 0 for factor in factors):
+            torch._foreach_mul_(updates, factors)  # type: ignore[arg-type]
+        elif self.update_scale is not None:
+            updates = [update * factor for update, factor in zip(updates, factors)]
+        flat = iter(updates)
+        return [
+            self.layouts[i].tensor([next(flat) for _ in own], direction)
+            for i, own, direction in zip(indices, pieces, directions)
+        ]
+
+
+def matrix_step(
+    parameters: list[Tensor],
+    states: list[dict[str, Any]],
+    group: dict[str, Any],
+    found_inf: Tensor | None,
+    process_group: torch.distributed.ProcessGroup | None,
+) -> None:
+    """Momentum, update and decay of the parameters that have a gradient, in place."""
+    position = {id(p): i for i, p in enumerate(group["params"])}
+    transform = Transform(group, [position[id(p)] for p in parameters])
+    gradients = [local(p.grad) for p in parameters]  # type: ignore[arg-type]
+    if found_inf is not None:
+        gradients = [torch.where(found_inf > 0, torch.zeros_like(gradient), gradient) for gradient in gradients]
+    buffers = [local(state["momentum_buffer"]) for state in states] if group["momentum"] else []
+    directions = directions_of(gradients, buffers, group, found_inf)
+    if is_sharded(parameters[0]):
+        updates = distributed.sharded_updates(transform, directions, parameters)
+    elif process_group is not None:
+        updates = distributed.replicated_updates(transform, directions, process_group)
+    else:
+        updates = transform(directions, range(len(directions)))
+    weights = [local(p) for p in parameters]
+    lr, decay = group["lr"], group["weight_decay"]
+    if found_inf is not None:
+        lr = (1 - found_inf) * (lr.to(found_inf.device) if isinstance(lr, Tensor) else lr)
+    if isinstance(lr, Tensor):
+        lr = lr.to(weights[0].device)
+        if decay:
+            torch._foreach_mul_(weights, 1 - lr * decay)
+        torch._foreach_mul_(updates, -lr)
+        torch._foreach_add_(weights, updates)
+    else:
+        if decay:
+            torch._foreach_mul_(weights, 1 - lr * decay)
+        torch._foreach_add_(weights, updates, alpha=-lr)

@@ -1,0 +1,220 @@
+"""SpectralNewton: T(σ; α, d) = σ/(σ^α + d) on the singular values of every weight's momentum, AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectral_ext.optim import adamw, settings
+from spectral_ext.optim.gradients import any_nonfinite, check_dense, has_nonfinite, nonfinite_names
+from spectral_ext.optim.groups import expand
+from spectral_ext.optim.landscape import measured_alphas
+from spectral_ext.optim.matrix_step import matrix_step, new_state
+from spectral_ext.optim.parameters import parameter_groups
+from spectral_ext.optim.scale import UpdateScale
+
+Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+PerParameter = float | list[float] | Mapping[str, float]
+
+
+class NonFiniteGradientError(RuntimeError):
+    """A gradient holds NaN or infinity; the message names the parameters."""
+
+
+class SpectralNewton(torch.optim.Optimizer):
+    """Spectral Newton, §7.3, for matrices and AdamW for everything else.
+
+    For a weight W with gradient g, read as a matrix (m, n) (convolutions flattened; see ``batch_dims`` and ``split``)::
+
+        M ← μ M + (1 − μ) g        momentum_mode "ema";   M ← μ M + g   for "sum"
+        D = M, or with nesterov    (1 − μ) g + μ M  ("ema"),   g + μ M  ("sum")
+        W ← (1 − lr·weight_decay) W − lr · c · U diag(σ_k/(σ_k^α + d)) Vᵀ,     D = U diag(σ) Vᵀ
+
+    with the factor c of ``update_scale``. With the default settings the update does not depend on the scale of the
+    loss, and a learning rate of AdamW is a good first guess. A zero gradient gives a zero update; weight decay applies
+    all the same.
+
+    Args:
+        params: a model (its parameters are sorted by ``parameter_groups``: linear layers and convolutions are matrices;
+            embeddings, norms, biases, depthwise convolutions and the output head go to AdamW), or tensors, named
+            tensors or param groups as in ``torch.optim``. In a group, ``use_adamw`` decides; where it is None,
+            parameters of fewer than ``batch_dims`` + 2 dimensions go to AdamW, and a group of both kinds becomes two,
+            matrices first.
+        lr: learning rate, a float or a one-element tensor (needed to change it under ``torch.compile`` or in a CUDA
+            graph).
+        alpha: curvature exponent, in (0, 6]: a number, a list with one entry a parameter, a mapping from shell
+            patterns of parameter or layer names (the first that fits), or ``"landscape"``, which takes ``landscape``.
+        damping: d > 0; a number, list or mapping as ``alpha``.
+        damping_mode: the unit of d: ``absolute`` (d, as in the paper), ``spectral`` (d·σ_max^α) or ``mean`` (d·mean
+            σ^α); also a list or mapping.
+        momentum: μ in [0, 1).
+        momentum_mode: ``ema`` or ``sum``. The scale of T(G) depends on it where ``damping_mode`` is ``absolute``.
+        nesterov: look one step ahead.
+        weight_decay: decoupled, for all groups; ``adamw_weight_decay`` overrides it for AdamW's.
+        update_scale: the factor c. ``match_rms_adamw``: the update's root mean square is 0.2. ``spectral``: the largest
+            value of T, in closed form, becomes √max(1, m/n). None: 1. Or a callable from T(G), (…, m, n), to c.
+        batch_dims: leading dimensions that count matrices: 1 for experts (E, m, n). A number, list or mapping.
+        split: fused matrices along ``split_dim``: a count (3 for query, key and value), a tuple of sizes, or list or
+            mapping of those.
+        split_dim: 0 for rows (``nn.Linear``), 1 for columns (weights stored as (in, out)).
+        use_adamw: True or False puts all parameters of a group with AdamW or with the matrices.
+        adamw_lr: AdamW's learning rate, ``lr`` if None.
+        adamw_betas: AdamW's β₁ and β₂.
+        adamw_eps: AdamW's ε.
+        adamw_weight_decay: AdamW's weight decay, ``weight_decay`` if None.
+        maximize: ascend.
+        capturable: safe in a CUDA graph: no synchronisation; needs ``nonfinite="skip"``.
+        nonfinite: ``raise`` NonFiniteGradientError, naming the parameters, before anything is changed; or ``skip`` the
+            step.
+        solver, tolerance: of ``spectral_ext.ops.spectral_newton.spectral_newton``.
+        landscape: a mapping from layer name to α: numbers, or the rows of a Landscape.
+        default_alpha: α of matrices that the landscape lacks; without it they are an error.
+        process_group: replicas (DDP): each rank updates its share of the matrices, balanced by cost, and all ranks
+            gather the results. All ranks must hold the same parameters and gradients. DTensors (FSDP2) need no setting.
+
+    State: ``momentum_buffer`` of each matrix (if momentum is not 0), ``step``, ``exp_avg``, ``exp_avg_sq`` of the
+    others, there from construction on, so that a fresh optimizer and a trained one have the same checkpoint layout.
+
+    Raises:
+        ValueError, TypeError: a setting out of range, an empty group, a complex parameter or a sparse gradient,
+            parameters of one group on several devices. The message names the parameter.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-2,
+        alpha: PerParameter | str = 2.0,
+        damping: PerParameter = 0.1,
+        damping_mode: str | list[str] | Mapping[str, str] = "spectral",
+        momentum: float = 0.95,
+        *,
+        momentum_mode: str = "ema",
+        nesterov: bool = True,
+        weight_decay: float = 0.01,
+        update_scale: UpdateScale = "match_rms_adamw",
+        batch_dims: int | list[int] | Mapping[str, int] = 0,
+        split: Any = 1,
+        split_dim: int | list[int] | Mapping[str, int] = 0,
+        use_adamw: bool | None = None,
+        adamw_lr: float | Tensor | None = None,
+        adamw_betas: tuple[float, float] = (0.9, 0.999),
+        adamw_eps: float = 1e-8,
+        adamw_weight_decay: float | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        nonfinite: str = "raise",
+        solver: str = "auto",
+        tolerance: float | None = None,
+        landscape: Mapping[str, Any] | None = None,
+        default_alpha: float | None = None,
+        process_group: torch.distributed.ProcessGroup | None = None,
+    ) -> None:
+        if nonfinite not in settings.NONFINITE:
+            raise ValueError(f"nonfinite must be one of {settings.NONFINITE}, not {nonfinite!r}")
+        if capturable and nonfinite == "raise":
+            raise ValueError('capturable=True cannot raise without a synchronisation: pass nonfinite="skip"')
+        if (alpha == "landscape") != (landscape is not None):
+            raise ValueError('alpha="landscape" and landscape= go together: pass both')
+        self.process_group = process_group
+        self._landscape, self._default_alpha = landscape, default_alpha
+        defaults = dict(
+            lr=lr, alpha=alpha, damping=damping, damping_mode=damping_mode, momentum=momentum,
+            momentum_mode=momentum_mode, nesterov=nesterov, weight_decay=weight_decay, update_scale=update_scale,
+            batch_dims=batch_dims, split=split, split_dim=split_dim, use_adamw=use_adamw, adamw_lr=adamw_lr,
+            adamw_betas=adamw_betas, adamw_eps=adamw_eps, adamw_weight_decay=adamw_weight_decay, maximize=maximize,
+            capturable=capturable, nonfinite=nonfinite, solver=solver, tolerance=tolerance,
+        )  # fmt: skip
+        if isinstance(params, nn.Module):
+            params = parameter_groups(params)
+            if split != 1 and not params[0]["use_adamw"]:
+                params[0]["split"] = split
+        super().__init__(params, defaults)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_landscape(
+        cls,
+        model: nn.Module,
+        landscape: Mapping[str, Any],
+        lr: float | Tensor = 1e-2,
+        *,
+        measured: bool = False,
+        default_alpha: float | None = None,
+        **options: Any,
+    ) -> SpectralNewton:
+        """SpectralNewton over a model with the measured curvature exponent of each layer.
+
+        Args:
+            model: any module; its parameters are sorted as by ``SpectralNewton(model)``.
+            landscape: layer name → α: numbers, or rows as of a Landscape.
+            measured: take the fitted α of each row, ``row.alpha.value``, as it is, instead of
+                ``row.recommendation.alpha``, which snaps to theory's 1 and 2 inside the interval and falls back to 2
+                where the fit is weak.
+            lr, default_alpha, options: of ``SpectralNewton``.
+
+        Raises:
+            KeyError: a matrix's layer is not in the landscape and there is no ``default_alpha``.
+            ValueError: a measured α is outside (0, 6].
+        """
+        landscape = measured_alphas(landscape) if measured else landscape
+        return cls(model, lr, "landscape", landscape=landscape, default_alpha=default_alpha, **options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group: its settings are checked, its state is made, and a group of both kinds is split in two."""
+        number = len(self.param_groups)
+        for group, names in expand(param_group, self.defaults, number, self._landscape, self._default_alpha):
+            super().add_param_group(group)
+            settings.check(self.param_groups[-1], names)
+            make_state = adamw.new_state if group["use_adamw"] else new_state
+            for parameter in self.param_groups[-1]["params"]:
+                self.state[parameter] = make_state(parameter, group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name in ("process_group", "_landscape", "_default_alpha"):
+            self.__dict__.setdefault(name, None)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step; ``closure`` re-evaluates the model and its value is returned.
+
+        Raises:
+            NonFiniteGradientError: with ``nonfinite="raise"``; nothing has changed.
+            TypeError: a sparse gradient.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        active = []
+        for number, group in enumerate(self.param_groups):
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                check_dense(group, number)
+                active.append((group, parameters))
+        found_inf = None
+        if self.defaults["capturable"]:
+            found_inf = any_nonfinite([p for _, parameters in active for p in parameters])
+        elif self._has_nonfinite(active):
+            return loss
+        for group, parameters in active:
+            states = [self.state[p] for p in parameters]
+            if group["use_adamw"]:
+                adamw.step(parameters, states, group, found_inf)
+            else:
+                matrix_step(parameters, states, group, found_inf, self.process_group)
+        return loss
+
+    @torch.compiler.disable
+    def _has_nonfinite(self, active: list[tuple[dict[str, Any], list[Tensor]]]) -> bool:
+        """Whether a gradient anywhere is not finite; raises if asked to."""
+        found = has_nonfinite([p for _, parameters in active for p in parameters])
+        if found and self.defaults["nonfinite"] == "raise":
+            raise NonFiniteGradientError(
+                f"the gradient of {nonfinite_names(self.param_groups)} is not finite; nothing was changed. "
+                'nonfinite="skip" skips such steps; with AMP, step through torch.amp.GradScaler'
+            )
+        return found

@@ -1,0 +1,111 @@
+"""Every figure of the paper for your own model, drawn from a Landscape; nothing here measures anything.
+
+Palette: Okabe–Ito, told apart by marker and hatch as well as by colour. σ and h are in the units of the mean loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..landscape import Landscape
+from . import layers as _layers
+from . import summary as _summary
+from .layers import Panel
+from .style import ROLES, THEMES, VARIABLE, Theme, drawn_in, save_png, to_svg
+from .training import exponents_over_time, learning_curves, phase_transition
+
+PANELS: dict[str, Panel] = {
+    "power_law": _layers.power_law,
+    "rank_profile": _layers.rank_profile,
+    "alpha_quartiles": _layers.quartiles,
+    "predicted_spectrum": _layers.predicted_spectrum,
+}
+"""Figures with one panel a layer."""
+
+SUMMARIES: dict[str, Callable[[Landscape, Theme], Figure]] = {
+    "alpha_by_depth": _summary.alpha_by_depth,
+    "transfer_triangle": _summary.transfer_triangle,
+    "decomposition": _summary.decomposition,
+    "mechanism_split": _summary.mechanism_split,
+    "kronecker_slack": _summary.kronecker_slack,
+    "participation_ratios": _summary.participation_ratios,
+    "weight_exponents": _summary.weight_exponents,
+}
+"""Figures over all layers."""
+
+NAMES = (*PANELS, *SUMMARIES)
+
+
+def figure(landscape: Landscape, name: str, *, theme: str = "light") -> Figure:
+    """One figure by name (see ``NAMES``), in the ``"light"`` or ``"dark"`` theme.
+
+    Raises:
+        KeyError: no such figure or theme.
+        ValueError: the landscape holds no layer.
+    """
+    if theme not in THEMES:
+        raise KeyError(f"no theme {theme!r}: there are {', '.join(THEMES)}")
+    return _draw(landscape, name, THEMES[theme])
+
+
+def plot(
+    landscape: Landscape, folder: str | Path | None = None, *, names: Iterable[str] = NAMES, theme: str = "light"
+) -> dict[str, Figure] | dict[str, Path]:
+    """The named figures; with ``folder`` they are written there as ``<name>.png`` and their paths returned.
+
+    Raises:
+        KeyError: no such figure or theme.
+        ValueError: the landscape holds no layer.
+    """
+    figures = {name: figure(landscape, name, theme=theme) for name in names}
+    if folder is None:
+        return figures
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return {name: save_png(drawing, folder / f"{name}.png") for name, drawing in figures.items()}
+
+
+def svg(landscape: Landscape, name: str, identity: str) -> str:
+    """A summary figure as inline SVG whose colours are the page's CSS variables; ``identity`` makes its ids unique."""
+    return to_svg(_draw(landscape, name, VARIABLE), identity)
+
+
+def panel_svg(landscape: Landscape, name: str, layer: str, identity: str) -> str:
+    """One layer's panel as inline SVG."""
+    with drawn_in(VARIABLE):
+        return to_svg(_layers.single(landscape[layer], PANELS[name], VARIABLE), identity)
+
+
+def _draw(landscape: Landscape, name: str, theme: Theme) -> Figure:
+    if name not in NAMES:
+        raise KeyError(f"no figure {name!r}: there are {', '.join(NAMES)}")
+    if not len(landscape):
+        raise ValueError("the landscape holds no layer, so there is nothing to draw")
+    with drawn_in(theme):
+        if name in PANELS:
+            return _layers.panels(landscape, PANELS[name], theme)
+        return SUMMARIES[name](landscape, theme)
+
+
+__all__ = [
+    "NAMES",
+    "PANELS",
+    "ROLES",
+    "SUMMARIES",
+    "THEMES",
+    "VARIABLE",
+    "Theme",
+    "drawn_in",
+    "exponents_over_time",
+    "figure",
+    "learning_curves",
+    "panel_svg",
+    "phase_transition",
+    "plot",
+    "save_png",
+    "svg",
+    "to_svg",
+]

@@ -1,0 +1,97 @@
+"""Figures over training time: the spectral phase transition (Figure 6, App. G, K) and the exponents (App. E)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .style import MODEL_NAMES, MODEL_ROLES, Theme, message, new_figure
+
+
+def phase_transition(steps: Sequence[float], winners: Sequence[Mapping[str, str]], theme: Theme, unit: str) -> Figure:
+    """Share of layers whose σ each rank model describes best, over training.
+
+    Args:
+        steps: when each snapshot was taken.
+        winners: per snapshot, layer name to BIC winner.
+        unit: of ``steps``: "step" or "epoch".
+    """
+    figure, (axes,) = new_figure(5.6, 3.6)
+    counts = np.array([[list(one.values()).count(model) for model in MODEL_ROLES] for one in winners], dtype=float)
+    if not len(steps) or not counts.sum():
+        message(axes, "no snapshot has a rank model", theme)
+        return figure
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    hatches = ("...", "///", None)
+    for index, (model, role) in enumerate(MODEL_ROLES.items()):
+        base = share[:, :index].sum(1)
+        if len(steps) > 1:
+            axes.fill_between(
+                steps, base, base + share[:, index], color=theme[role], label=MODEL_NAMES[model],
+                ec=theme.paper, lw=0.5, hatch=hatches[index],
+            )  # fmt: skip
+        else:
+            axes.bar(steps, share[:, index], 0.5, base, color=theme[role], label=MODEL_NAMES[model])
+    axes.set_xlabel(unit)
+    axes.set_ylabel("layers won by BIC, %")
+    axes.set_ylim(0, 100)
+    if len(steps) > 1:
+        axes.set_xlim(min(steps), max(steps))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3)
+    return figure
+
+
+def exponents_over_time(
+    steps: Sequence[float], series: Mapping[str, Mapping[str, Sequence[float]]], theme: Theme, unit: str
+) -> Figure:
+    """Each layer's exponents over training as thin lines, and their median bold.
+
+    Args:
+        series: exponent name (``"α"``, ``"γ"``, ``"s"``) to layer name to one value a step (NaN where there is none).
+    """
+    figure, axes = new_figure(2.9 * max(1, len(series)), 3.1, 1, max(1, len(series)))
+    if not series:
+        message(axes[0], "no exponent was tracked", theme)
+    for place, (name, layers), role in zip(axes, series.items(), ("blue", "orange", "green", "purple") * 4):
+        values = np.array([list(one) for one in layers.values()], dtype=float)
+        for line in values:
+            place.plot(steps, line, color=theme[role], lw=0.8, alpha=0.5)
+        if len(values) and np.isfinite(values).any():
+            middle = [np.nanmedian(column) if np.isfinite(column).any() else np.nan for column in values.T]
+            place.plot(steps, middle, color=theme.ink, lw=2.2, marker="o", ms=3.5)
+        if name == "α":
+            place.axhline(2, color=theme.muted, ls=":", lw=0.9)
+        place.set_xlabel(unit)
+        place.set_ylabel(name)
+        place.set_title("bold: median of the layers" if place is axes[0] else "")
+    return figure
+
+
+def learning_curves(
+    curves: Mapping[str, Sequence[Sequence[float]]],
+    theme: Theme,
+    *,
+    xlabel: str = "epoch",
+    ylabel: str = "test accuracy, %",
+) -> Figure:
+    """One line a run, one colour an optimizer; the runs' mean is bold.
+
+    Args:
+        curves: optimizer name to runs (seeds), each a sequence with one value an epoch from epoch 1 on.
+    """
+    figure, (axes,) = new_figure(5.6, 3.6)
+    markers = ("o", "s", "^", "D", "X")
+    roles = ("blue", "red", "green", "purple", "orange")
+    for (name, runs), role, marker in zip(curves.items(), roles, markers):
+        values = np.array(runs, dtype=float)
+        epochs = np.arange(1, values.shape[1] + 1)
+        for run in values:
+            axes.plot(epochs, run, color=theme[role], lw=0.8, alpha=0.5)
+        axes.plot(epochs, values.mean(0), color=theme[role], lw=2.2, marker=marker, ms=5, mec=theme.paper, label=name)
+        axes.set_xticks(epochs)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.legend(loc="lower right")
+    return figure

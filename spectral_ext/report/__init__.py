@@ -1,0 +1,18 @@
+"""Reports that people read: one self-contained HTML page, the comparison of two landscapes, and the terminal."""
+
+from .compare import compare, print_comparison, write_comparison
+from .glance import sentences
+from .page import Section, render, write_report
+from .terminal import print_findings, print_landscape
+
+__all__ = [
+    "Section",
+    "compare",
+    "print_comparison",
+    "print_findings",
+    "print_landscape",
+    "render",
+    "sentences",
+    "write_comparison",
+    "write_report",
+]

@@ -1,0 +1,118 @@
+"""The answer at a glance: sentences that follow from a landscape."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from ..landscape import Landscape, LayerLandscape
+from ..plots.style import MODEL_NAMES
+from .table import gauss_newton_share
+
+WEAK_R2 = 0.8
+
+
+def sentences(landscape: Landscape) -> list[str]:
+    """What the landscape says, most important first; each sentence gives its counts."""
+    rows = [row for row in landscape.values() if not row.empty_reason]
+    if not rows:
+        return ["No layer could be measured; the reasons are listed below."]
+    found = [_alpha(rows), _doubt(rows), _transfer(rows), _laws(rows), _participation(rows), _sign(rows), _advice(rows)]
+    return [sentence for sentence in found if sentence]
+
+
+def _alpha(rows: list[LayerLandscape]) -> str:
+    fitted = [row for row in rows if row.alpha.ok]
+    if not fitted:
+        return "No layer has a fit of α."
+    low, high = (pick(fitted, key=lambda row: row.alpha.value) for pick in (min, max))
+    middle = float(np.median([row.alpha.value for row in fitted]))
+    two = sum(row.alpha.interval[0] <= 2 <= row.alpha.interval[1] for row in fitted)
+    one = sum(row.alpha.interval[0] <= 1 <= row.alpha.interval[1] for row in fitted)
+    level = f"{100 * fitted[0].alpha.level:.0f} %"
+    return (
+        f"The curvature exponent α runs from {low.alpha.value:.2f} ({low.name}) to {high.alpha.value:.2f} "
+        f"({high.name}), median {middle:.2f}. The {level} interval contains 2 in {two} of {len(fitted)} layers, "
+        f"and 1 in {one}."
+    )
+
+
+def _doubt(rows: list[LayerLandscape]) -> str:
+    weak = [row.name for row in rows if row.alpha.ok and row.alpha.r2 < WEAK_R2]
+    without = [row.name for row in rows if not row.alpha.ok]
+    parts = []
+    if weak:
+        parts.append(
+            f"In {_some(weak)} R² is below {WEAK_R2}: there h is no clear power of σ, and α should not be used."
+        )
+    if without:
+        parts.append(f"α could not be fitted in {_some(without)}.")
+    return " ".join(parts)
+
+
+def _transfer(rows: list[LayerLandscape]) -> str:
+    checked = [row for row in rows if row.transfer.ok]
+    if not checked:
+        return ""
+    counts = Counter(row.transfer.verdict for row in checked)
+    errors = [row.transfer.relative_error for row in checked]
+    return (
+        f"The identity s = αγ holds within 10 % in {counts['holds']} of {len(checked)} layers, is not refuted in "
+        f"{counts['not refuted']}, and deviates in {counts['deviates']}; the median error over all of them is "
+        f"{100 * np.median(errors):.1f} %."
+    )
+
+
+def _laws(rows: list[LayerLandscape]) -> str:
+    fits = [row.rank_models for row in rows if row.rank_models.ok]
+    if not fits:
+        return ""
+    counts = Counter(one.best for one in fits)
+    parts = [f"{MODEL_NAMES[name]} in {count}" for name, count in counts.most_common()]
+    close = sum(one.margin < 2 for one in fits)
+    text = f"By BIC the gradient's spectrum is {', '.join(parts)} of {len(fits)} layers"
+    return f"{text}; in {close} the lead is below 2, which decides nothing."
+
+
+def _participation(rows: list[LayerLandscape]) -> str:
+    curvature = [row.pr_curvature for row in rows if np.isfinite(row.pr_curvature)]
+    gradient = [row.pr_gradient for row in rows if np.isfinite(row.pr_gradient)]
+    if not curvature or not gradient:
+        return ""
+    above = sum(row.pr_curvature > row.zeta_bound for row in rows)
+    text = (
+        f"Curvature sits on {np.median(curvature):.1f} directions at the median (participation ratio), the gradient on "
+        f"{np.median(gradient):.1f}."
+    )
+    return text + (
+        f" In {above} of {len(rows)} it exceeds the zeta bound, which assumes exact power laws." if above else ""
+    )
+
+
+def _sign(rows: list[LayerLandscape]) -> str:
+    total = sum(row.top_k for row in rows)
+    negative = sum(row.negative for row in rows)
+    layers = sum(row.negative > 0 for row in rows)
+    shares = [share for share in map(gauss_newton_share, rows) if np.isfinite(share)]
+    where = f", in {layers} of {len(rows)} layers" if negative else ""
+    text = f"{negative} of {total} measured directions have no positive curvature{where}."
+    if shares:
+        text += f" Gauss–Newton makes up {np.median(shares):.0f} % of the curvature in the median layer."
+    return text
+
+
+def _advice(rows: list[LayerLandscape]) -> str:
+    given = [row.recommendation for row in rows if row.recommendation is not None]
+    if not given:
+        return ""
+    counts = Counter(one.kronecker for one in given)
+    return (
+        f"A Kronecker preconditioner is justified in {counts['yes']} of {len(given)} layers, not in {counts['no']}, "
+        f"undecided in {counts['undecided']}."
+    )
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
