@@ -33,6 +33,7 @@ class Plan:
     pieces: list[Piece]
     layers: Mapping[str, Layer]
     memory_budget: int | None
+    self_check: bool
     programs: dict[Any, Program | UntraceableError] = field(default_factory=dict)
     estimates: dict[Any, MemoryEstimate] = field(default_factory=dict)
 
@@ -88,7 +89,8 @@ class Plan:
             except UntraceableError:
                 pieces.append(piece)
                 continue
-            need = self._estimate(piece.batch).total()
+            estimate = self._estimate(piece.batch)
+            need = max(estimate.total(), estimate.self_check if self.self_check else 0)
             if need <= self.memory_budget:
                 pieces.append(piece)
             else:
