@@ -60,7 +60,9 @@ def full(p):
 
 def assert_close(model, expected):
     for (name, p), q in zip(model.named_parameters(), expected.parameters()):
-        torch.testing.assert_close(full(p).detach(), q.detach(), atol=2e-5, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            full(p).detach(), q.detach(), atol=2e-5, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def sharded_net():

@@ -74,7 +74,7 @@ def test_empty_groups():
 def test_complex_integer_and_mixed_devices():
     with pytest.raises(TypeError, match=r"'layer\.weight' is complex"):
         SpectralNewton([("layer.weight", nn.Parameter(torch.ones(3, 4, dtype=torch.complex64)))])
-    with pytest.raises(TypeError, match="'count' is torch.int64"):
+    with pytest.raises(TypeError, match=r"'count' is torch\.int64"):
         SpectralNewton([("count", torch.ones(3, 4, dtype=torch.int64))])
     meta = ("far.weight", nn.Parameter(torch.ones(3, 4, device="meta")))
     with pytest.raises(ValueError, match=r"'far\.weight' is on meta and 'layer\.weight' on cpu"):

@@ -1,4 +1,4 @@
-"""State: there from construction on, the same layout fresh and trained, round trips, copies; AMP, compile, schedulers."""
+"""State: there from construction on, the same fresh and trained, round trips, copies; AMP, compile, schedulers."""
 
 import copy
 import io
@@ -12,7 +12,9 @@ from spectral_ext.optim import SpectralNewton
 
 
 def net():
-    return nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 4, 8), nn.Linear(8, 4))
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 4, 8), nn.Linear(8, 4)
+    )
 
 
 def backward(model, seed, scale=1.0):
@@ -30,9 +32,7 @@ def train(model, optimizer, seeds):
 
 def layout(optimizer):
     state = optimizer.state_dict()["state"]
-    return {
-        index: {key: (tuple(v.shape), v.dtype) for key, v in entries.items()} for index, entries in state.items()
-    }
+    return {index: {key: (tuple(v.shape), v.dtype) for key, v in entries.items()} for index, entries in state.items()}
 
 
 @pytest.mark.parametrize("settings", [{}, {"momentum": 0.0}, {"alpha": {"*": 1.5}, "capturable": True}])

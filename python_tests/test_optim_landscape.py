@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from spectral_ext.landscape import Landscape, LayerLandscape
+from spectral_ext.landscape.synthetic import synthetic_row
 from spectral_ext.optim import ScalarSpectralAdam, SpectralNewton
 
 
@@ -52,6 +54,12 @@ def test_a_missing_layer_is_an_error_or_takes_the_default():
     assert group["alpha"] == [2.0, 1.0]
 
 
+def test_names_inside_wrappers():
+    model = torch.nn.ModuleDict({"module": torch.compile(net())})
+    group = SpectralNewton.from_landscape(model, {"0": 1.5, "2": 1.0}).param_groups[0]
+    assert group["param_names"][0] == "module._orig_mod.0.weight" and group["alpha"] == [1.5, 1.0]
+
+
 @pytest.mark.parametrize("value", [0.0, -0.5, float("nan"), 6.5])
 def test_an_exponent_out_of_range_names_the_layer(value):
     with pytest.raises(ValueError, match=r"2\.weight"):
@@ -59,9 +67,19 @@ def test_an_exponent_out_of_range_names_the_layer(value):
 
 
 def test_a_measured_landscape_of_the_package_is_read():
-    package = pytest.importorskip("spectral_ext.landscape")
-    if not issubclass(package.Landscape, __import__("collections.abc").abc.Mapping):
-        pytest.fail("Landscape is no mapping from layer name to row")
+    rows = {"0": synthetic_row("0", alpha=1.5, noise=0.01), "2": synthetic_row("2", alpha=2.0, noise=0.01)}
+    landscape = Landscape(rows)
+    group = SpectralNewton.from_landscape(net(), landscape).param_groups[0]
+    assert group["alpha"] == [landscape["0"].recommendation.alpha, 2.0]
+    assert group["alpha"][0] == pytest.approx(1.5, abs=0.05)
+    group = SpectralNewton.from_landscape(net(), landscape, measured=True).param_groups[0]
+    assert group["alpha"] == [landscape["0"].alpha.value, landscape["2"].alpha.value]
+    rates = [group["lr"] for group in ScalarSpectralAdam(net(), landscape, 1.0).param_groups]
+    s = [row.alpha.value * row.gamma.value for row in rows.values()]
+    assert rates == pytest.approx([2 * s[0] / sum(s), 2 * s[1] / sum(s), 1.0])
+    rows["2"] = LayerLandscape("2", "Linear", (8, 6), 1)
+    with pytest.raises(ValueError, match=r"2\.weight"):
+        SpectralNewton.from_landscape(net(), Landscape(rows))
 
 
 def test_scalar_rates_follow_s():

@@ -271,6 +271,17 @@ class TestNonFinite:
         optimizer.step()
         assert all(not torch.equal(p, before[name]) and p.isfinite().all() for name, p in model.named_parameters())
 
+    @pytest.mark.parametrize("capturable", [False, True])
+    @pytest.mark.parametrize("dtype, value", [(torch.float16, 6e4), (torch.float32, 3e38)])
+    def test_large_gradients_are_finite(self, capturable, dtype, value):
+        model = self.model().to(dtype)
+        optimizer = SpectralNewton(model, nonfinite="skip", capturable=capturable)
+        before = model[0].weight.detach().clone()
+        for p in model.parameters():
+            p.grad = torch.full_like(p, value)
+        optimizer.step()
+        assert not torch.equal(model[0].weight, before) and model[0].weight.isfinite().all()
+
     @staticmethod
     def assert_same(model, optimizer, before, state):
         for name, p in model.state_dict().items():
@@ -312,3 +323,51 @@ def test_it_minimises_and_the_loss_scale_does_not_matter():
         results.append(loss.item())
     assert results[0] < 0.3
     assert results[1] == pytest.approx(results[0], rel=1e-2)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+class TestCuda:
+    def nets(self):
+        host = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 33), nn.ReLU(), nn.Linear(33, 5))
+        return host, copy.deepcopy(host).cuda()
+
+    def set_gradients(self, host, device):
+        for p, q in zip(host.parameters(), device.parameters()):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.cuda() if q.grad is None else q.grad.copy_(p.grad)
+
+    def test_steps_equal_those_on_the_host(self):
+        host, device = self.nets()
+        optimizers = [SpectralNewton(model, 0.02) for model in (host, device)]
+        for _ in range(3):
+            self.set_gradients(host, device)
+            for optimizer in optimizers:
+                optimizer.step()
+        for p, q in zip(host.parameters(), device.parameters()):
+            torch.testing.assert_close(p, q.cpu(), atol=2e-4, rtol=1e-3)
+
+    def test_a_captured_step_replays(self):
+        host, device = self.nets()
+        settings = {"capturable": True, "nonfinite": "skip"}
+        lr = torch.tensor(0.02, device="cuda")
+        expected, captured = SpectralNewton(host, 0.02), SpectralNewton(device, lr, **settings)
+        self.set_gradients(host, device)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            expected.step()
+            captured.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured.step()
+        for rate in (0.02, 0.01):
+            lr.fill_(rate)
+            for group in expected.param_groups:
+                group["lr"] = rate
+            self.set_gradients(host, device)
+            expected.step()
+            graph.replay()
+        for p, q in zip(host.parameters(), device.parameters()):
+            torch.testing.assert_close(p, q.cpu(), atol=2e-4, rtol=1e-3)

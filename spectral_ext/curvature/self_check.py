@@ -9,11 +9,12 @@ from .directions import Directions
 from .engines import Measured, double_backward
 from .plan import Plan
 from .result import SelfCheck
+from .trace import first_line
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
-class CannotCheck(Exception):
+class CannotCheckError(Exception):
     """The model has no double backward."""
 
 
@@ -34,14 +35,14 @@ def check_curvature(
     """k = 1 and k = K of each layer, on the first piece of data, against double backward.
 
     Raises:
-        CannotCheck: an operation of the model has no double backward.
+        CannotCheckError: an operation of the model has no double backward.
     """
     ends = {name: sorted({0, len(directions[name]) - 1}) for name in found}
     few = {name: directions[name][ends[name]] for name in found}
     try:
         reference = double_backward(plan, few, lambda _: None, weight=False, pieces=plan.pieces[:1])
     except RuntimeError as why:
-        raise CannotCheck(str(why).splitlines()[0]) from why
+        raise CannotCheckError(first_line(why)) from why
     checks = {}
     for name, measured in found.items():
         truth, ours = reference[name].first, measured.first

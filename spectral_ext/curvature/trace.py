@@ -1,8 +1,9 @@
 """One pass of model and loss as a graph of aten operations, with the boundary between model and loss marked.
 
-The *loss operations* are those that depend on the weights through the model's output only: every path from a parameter to
-them passes an output of the model. (A Hugging Face model that computes its own loss returns the logits too, so that its
-loss operations are found just the same.) Their curvature, carried back by the Jacobian of the output, is the Gauss–Newton part of h.
+The *loss operations* are those that depend on the weights through the model's output only: every path from a parameter
+to them passes an output of the model. (A Hugging Face model that computes its own loss returns the logits too, so that
+its loss operations are found just the same.) Their curvature, carried back by the Jacobian of the output, is the
+Gauss–Newton part of h.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from spectral_ext.task import Batch, LossFunction, batch_loss, split_batch
 from .normal_form import bring_to_normal_form
 
 
-class Untraceable(Exception):
+class UntraceableError(Exception):
     """Model or loss cannot be traced; the message says why."""
 
 
@@ -43,6 +44,13 @@ class Program:
     of_one_batch: bool = False
     """Control flow or shapes depended on the batch's values: the trace serves no other batch."""
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarsest floating-point format among the results: a model in float64 may compute its loss in float32."""
+        values = (value for node in self.nodes for value in pytree.tree_leaves(node.meta.get("val")))
+        kinds = {value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()}
+        return torch.float64 if kinds <= {torch.float64} else torch.float32
+
     def arguments(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         """The value of each placeholder."""
         tensors = [p.detach() for p in model.parameters()] + [b.detach() for b in model.buffers()]
@@ -55,7 +63,7 @@ def trace(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> Program:
     Control flow may depend on the batch, for example on a mask; then the trace is ``of_one_batch``.
 
     Raises:
-        Untraceable: data-dependent control flow, or anything else that make_fx refuses.
+        UntraceableError: data-dependent control flow, or anything else that make_fx refuses.
     """
     leaves, tree = pytree.tree_flatten(batch)
     where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -70,13 +78,17 @@ def trace(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> Program:
         for i, tensor in zip(where, tensors, strict=True):
             full[i] = tensor
         with reads:
-            return torch.func.functional_call(objective, {**parameters, **buffers}, (pytree.tree_unflatten(full, tree),))
+            return torch.func.functional_call(
+                objective, {**parameters, **buffers}, (pytree.tree_unflatten(full, tree),)
+            )
 
     try:
         with torch.no_grad(), _owners_recorded(model) as owners:
             module = make_fx(torch.func.functionalize(evaluate))(parameters, buffers, [leaves[i] for i in where])
     except Exception as error:
-        raise Untraceable(f"the model or loss cannot be traced ({type(error).__name__}: {_first_line(error)})") from error
+        raise UntraceableError(
+            f"the model or loss cannot be traced ({type(error).__name__}: {first_line(error)})"
+        ) from error
     owners.annotate(module.graph)
     bring_to_normal_form(module.graph)
     nodes = list(module.graph.nodes)
@@ -222,7 +234,7 @@ def _dominated(program: Program) -> set[fx.Node]:
     return through
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else ""
 

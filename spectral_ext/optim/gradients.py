@@ -24,18 +24,32 @@ def any_nonfinite(parameters: Sequence[Tensor]) -> Tensor | None:
     """A float32 0-d tensor, 1 if any gradient holds NaN or infinity on any rank of its mesh, else 0; None without
     gradients.
 
-    No synchronisation.
+    The norm of 0·g is NaN exactly where g is not finite, whatever the size of g. No synchronisation.
     """
     if not parameters:
         return None
     gradients = [local(p.grad) for p in parameters]  # type: ignore[arg-type]
     device = gradients[0].device
-    flags = [(~gradient.isfinite()).any().to(device) for gradient in gradients if gradient.numel()]
-    flag = torch.stack(flags).any().float() if flags else torch.zeros((), device=device)
+    whole = [gradient for gradient in gradients if gradient.numel()]
+    norms = (
+        [norm.to(device, torch.float32) for norm in torch._foreach_norm(torch._foreach_mul(whole, 0))] if whole else []
+    )
+    flag = (~torch.stack(norms).isfinite()).any().float() if norms else torch.zeros((), device=device)
     for mesh in {p.device_mesh for p in parameters if is_sharded(p)}:  # type: ignore[attr-defined]
         for dimension in range(mesh.ndim):
             torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, mesh.get_group(dimension))
     return flag
+
+
+def has_nonfinite(parameters: Sequence[Tensor]) -> bool:
+    """``any_nonfinite`` with one synchronisation and, as a rule, one pass: a finite norm proves a gradient finite."""
+    if parameters and not any(is_sharded(p) for p in parameters):
+        device = parameters[0].device
+        norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None and p.grad.numel()])
+        if norms and torch.stack([norm.to(device, torch.float32) for norm in norms]).isfinite().all():
+            return False
+    flag = any_nonfinite(parameters)
+    return flag is not None and bool(flag.item())
 
 
 def nonfinite_names(groups: Sequence[Mapping[str, Any]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spectral_ext.optim.parameters import layer_name
+from spectral_ext.optim.parameters import known_as
 from spectral_ext.transfer import check_exponent
 
 
@@ -29,7 +29,7 @@ def measured_alphas(landscape: Mapping[str, Any]) -> dict[str, float]:
 
 def row_of(landscape: Mapping[str, Any], name: str) -> Any:
     """The row of a parameter, under its own name or its layer's; None if there is none."""
-    for key in (name, layer_name(name)):
+    for key in known_as(name):
         if key in landscape:
             return landscape[key]
     return None

@@ -118,7 +118,7 @@ def matrix_step(
     weights = [local(p) for p in parameters]
     lr, decay = group["lr"], group["weight_decay"]
     if found_inf is not None:
-        lr = torch.as_tensor(lr, device=found_inf.device) * (1 - found_inf)
+        lr = (1 - found_inf) * (lr.to(found_inf.device) if isinstance(lr, Tensor) else lr)
     if isinstance(lr, Tensor):
         lr = lr.to(weights[0].device)
         if decay:

@@ -14,14 +14,25 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTran
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
-def layer_name(parameter_name: str) -> str:
-    """The module path of a parameter: ``blocks.0.qkv.weight`` → ``blocks.0.qkv``."""
-    return parameter_name.rpartition(".")[0]
+WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+
+
+def known_as(parameter_name: str) -> tuple[str, ...]:
+    """The names a parameter answers to: its own and its layer's, also without what compilation and wrappers put in.
+
+    ``module._orig_mod.blocks.0.qkv.weight`` answers to ``blocks.0.qkv.weight`` and ``blocks.0.qkv`` as well.
+    """
+    parts = [part for part in parameter_name.split(".") if part not in WRAPPERS]
+    unwrapped = ".".join(parts)
+    names = [parameter_name, unwrapped]
+    if parts[0] == "module":
+        names.append(unwrapped.removeprefix("module."))
+    return tuple(dict.fromkeys([*names, *(name.rpartition(".")[0] for name in names)]))
 
 
 def matches(name: str, pattern: str) -> bool:
     """Whether a shell pattern fits a parameter's name or the name of its layer."""
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(layer_name(name), pattern)
+    return any(fnmatch.fnmatchcase(known, pattern) for known in known_as(name))
 
 
 def _patterns(value: str | Iterable[str]) -> list[str]:
@@ -62,7 +73,7 @@ def parameter_groups(
     last = [module for module in modules.values() if list(module.parameters(recurse=False))][-1:]
     output = id(last[0].weight) if head and last and isinstance(last[0], nn.Linear) else None
     for name, parameter in model.named_parameters():
-        module = modules[layer_name(name)]
+        module = modules[name.rpartition(".")[0]]
         rest = parameter.dim() < 2 or id(parameter) in embedded or "Norm" in type(module).__name__
         parts = 1
         if isinstance(module, CONVOLUTIONS) and parameter.dim() > 2:

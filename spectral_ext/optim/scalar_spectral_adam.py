@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from spectral_ext.optim.landscape import number_of, row_of
-from spectral_ext.optim.parameters import layer_name
 
 
 def _decay_exponent(row: Any, name: str) -> float:
@@ -47,7 +46,7 @@ class ScalarSpectralAdam(torch.optim.Adam):
         layers: dict[str, list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                layers.setdefault(layer_name(name), []).append((name, parameter))
+                layers.setdefault(name.rpartition(".")[0], []).append((name, parameter))
         rows = {layer: row_of(s, members[0][0]) for layer, members in layers.items()}
         exponents = {layer: _decay_exponent(row, layer) for layer, row in rows.items() if row is not None}
         if not exponents:

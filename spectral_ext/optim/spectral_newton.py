@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral_ext.optim import adamw, settings
-from spectral_ext.optim.gradients import any_nonfinite, check_dense, nonfinite_names
+from spectral_ext.optim.gradients import any_nonfinite, check_dense, has_nonfinite, nonfinite_names
 from spectral_ext.optim.groups import expand
 from spectral_ext.optim.landscape import measured_alphas
 from spectral_ext.optim.matrix_step import matrix_step, new_state
@@ -211,8 +211,7 @@ class SpectralNewton(torch.optim.Optimizer):
     @torch.compiler.disable
     def _has_nonfinite(self, active: list[tuple[dict[str, Any], list[Tensor]]]) -> bool:
         """Whether a gradient anywhere is not finite; raises if asked to."""
-        flag = any_nonfinite([p for _, parameters in active for p in parameters])
-        found = flag is not None and bool(flag.item())
+        found = has_nonfinite([p for _, parameters in active for p in parameters])
         if found and self.defaults["nonfinite"] == "raise":
             raise NonFiniteGradientError(
                 f"the gradient of {nonfinite_names(self.param_groups)} is not finite; nothing was changed. "

@@ -14,7 +14,7 @@ def derivative(op: Operation, *, create_graph: bool = False) -> tuple[Tensor, Te
     """x (a leaf) and f′(x)."""
     with torch.enable_grad():
         x = op.args[0].detach().clone().requires_grad_()
-        y = op.node.target(x, *op.args[1:], **op.kwargs)
+        y = op.target(x, *op.args[1:], **op.kwargs)
         (first,) = torch.autograd.grad(y.sum(), x, create_graph=create_graph)
     return x, first
 

@@ -1,7 +1,7 @@
 """Any other differentiable operation, by automatic differentiation of that operation alone.
 
-With φ(x) = ⟨ȳ, f(x)⟩: source = ẋᵀ ∇²φ ẋ by double backward, ẏ = ∂⟨∇⟨w, f⟩, ẋ⟩/∂w; both use only backward passes, which more
-operations have than forward mode.
+With φ(x) = ⟨ȳ, f(x)⟩: source = ẋᵀ ∇²φ ẋ by double backward, ẏ = ∂⟨∇⟨w, f⟩, ẋ⟩/∂w; both use only backward passes,
+which more operations have than forward mode.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def generic(op: Operation) -> Push:
         for i in moving:
             full[i] = full[i].detach().clone().requires_grad_()
         args, kwargs = pytree.tree_unflatten(full, tree)
-        y = pytree.tree_leaves(op.node.target(*args, **kwargs))
+        y = pytree.tree_leaves(op.target(*args, **kwargs))
         return [full[i] for i in moving], y
 
     def push(*tangents: Tensor | None) -> tuple[Any, Tensor | None]:

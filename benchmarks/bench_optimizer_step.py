@@ -1,0 +1,69 @@
+"""One whole ``optimizer.step()`` over the parameters of ResNet-18 (ImageNet, 11.7 M): SpectralNewton beside AdamW,
+torch's Muon with convolutions flattened and AdamW for the rest, and SOAP (package pytorch-optimizer) where it is
+installed.
+
+    python -m benchmarks optimizer_step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from benchmarks.harness import Row, interleaved
+from benchmarks.peer_optimizers import FlattenedMuon, sort_parameters
+from spectral_ext.optim import SpectralNewton
+
+PEER = "torch Muon + AdamW"
+
+
+class ResNet18Weights(nn.Module):
+    """The layers of ResNet-18 in order, without a forward pass: a step needs weights and gradients only."""
+
+    def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512), classes: int = 1000) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 7, bias=False), nn.BatchNorm2d(widths[0])]
+        inputs = widths[0]
+        for width in widths:
+            for block in range(2):
+                kernels = [(inputs, 3), (width, 3), *([(inputs, 1)] if block == 0 and inputs != width else [])]
+                for channels, size in kernels:
+                    layers += [nn.Conv2d(channels, width, size, bias=False), nn.BatchNorm2d(width)]
+                inputs = width
+        self.layers = nn.ModuleList([*layers, nn.Linear(inputs, classes)])
+
+
+def steps(model: nn.Module, quick: bool) -> dict[str, Callable[[], object]]:
+    """One step of each optimizer; they share the weights, and the gradients stay."""
+    matrices, rest = sort_parameters(model)
+    muon = FlattenedMuon(matrices, lr=1e-4)
+    muon_rest = torch.optim.AdamW(rest, 1e-4)
+    methods: dict[str, Callable[[], object]] = {
+        PEER: lambda: (muon.step(), muon_rest.step()),
+        "AdamW": torch.optim.AdamW(model.parameters(), 1e-4).step,
+        "SpectralNewton": SpectralNewton(model, 1e-4).step,
+        "SpectralNewton, absolute, update scale spectral": SpectralNewton(
+            model, 1e-4, damping_mode="absolute", update_scale="spectral"
+        ).step,
+        "SpectralNewton, alpha=1.5": SpectralNewton(model, 1e-4, alpha=1.5).step,
+    }
+    try:
+        from pytorch_optimizer import SOAP
+    except ImportError:
+        print("pytorch-optimizer is not installed: no SOAP (pip install --no-deps pytorch-optimizer)")
+    else:
+        if not quick:
+            methods["SOAP, preconditioner every 10 steps"] = SOAP(model.parameters(), 1e-4).step
+    return methods
+
+
+def bench(quick: bool = False) -> list[Row]:
+    torch.manual_seed(0)
+    model = ResNet18Weights((16, 32, 64, 128) if quick else (64, 128, 256, 512))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * 1e-2
+    timings = interleaved(steps(model, quick), PEER, rounds=3 if quick else 5)
+    case = "ResNet-18 at a quarter of the width" if quick else "ResNet-18"
+    return [Row(case, name, 1e3 * timing.seconds, timing.ratio) for name, timing in timings.items()]
