@@ -78,9 +78,9 @@ class Landscape(Mapping[str, LayerLandscape]):
 
     def plot(self, folder: str | Path | None = None, **options: Any) -> Any:
         """The figures of the paper for this landscape; see ``spectral_ext.plots.plot``."""
-        from .. import plots
+        from ..plots import plot
 
-        return plots.plot(self, folder, **options)
+        return plot(self, folder, **options)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         yield _table(self)
