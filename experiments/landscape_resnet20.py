@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, default in (("samples", 256), ("batch", 64), ("top-k", 20), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--data", default="data_batch_1")
+    parser.add_argument("--data", default="test_batch")
     parser.add_argument("--save", type=Path, help="folder for the whole landscape")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
