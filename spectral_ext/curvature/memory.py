@@ -73,7 +73,7 @@ def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], sa
         if node in reached:
             # The adjoint and two constants of a curved operation; the slope or mask of any other that is not a product.
             base += 3 * size if curved(node, reached) else size if _has_slope(node) else 0
-    return MemoryEstimate(base, {name: _lane(site) for name, site in sites.items()}, samples, weights + 3 * values)
+    return MemoryEstimate(base, {name: _lane(site) for name, site in sites.items()}, samples, weights + 5 * values)
 
 
 def allocated(node: fx.Node) -> int:
