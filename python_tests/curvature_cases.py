@@ -81,8 +81,20 @@ def _():
     return mlp(nn.ReLU()), nn.CrossEntropyLoss(), vectors()
 
 
-for _activation in (nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Tanh(), nn.Softplus(), nn.ELU(), nn.Hardswish(),
-                    nn.Softmax(1), nn.GLU() if False else nn.LogSigmoid(), nn.PReLU(), nn.Softsign()):  # fmt: skip
+for _activation in (
+    nn.GELU(),
+    nn.GELU("tanh"),
+    nn.SiLU(),
+    nn.Mish(),
+    nn.Tanh(),
+    nn.Softplus(),
+    nn.ELU(),
+    nn.Hardswish(),
+    nn.Softmax(1),
+    nn.LogSigmoid(),
+    nn.PReLU(),
+    nn.Softsign(),
+):
 
     @case(f"mlp {_activation}".lower(), "sqrt_gn" if isinstance(_activation, nn.PReLU) else "tangent_adjoint")
     def _(activation=_activation):
@@ -99,7 +111,7 @@ LOSSES: dict[str, Callable] = {
     "smooth l1": lambda y, t: F.smooth_l1_loss(y, F.one_hot(t, C).double(), beta=0.3),
     "kl": lambda y, t: F.kl_div(y.log_softmax(1), F.one_hot(t, C) * 0.75 + 0.05, reduction="batchmean"),
     "nll of exp": lambda y, t: (y.exp().sum(1).log() - y.gather(1, t[:, None])[:, 0]).mean(),
-    "multi margin": nn.MultiMarginLoss(),
+    "hinge": lambda y, t: (1 + y - y.gather(1, t[:, None])).relu().square().mean(),
 }
 for _name, _loss in LOSSES.items():
 
@@ -135,8 +147,15 @@ class Block(nn.Module):
 
 def resnet(norm: Callable[[int], nn.Module]) -> nn.Module:
     blocks = Block(4, 4, 1, norm), Block(4, 6, 2, norm)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), norm(4), nn.ReLU(inplace=True), *blocks,
-                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, C))  # fmt: skip
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        norm(4),
+        nn.ReLU(inplace=True),
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, C),
+    )
     return randomised(net)
 
 
@@ -167,37 +186,77 @@ def _():
 
 @case("vgg, max pool, in-place relu", "sqrt_gn")
 def _():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-                        nn.Conv2d(4, 6, 3, padding="same"), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1),
-                        nn.Flatten(), nn.Linear(24, 8), nn.LeakyReLU(0.1, inplace=True), nn.Dropout(0.5), nn.Linear(8, C))  # fmt: skip
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3, padding="same"),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1),
+        nn.Flatten(),
+        nn.Linear(24, 8),
+        nn.LeakyReLU(0.1, inplace=True),
+        nn.Dropout(0.5),
+        nn.Linear(8, C),
+    )
     return randomised(net).eval(), nn.CrossEntropyLoss(), images()
 
 
 @case("depthwise and dilated convolution, relu6", grouped=True)
 def _():
-    net = nn.Sequential(nn.Conv2d(3, 6, 3, dilation=2, padding=2), nn.ReLU6(), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.SiLU(),
-                        nn.Conv2d(6, 4, 3, stride=2, groups=2), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4, C))  # fmt: skip
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, dilation=2, padding=2),
+        nn.ReLU6(),
+        nn.Conv2d(6, 6, 3, padding=1, groups=6),
+        nn.SiLU(),
+        nn.Conv2d(6, 4, 3, stride=2, groups=2),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4, C),
+    )
     return net, nn.CrossEntropyLoss(), images()
 
 
 @case("conv1d and conv3d")
 def _():
-    net = nn.Sequential(nn.Conv1d(3, 8, 3, padding=1), nn.GELU(), nn.Unflatten(2, (2, 2, 2)), nn.Conv3d(8, 4, 2), nn.Tanh(),
-                        nn.Flatten(), nn.Linear(4, C))  # fmt: skip
+    net = nn.Sequential(
+        nn.Conv1d(3, 8, 3, padding=1),
+        nn.GELU(),
+        nn.Unflatten(2, (2, 2, 2)),
+        nn.Conv3d(8, 4, 2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(4, C),
+    )
     return net, nn.CrossEntropyLoss(), [(torch.randn(4, 3, 8).double(), torch.randint(0, C, (4,)))]
 
 
 @case("transposed convolution and upsampling")
 def _():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.GELU(), nn.ConvTranspose2d(4, 3, 2, 2), nn.Upsample(scale_factor=2),
-                        nn.Conv2d(3, 2, 3, 2), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Flatten(), nn.Linear(392, C))  # fmt: skip
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1),
+        nn.GELU(),
+        nn.ConvTranspose2d(4, 3, 2, 2),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(3, 2, 3, 2),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.Flatten(),
+        nn.Linear(392, C),
+    )
     return net, nn.CrossEntropyLoss(), images()
 
 
 @case("layer norm")
 def _():
-    net = nn.Sequential(nn.Linear(7, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 8), nn.LayerNorm(8, elementwise_affine=False),
-                        nn.Linear(8, C))  # fmt: skip
+    net = nn.Sequential(
+        nn.Linear(7, 8),
+        nn.LayerNorm(8),
+        nn.GELU(),
+        nn.Linear(8, 8),
+        nn.LayerNorm(8, elementwise_affine=False),
+        nn.Linear(8, C),
+    )
     return randomised(net), nn.CrossEntropyLoss(), vectors()
 
 
@@ -205,7 +264,11 @@ class SwiGLU(nn.Module):
     def __init__(self, d: int, hidden: int) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(d)
-        self.gate, self.up, self.down = nn.Linear(d, hidden, False), nn.Linear(d, hidden, False), nn.Linear(hidden, d, False)
+        self.gate, self.up, self.down = (
+            nn.Linear(d, hidden, False),
+            nn.Linear(d, hidden, False),
+            nn.Linear(hidden, d, False),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
@@ -334,11 +397,13 @@ def _():
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.input(x)
-            y = F.normalize(self.body(torch.cat([x[:, 3:], x[:, :3]], 1)), dim=1) / (1 + x.square().sum(1, keepdim=True))
+            y = F.normalize(self.body(torch.cat([x[:, 3:], x[:, :3]], 1)), dim=1) / (
+                1 + x.square().sum(1, keepdim=True)
+            )
             z = torch.stack([x.max(1).values, x.std(1), x.prod(1)], 1)
             z = torch.where(z > 0, z, z * 0.1).cumsum(1)
             w = torch.einsum("bi,bj->bij", x, y).logsumexp(2)
-            return self.head(torch.cat([y.topk(3, 1)[0], z, w, F.pad(x, (1, 0))[:, :3].abs().sqrt()], 1))
+            return self.head(torch.cat([y.topk(3, 1)[0], z, w, F.pad(x, (1, 0))[:, :3].abs().add(0.1).sqrt()], 1))
 
     return Odd(), nn.CrossEntropyLoss(), vectors()
 
@@ -353,7 +418,7 @@ def _():
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.conv(x)
-            gate = F.hardsigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
+            gate = F.hardtanh(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
             return self.head((x * gate[..., None, None]).amax((2, 3))).log_softmax(1)
 
     return Excite(), nn.NLLLoss(), images()

@@ -138,6 +138,14 @@ def test_groups_have_directions_of_their_own(channels):
         assert_same(one, reference.rayleigh_quotients(*own, kernel_size=3, padding=1), 1e-12)
 
 
+@pytest.mark.parametrize("padding_mode", ["reflect", "replicate", "circular"])
+def test_padding_modes_pad_first(padding_mode):
+    x, delta, U, V = make(3, 4, 5, (7, 8), 2, kernel_size=3, padding=1)
+    padded = F.pad(x, (1, 1, 1, 1), mode=padding_mode)
+    expected = reference.rayleigh_quotients(padded, delta, U, V, kernel_size=3)
+    assert_same(rayleigh_quotients(x, delta, U, V, kernel_size=3, padding="same", padding_mode=padding_mode), expected, 1e-12)
+
+
 @pytest.mark.parametrize(
     "strided",
     [
@@ -286,9 +294,9 @@ def test_equivariance_and_splitting(case, scale_x, scale_delta, seed):
         (dict(U=torch.zeros(4)), "U must be"),
         (dict(delta=torch.zeros(2, 4, 6, 7)), "delta has spatial size"),
         (dict(delta=torch.zeros(3, 4, 6, 6)), "delta has shape"),
-        (dict(kernel_size=9), "leaves no output"),
+        (dict(kernel_size=9), "no output position"),
         (dict(stride=0), "stride"),
-        (dict(padding="same"), "padding"),
+        (dict(padding="full"), "padding"),
         (dict(kernel_size=(3, 3, 3)), "kernel_size"),
         (dict(groups=2), "groups=2 does not divide"),
         (dict(groups=3), "groups=3 does not divide"),
@@ -319,7 +327,7 @@ def test_groups_need_directions_a_group():
 
 
 def test_integer_input_is_a_type_error():
-    with pytest.raises(TypeError, match="x has dtype"):
+    with pytest.raises(TypeError, match="x must be a float32"):
         rayleigh_quotients(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3), torch.zeros(3, 1), torch.zeros(3, 1))
 
 
@@ -327,9 +335,10 @@ def test_integer_input_is_a_type_error():
 def test_opcheck(convolution, device):
     x, delta = (torch.randn((4, 3, 6, 6) if convolution else (4, 5, 3), device=device) for _ in range(2))
     U, V = torch.randn(1, 3, 2, device=device), torch.randn(1, 27 if convolution else 3, 2, device=device)
-    geometry = [[3, 3], [1, 1], [1, 1], [1, 1], [0, 0]] if convolution else [[]] * 5
+    sizes = [[3, 3], [1, 1], [1, 1], [1, 1]] if convolution else [[]] * 4
+    geometry = (*sizes, 1, False, False, [0, 0] if convolution else [])
     torch.library.opcheck(
-        torch.ops.spectral_ext.rayleigh_quotients.default, (x, delta, U, V, *geometry, False, 1, False, 1 << 20)
+        torch.ops.spectral_ext.rayleigh_quotients.default, (x, delta, U, V, *geometry, 1 << 20)
     )
 
 

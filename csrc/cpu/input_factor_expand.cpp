@@ -81,7 +81,7 @@ class Expander {
       }
     row[n_ - 1] = static_cast<T>(positions);
     write(out_ + (n_ - 1) * n_, row.data(), n_, beta_, scale_);
-    for (int64_t i = 0; i + 1 < n_; ++i) out_[i * n_ + n_ - 1] = out_[(n_ - 1) * n_ + i];
+    for (int64_t i = 0; i + 1 < n_; ++i) write(out_ + i * n_ + n_ - 1, row.data() + i, 1, beta_, scale_);
   }
 
   // Tile (rows [first, first + rows) of panel p, panel q) of block (a, b): tile[i · kLanes + j].

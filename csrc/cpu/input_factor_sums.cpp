@@ -12,6 +12,7 @@ constexpr int64_t kTileBytes = 4 << 20;     // accumulators that may be duplicat
 constexpr int64_t kRun = 256;               // panels a microkernel call: a run of A and three of B stay in L1
 constexpr int64_t kRowBytes = 192 << 10;    // packed pixels a row block: a few of them stay in L2
 constexpr int64_t kUnits = 32, kStreams = 16;
+constexpr int64_t kUpdates = 64;  // runs added to a tile before it is folded into its total
 
 int64_t segments_of(const LagPlan& plan, const LagClass& c) {
   return plan.axis_class(c, 0).segments.size() * plan.axis_class(c, 1).segments.size() *
@@ -38,7 +39,10 @@ Schedule make_schedule(const LagPlan& plan, int64_t sample_bytes, int64_t tile_b
   streams = std::max<int64_t>(streams, 1);
   const int64_t rounds = (batch + together - 1) / std::max<int64_t>(together, 1);
   const int64_t pieces = std::max<int64_t>(rounds * streams, 1);
-  return {(batch + pieces - 1) / pieces, streams, rounds};
+  const int64_t samples = (batch + pieces - 1) / pieces;
+  const int64_t updates = plan.axes[0].length(0) * plan.axes[1].length(0) * ((samples * width + kRun - 1) / kRun);
+  const int64_t every = std::max<int64_t>(kUpdates / std::max<int64_t>(updates, 1), 1);
+  return {samples, streams, rounds, rounds > 2 * every ? every : 0};
 }
 
 }  // namespace
@@ -57,6 +61,8 @@ RegionSums<T>::RegionSums(const LagPlan& plan, const Input& input, bool channels
 
   packed_ = static_cast<T*>(context.allocate(schedule_.streams * stream_numbers_ * sizeof(T)));
   tiles_ = static_cast<T*>(context.allocate(schedule_.streams * tile_numbers_ * sizeof(T)));
+  if (schedule_.fold_every)
+    totals_ = static_cast<T*>(context.allocate(schedule_.streams * tile_numbers_ * sizeof(T)));
   sums_ = static_cast<double*>(context.allocate(schedule_.streams * sum_numbers_ * sizeof(double)));
   scratch_ = static_cast<T*>(context.allocate(context.threads * packing_.scratch_numbers() * sizeof(T)));
 
@@ -108,11 +114,16 @@ void RegionSums<T>::run(int64_t group) {
     const int64_t n = schedule_.streams * tile_numbers_, begin = n * thread / context_.threads,
                   end = n * (thread + 1) / context_.threads;
     std::memset(tiles_ + begin, 0, (end - begin) * sizeof(T));
+    if (totals_) std::memset(totals_ + begin, 0, (end - begin) * sizeof(T));
   });
   std::fill(sums_, sums_ + schedule_.streams * sum_numbers_, 0.0);
   for (int64_t round = 0; round < schedule_.rounds; ++round) {
     pack(group, round);
-    context_.parallel(context_.threads, [&](int64_t thread) { multiply(thread, round); });
+    const bool fold_now = totals_ && ((round + 1) % schedule_.fold_every == 0 || round + 1 == schedule_.rounds);
+    context_.parallel(context_.threads, [&](int64_t thread) {
+      multiply(thread, round);
+      if (fold_now) fold(thread);
+    });
   }
   reduce();
 }
@@ -224,14 +235,29 @@ void RegionSums<T>::add_columns(int64_t stream, int64_t samples, int64_t panel) 
   }
 }
 
+// A thread's own tiles: nobody else writes them.
+template <class T>
+void RegionSums<T>::fold(int64_t thread) {
+  const int64_t np = packing_.panels(), row = np * kLanes<T> * kLanes<T>;
+  for (const Item& item : items_[thread]) {
+    const LagClass& c = plan_.classes[item.of_class];
+    const int64_t last = c.first_region + segments_of(plan_, c);
+    for (int64_t region = c.first_region; region < last; ++region) {
+      const int64_t at = item.stream * tile_numbers_ + (region * np + item.panel) * row;
+      for (int64_t i = 0; i < row; ++i) totals_[at + i] += tiles_[at + i], tiles_[at + i] = T(0);
+    }
+  }
+}
+
 template <class T>
 void RegionSums<T>::reduce() {
   if (schedule_.streams == 1) return;
+  T* sum = totals_ ? totals_ : tiles_;
   context_.parallel(context_.threads, [&](int64_t thread) {
     const int64_t begin = tile_numbers_ * thread / context_.threads, end = tile_numbers_ * (thread + 1) / context_.threads;
     for (int64_t stream = 1; stream < schedule_.streams; ++stream) {
-      const T* from = tiles_ + stream * tile_numbers_;
-      for (int64_t i = begin; i < end; ++i) tiles_[i] += from[i];
+      const T* from = sum + stream * tile_numbers_;
+      for (int64_t i = begin; i < end; ++i) sum[i] += from[i];
     }
   });
   for (int64_t stream = 1; stream < schedule_.streams; ++stream)

@@ -12,6 +12,7 @@ struct Schedule {
   int64_t samples;  // a piece
   int64_t streams;
   int64_t rounds;
+  int64_t fold_every;  // rounds after which tiles are added to totals: short sums of sums keep float32 exact to ~1e-6
 };
 
 template <class T>
@@ -22,7 +23,7 @@ class RegionSums {
   void run(int64_t group);
 
   // [region][panel a][panel b][kLanes][kLanes]; of a symmetric class only panel a ≤ panel b.
-  const T* tiles() const { return tiles_; }
+  const T* tiles() const { return totals_ ? totals_ : tiles_; }
   // [sum region][panel · kLanes]
   const double* sums() const { return sums_; }
   int64_t panels() const { return packing_.panels(); }
@@ -37,6 +38,7 @@ class RegionSums {
   void multiply(int64_t thread, int64_t round);
   void multiply_row(const Item& item, int64_t samples, int64_t u0, int64_t u1, int64_t begin, int64_t end);
   void add_columns(int64_t stream, int64_t samples, int64_t panel);
+  void fold(int64_t thread);
   void reduce();
   int64_t piece_begin(int64_t round, int64_t stream) const;
   int64_t piece_samples(int64_t round, int64_t stream) const;
@@ -49,7 +51,7 @@ class RegionSums {
   int64_t tile_numbers_, sum_numbers_, stream_numbers_, block_;
   std::vector<std::vector<Item>> items_;                                   // a thread
   std::vector<std::array<std::vector<int32_t>, kAxes>> segment_of_class_;  // position → segment or −1
-  T *packed_, *tiles_, *scratch_;
+  T *packed_, *tiles_, *scratch_, *totals_ = nullptr;
   double* sums_;
 };
 

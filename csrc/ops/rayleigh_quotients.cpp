@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/rayleigh_quotients.h"
+#include "ops/input_geometry.h"
 
 namespace spectral_ext {
 namespace {
@@ -48,10 +49,10 @@ Tensor scratch(const Tensor& like, int64_t bytes) {
 
 Tensor rayleigh_quotients(const Tensor& x, const Tensor& delta, const Tensor& U, const Tensor& V,
                           std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
-                          std::vector<int64_t> dilation, std::vector<int64_t> output_padding, bool transposed,
-                          int64_t groups, bool bias, int64_t memory_budget) {
+                          std::vector<int64_t> dilation, int64_t groups, bool bias, bool transposed,
+                          std::vector<int64_t> output_padding, int64_t memory_budget) {
   const bool convolution = !kernel_size.empty();
-  const int64_t K = U.size(2), dims = convolution ? x.dim() - 2 : 0;
+  const int64_t K = U.size(2);
   Tensor out = torch::stable::new_zeros(x, {4, groups, K}, ScalarType::Double);
   cpu::RayleighProblem problem;
   problem.x = operand(x, convolution);
@@ -59,19 +60,16 @@ Tensor rayleigh_quotients(const Tensor& x, const Tensor& delta, const Tensor& U,
   problem.outputs = U.size(1);
   problem.directions = K;
   Geometry& input = problem.input;
-  input.batch = x.size(0);
-  input.groups = groups;
-  input.bias = bias;
   if (convolution) {
-    input.channels = x.size(1);
-    for (int64_t i = 0; i < dims; ++i) {
-      Axis& axis = input.axes[kAxes - dims + i];
-      axis = {x.size(2 + i), kernel_size[i], stride[i], padding[i], dilation[i], output_padding[i], transposed};
-      STD_TORCH_CHECK(axis.positions() == delta.size(2 + i), "rayleigh_quotients: delta's size does not fit x");
-    }
+    input = make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
+    for (int64_t i = 2; i < x.dim(); ++i)
+      STD_TORCH_CHECK(input.axes[kAxes - x.dim() + i].positions() == delta.size(i),
+                      "rayleigh_quotients: the spatial size of delta is not that of the output");
   } else {
-    input.axes[2].size = x.size(1);
+    input.batch = x.size(0);
     input.channels = x.size(2);
+    input.bias = bias;
+    input.axes[2].size = x.size(1);
   }
   STD_TORCH_CHECK(delta.size(0) == input.batch && V.size(1) == input.n() && V.size(2) == K && V.size(0) == groups,
                   "rayleigh_quotients: shapes do not fit each other");

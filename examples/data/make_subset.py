@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An idx file of unsigned bytes: two zero bytes, type 8, the number of dimensions, the sizes as big-endian int32."""
+    """An idx file of unsigned bytes: two zeros, type 8, number of dimensions, the sizes as big-endian int32."""
     raw = gzip.decompress(path.read_bytes())
     if raw[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is not an idx file of unsigned bytes")

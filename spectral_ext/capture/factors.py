@@ -87,16 +87,16 @@ def capture_factors(
         total += samples
         loss_sum += samples * loss.item()
         for name, gradient in gradients.items():
+            if not bool(gradient.isfinite().all()):
+                raise ValueError(
+                    f"the gradient of layer {name!r} holds NaN or Inf on batch {index}: check data and weights"
+                )
             reason = calls.problem(name, gradient)
             if reason is None and index == 0 and name in errors:
                 reason = _used_elsewhere(gradient, errors[name] / samples)
             if reason is not None:
                 missing.setdefault(name, reason)
                 continue
-            if not bool(gradient.isfinite().all()):
-                raise ValueError(
-                    f"the gradient of layer {name!r} holds NaN or Inf on batch {index}: check data and weights"
-                )
             held = sums[name]
             add(held, "gradient", gradient.flatten(1).detach(), samples)
             held.setdefault("notes", calls.notes.get(name, []))

@@ -16,7 +16,7 @@ from .directions import Directions
 from .plan import Plan
 from .sites import find_site
 from .sqrt_gauss_newton import outputs_per_sample, why_not
-from .trace import Untraceable
+from .trace import UntraceableError
 
 METHODS = ("auto", "tangent_adjoint", "sqrt_gn", "double_backward_output", "double_backward_weight")
 MANY_OUTPUTS = 256
@@ -29,7 +29,9 @@ class Choice:
     reason: str
 
 
-def choose(method: str, plan: Plan, layers: Mapping[str, Layer], directions: Mapping[str, Directions]) -> dict[str, Choice]:
+def choose(
+    method: str, plan: Plan, layers: Mapping[str, Layer], directions: Mapping[str, Directions]
+) -> dict[str, Choice]:
     """A method for each layer.
 
     Raises:
@@ -47,7 +49,7 @@ def choose(method: str, plan: Plan, layers: Mapping[str, Layer], directions: Map
             for name, layer in layers.items():
                 site = find_site(program.parameters[names[id(layer.weight)]], program.nodes)
                 refusals[name] = refusals[name] or why_not(program, site, samples)
-    except Untraceable as why:
+    except UntraceableError as why:
         if method != "auto":
             raise ValueError(f"method={method!r} does not apply: {why}; use method='auto'") from why
         return {name: Choice("double_backward_output", str(why)) for name in layers}
@@ -66,5 +68,7 @@ def choose(method: str, plan: Plan, layers: Mapping[str, Layer], directions: Map
         elif count <= MANY_OUTPUTS and count <= lanes:
             choices[name] = Choice("sqrt_gn", f"piecewise linear up to the loss, {count} outputs a sample")
         else:
-            choices[name] = Choice("tangent_adjoint", f"sqrt_gn would take {count} backward passes for {lanes} directions")
+            choices[name] = Choice(
+                "tangent_adjoint", f"sqrt_gn would take {count} backward passes for {lanes} directions"
+            )
     return choices

@@ -29,6 +29,12 @@ class Directions:
             return Directions(self.shape, dense=self.dense[part])
         return Directions(self.shape, self.U[:, part], self.V[:, part])  # type: ignore[index]
 
+    @property
+    def transposed(self) -> Directions:
+        """D_kᵀ, of a matrix."""
+        shape = torch.Size(reversed(self.shape))
+        return Directions(shape, self.V, self.U, None if self.dense is None else self.dense.mT)
+
     def weight_tangents(self) -> Tensor:
         """(K, *weight.shape)."""
         if self.dense is not None:
@@ -39,6 +45,7 @@ class Directions:
         """⟨G, D_k⟩, (K,)."""
         if self.dense is not None:
             return self.dense.flatten(1) @ gradient.flatten()
+        assert self.U is not None and self.V is not None
         return ((gradient.flatten(1) @ self.V) * self.U).sum(0)
 
     def linear_output(self, x: Tensor) -> Tensor:
@@ -96,7 +103,7 @@ def _given(name: str, value: Any, chosen: dict[str, Layer]) -> Directions:
         if dense.dim() == weight.dim() + 1 and dense.shape[1:] == weight.shape and len(dense):
             return Directions(weight.shape, dense=dense)
         raise ValueError(
-            f"directions[{name!r}] has shape {tuple(dense.shape)}, not (K, {', '.join(map(str, weight.shape))}) with K ≥ 1"
+            f"directions[{name!r}] has shape {tuple(dense.shape)}, not (K, *{tuple(weight.shape)}) with K ≥ 1"
         )
     if len(tensors) == 2:
         U, V = tensors

@@ -1,4 +1,4 @@
-"""Sums over the ranks of a process group: each rank brings its own samples, and every rank ends with the same result."""
+"""Sums over the ranks of a process group: each rank brings its own samples, and all end with the same result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def all_sum(tensor: Tensor, group: Any) -> Tensor:
 
 
 def from_first(tensor: Tensor, group: Any) -> Tensor:
-    """The first rank's value. A singular pair is unique up to its sign (and less where σ repeats), so that ranks could differ."""
+    """The first rank's value: a singular pair is unique only up to its sign, so that ranks could differ."""
     if group is None:
         return tensor
     value = tensor.detach().clone().contiguous()

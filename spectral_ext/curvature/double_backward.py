@@ -15,19 +15,19 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from spectral_ext.layers import CONVOLUTIONS, Layer
+from spectral_ext.layers import CONVOLUTIONS, MEASURED, Layer
 from spectral_ext.task import Batch, LossFunction, batch_loss
 
 from .directions import Directions
 
 
-class NotApplicable(Exception):
+class NotApplicableError(Exception):
     """A method does not apply to a layer; the message says why."""
 
 
 @contextlib.contextmanager
 def layer_outputs(layers: Mapping[str, Layer]) -> Iterator[tuple[dict[str, list], dict[str, list]]]:
-    """Lists of inputs and outputs (as the rest of the model sees them) of each layer's calls, filled by a forward pass."""
+    """Lists of inputs and outputs of each layer's calls, filled by a forward pass."""
     inputs: dict[str, list] = {name: [] for name in layers}
     outputs: dict[str, list] = {name: [] for name in layers}
 
@@ -64,32 +64,49 @@ def output_tangents(layer: Layer, directions: Directions, x: Tensor) -> Tensor:
 
 
 def double_backward_output(
-    model: nn.Module, loss_fn: LossFunction, batch: Batch, layers: Mapping[str, Layer], directions: Mapping[str, Directions]
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batch: Batch,
+    layers: Mapping[str, Layer],
+    directions: Mapping[str, Directions],
 ) -> dict[str, Tensor]:
     """h_k of each layer on one batch, by double backward in the layers' outputs.
 
     Raises:
-        NotApplicable: a layer's module is not called exactly once, or its weight is used elsewhere.
+        NotApplicableError: a layer's module is not called exactly once, or its weight acts otherwise too, or the module is
+            none of those that are measured by default.
     """
     for name, layer in layers.items():
-        if sum(parameter is layer.weight for module in model.modules() for parameter in module._parameters.values()) > 1:
-            raise NotApplicable(f"the weight of {name!r} is shared")
+        if not isinstance(layer.module, MEASURED):
+            raise NotApplicableError(f"{name!r} is a {layer.kind}, not a Linear or a convolution")
     with layer_outputs(layers) as (inputs, outputs):
         loss = batch_loss(model, loss_fn, batch)
     for name, calls in outputs.items():
         if len(calls) != 1:
-            raise NotApplicable(f"{name!r} is called {len(calls)} times in a forward pass")
-    gradients = grad_or_zeros(loss, [outputs[name][0] for name in layers], create_graph=True)
+            raise NotApplicableError(f"{name!r} is called {len(calls)} times in a forward pass")
+    z_of = [outputs[name][0] for name in layers]
+    weights = [layer.weight for layer in layers.values()]
+    by_weight = grad_or_zeros(loss, weights, retain_graph=True)
+    gradients = grad_or_zeros(loss, z_of, create_graph=True)
     found = {}
-    for name, gradient in zip(layers, gradients, strict=True):
-        z = outputs[name][0]
+    for name, gradient, z, whole in zip(layers, gradients, z_of, by_weight, strict=True):
         tangents = output_tangents(layers[name], directions[name], inputs[name][0])
+        slopes = tangents.flatten(1) @ gradient.detach().flatten()
+        noise = 100 * torch.finfo(z.dtype).eps * tangents.flatten(1).norm(dim=1) * gradient.detach().norm()
+        if bool(((slopes - directions[name].along(whole)).abs() > noise).any()):
+            raise NotApplicableError(
+                f"the loss depends on the weight of {name!r} otherwise than through the layer's output"
+            )
         found[name] = _quadratic_forms(gradient, z, tangents)
     return found
 
 
 def double_backward_weight(
-    model: nn.Module, loss_fn: LossFunction, batch: Batch, layers: Mapping[str, Layer], directions: Mapping[str, Directions]
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batch: Batch,
+    layers: Mapping[str, Layer],
+    directions: Mapping[str, Directions],
 ) -> dict[str, Tensor]:
     """h_k of each layer on one batch, by double backward in the layers' weights."""
     loss = batch_loss(model, loss_fn, batch)
@@ -97,7 +114,10 @@ def double_backward_weight(
     gradients = grad_or_zeros(loss, weights, create_graph=True)
     return {
         name: torch.cat(
-            [_quadratic_forms(gradient, weight, directions[name][[k]].weight_tangents()) for k in range(len(directions[name]))]
+            [
+                _quadratic_forms(gradient, weight, directions[name][[k]].weight_tangents())
+                for k in range(len(directions[name]))
+            ]
         )
         for name, weight, gradient in zip(layers, weights, gradients, strict=True)
     }
@@ -106,7 +126,7 @@ def double_backward_weight(
 def grad_or_zeros(loss: Tensor, inputs: list[Tensor], **options: bool) -> tuple[Tensor, ...]:
     if not loss.requires_grad:
         return tuple(torch.zeros_like(tensor) for tensor in inputs)
-    found = torch.autograd.grad(loss, inputs, allow_unused=True, **options)
+    found = torch.autograd.grad(loss, inputs, allow_unused=True, **options)  # type: ignore[call-overload]
     return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True))
 
 

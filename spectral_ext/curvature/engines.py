@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .directions import Directions
-from .double_backward import NotApplicable, double_backward_output, double_backward_weight
+from .double_backward import NotApplicableError, double_backward_output, double_backward_weight
 from .gradients import Piece
 from .plan import Plan
 from .sqrt_gauss_newton import SqrtGaussNewton
@@ -83,7 +83,7 @@ def double_backward(
             else:
                 try:
                     h = double_backward_output(*case)
-                except NotApplicable as why:
+                except NotApplicableError as why:
                     found[name].note = str(why)
                     h = double_backward_weight(*case)
             found[name].add(piece.weight, {"total": h[name].double()}, None)

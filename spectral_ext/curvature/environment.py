@@ -15,8 +15,8 @@ from spectral_ext.preserve import preserved
 
 @contextlib.contextmanager
 def measurement(model: nn.Module) -> Iterator[None]:
-    """Everything of :func:`spectral_ext.preserve.preserved`, and inside the block: attention by the math kernel (the fused
-    ones have no second derivative), the fused transformer-encoder path off, TF32 off, float32 matmul precision "highest",
+    """:func:`spectral_ext.preserve.preserved`, and inside the block: attention by the math kernel (the fused ones have
+    no second derivative), the fused transformer-encoder path off, TF32 off, float32 matmul precision "highest",
     gradients on, and batch norm in train mode leaves its running statistics alone.
 
     Raises:
@@ -46,8 +46,8 @@ def refuse_autocast() -> None:
     devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
     if devices:
         raise RuntimeError(
-            f"directional curvature under torch.autocast({devices[0]!r}) would mix precisions: leave the autocast block; "
-            "float32 is enough"
+            f"directional curvature under torch.autocast({devices[0]!r}) would mix precisions: leave the autocast "
+            "block; float32 is enough"
         )
 
 
@@ -58,6 +58,6 @@ def refuse_dropout(model: nn.Module) -> None:
             rate = module.dropout
         if module.training and isinstance(rate, (int, float)) and rate > 0:
             raise ValueError(
-                f"{name or type(module).__name__} drops out at random (p={rate}, train mode), so that h is not defined: call "
-                f"model.eval(), or .eval() on this module alone to keep batch norm in train mode"
+                f"{name or type(module).__name__} drops out at random (p={rate}, train mode), so that h is not "
+                f"defined: call model.eval(), or .eval() on this module alone to keep batch norm in train mode"
             )

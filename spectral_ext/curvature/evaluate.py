@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .trace import Program, Untraceable
+from .trace import Program, UntraceableError
 
 Environment = dict[fx.Node, Any]
 
@@ -33,7 +33,7 @@ def run(program: Program, nodes: list[fx.Node], env: Environment) -> None:
                 args, kwargs = arguments_of(node, env)
                 env[node] = node.target(*args, **kwargs)  # type: ignore[operator]
             elif node.op != "placeholder":
-                raise Untraceable(f"the graph holds a {node.op} node")
+                raise UntraceableError(f"the graph holds a {node.op} node")
 
 
 def arguments_of(node: fx.Node, env: Environment) -> tuple[tuple, dict[str, Any]]:

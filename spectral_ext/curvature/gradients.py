@@ -14,7 +14,6 @@ from spectral_ext.layers import Layer
 from spectral_ext.task import Batch, LossFunction, batch_loss, batch_size
 
 
-
 @dataclass
 class Piece:
     """A batch, or some of its samples. The objective is Σ_pieces weight · loss / Σ_pieces weight, over all ranks."""
@@ -71,8 +70,8 @@ def batch_norm_needs_samples(model: nn.Module) -> Iterator[None]:
             x = args[0]
             if module.training and x.dim() > 1 and x.numel() == x.shape[1]:
                 raise ValueError(
-                    f"{name} normalises over one value a channel in train mode, so that its variance is 0: use a larger batch, "
-                    "or model.eval()"
+                    f"{name} normalises over one value a channel in train mode, so that its variance is 0: use a "
+                    "larger batch, or model.eval()"
                 )
 
         return hook

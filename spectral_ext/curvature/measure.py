@@ -1,4 +1,4 @@
-"""The public call: data → mean gradient → directions → h_k by the chosen methods → a mapping from layer name to result."""
+"""The public call: data → mean gradient → directions → h_k by the chosen methods → layer name → result."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def directional_curvature(
 ) -> DirectionalCurvature:
     """h_k = vec(D_k)ᵀ H vec(D_k), exactly, for every layer, H the Hessian of the mean loss in that layer's weight (§2).
 
-    The loss is the mean over all samples: batches are weighted by their size. The model is measured in the mode it is in
-    (train-mode batch norm gives another h, and then each batch is normalised by itself).
+    The loss is the mean over all samples: batches are weighted by their size. The model is measured in the mode it is
+    in (train-mode batch norm gives another h, and then each batch is normalised by itself).
 
     Args:
         model: parameters in float32 or float64; it is left exactly as it was, also after an error.
@@ -45,14 +45,16 @@ def directional_curvature(
         batches: an iterable of batches; it is read once.
         directions: ``{name: (U, V)}`` with columns u_k, v_k, shapes (m, K) and (n, K), or ``{name: D}`` of any rank,
             (K, *weight.shape); only the layers named are measured. None: the singular vectors of the mean gradient.
-        layers: names or shell patterns; None takes all that :func:`spectral_ext.layers.find_layers` measures.
+        layers: names or shell patterns; None takes all that :func:`spectral_ext.layers.find_layers` measures. A module
+            of another kind (an Embedding, Hugging Face's Conv1D) is measured in ``weight.flatten(1)`` if it is named.
         top_k: how many singular directions, at most min(m, n) of a layer.
         method: ``auto``, ``tangent_adjoint``, ``sqrt_gn``, ``double_backward_output`` or ``double_backward_weight``.
-            ``auto`` takes the fastest exact one, compares k = 1 and k = K with double backward (1e-8 in float64, 1e-3 in
-            float32), and on a mismatch warns and falls back.
-        split: also h by mechanism, ``parts``: ``gauss_newton`` is the curvature of the loss carried back by the Jacobian of
-            the model's output (every operation behind that output), and the curvature of the model's own operations is
-            ``norm``, ``softmax``, ``bilinear`` (products, attention), ``activation`` and ``other``. They add up to h.
+            ``auto`` takes the fastest exact one, compares k = 1 and k = K with double backward (1e-8 in float64, 1e-3
+            in float32), and on a mismatch warns and falls back.
+        split: also h by mechanism, ``parts``: ``gauss_newton`` is the curvature of the loss carried back by the
+            Jacobian of the model's output (all operations behind that output), and the curvature of the model's own
+            operations is ``norm``, ``softmax``, ``bilinear`` (products, attention), ``activation`` and ``other``. They
+            add up to h.
         memory_budget: bytes for the measurement; directions, then samples are taken in turns to fit. None: no limit.
         progress: show a progress bar.
         process_group: a ``torch.distributed`` group whose ranks each bring their own batches; all get the same result.
@@ -64,9 +66,9 @@ def directional_curvature(
         a mapping from layer name to :class:`LayerCurvature`, float results in the weight's dtype and on its device.
 
     Raises:
-        ValueError, TypeError, KeyError, RuntimeError: what cannot be measured, named with the remedy: a loss that is not a
-            finite scalar, dropout in train mode, autocast, half precision, directions of a wrong shape, no batch, a memory
-            budget too small, a method that does not apply.
+        ValueError, TypeError, KeyError, RuntimeError: what cannot be measured, named with the remedy: a loss that is
+            not a finite scalar, dropout in train mode, autocast, half precision, directions of a wrong shape, no
+            batch, a memory budget too small, a method that does not apply.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
@@ -89,13 +91,22 @@ def directional_curvature(
 def _layers(
     model: nn.Module, layers: Any, directions: Mapping[str, Any] | None, grouped: bool, shared: bool
 ) -> tuple[dict[str, Layer], dict[str, str]]:
+    layers = layers if layers is None or isinstance(layers, str) else list(layers)
     chosen, skipped = find_layers(model, layers, grouped=grouped, shared=shared)
+    names = {layers} if isinstance(layers, str) else set(layers or ())
+    for name in names | set(directions or ()):
+        weight = getattr(dict(model.named_modules()).get(name), "weight", None)
+        if name in skipped and isinstance(weight, nn.Parameter) and weight.dim() > 1 and weight.requires_grad:
+            chosen[name] = Layer(name, model.get_submodule(name))
+            del skipped[name]
     if not chosen:
         reasons = "; ".join(f"{name or '(model)'}: {why}" for name, why in list(skipped.items())[:5])
         raise ValueError(f"the model has no layer to measure ({reasons or 'it has no parameters'})")
     for name, layer in chosen.items():
         if layer.weight.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"the weight of {name!r} is {layer.weight.dtype}: measure a float32 or float64 copy, model.float()")
+            raise TypeError(
+                f"the weight of {name!r} is {layer.weight.dtype}: measure a float32 or float64 copy, model.float()"
+            )
     if directions is not None:
         for name in [name for name in chosen if name not in directions]:
             skipped[name] = "no directions were given for it"

@@ -46,7 +46,7 @@ def estimate_memory(
     """What ``tangent_adjoint`` would take on this batch, from a trace of it.
 
     Raises:
-        Untraceable: the model or loss cannot be traced.
+        UntraceableError: the model or loss cannot be traced.
     """
     chosen, _ = find_layers(model, layers)
     with measurement(model):

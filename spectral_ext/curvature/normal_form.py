@@ -1,12 +1,13 @@
 """One form for what devices and code paths spell differently, so that one set of rules serves all.
 
-In place → out of place; every batch, layer, group and RMS norm → the functions below; division by a tensor → multiplication
-by its reciprocal; baddbmm → bmm, mul, add.
+In place → out of place; every batch, layer, group and RMS norm → the functions below; division by a tensor →
+multiplication by its reciprocal; baddbmm → bmm, mul, add.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def _batch_norm_args(x: Any, w: Any, b: Any, mean: Any, var: Any, training: bool
     return (batch_norm, (x, w, b, eps)) if training else (fixed_norm, (x, w, b, mean, var, eps))
 
 
-_NORMS = {
+_NORMS: dict[str, Callable] = {
     "native_batch_norm": _batch_norm_args,
     "cudnn_batch_norm": _batch_norm_args,
     "miopen_batch_norm": _batch_norm_args,
@@ -93,8 +94,10 @@ def _out_of_place(graph: fx.Graph) -> None:
         if twin is None or target is aten.copy_.default:
             continue
         node.target = twin
-        later = set(nodes[position + 1 :])
-        node.args[0].replace_all_uses_with(node, delete_user_cb=lambda user: user in later)
+        written = node.args[0]
+        assert isinstance(written, fx.Node)
+        for later in nodes[position + 1 :]:
+            later.replace_input_with(written, node)
 
 
 def _insert(graph: fx.Graph, before: fx.Node, target: Any, args: tuple, value: Any = None) -> fx.Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from spectral_ext.task import Batch, LossFunction, batch_loss, batch_size
 
 from .gradients import Piece
 from .memory import MemoryEstimate, estimate
-from .trace import Program, Untraceable, signature, trace
+from .trace import Program, UntraceableError, signature, trace
 
 CPU_LANES = 5
 """Directions at a time on a CPU: more fall out of its caches."""
@@ -32,26 +33,35 @@ class Plan:
     pieces: list[Piece]
     layers: Mapping[str, Layer]
     memory_budget: int | None
-    programs: dict[Any, Program | Untraceable] = field(default_factory=dict)
+    programs: dict[Any, Program | UntraceableError] = field(default_factory=dict)
     estimates: dict[Any, MemoryEstimate] = field(default_factory=dict)
 
     def program(self, batch: Batch) -> Program:
         """The trace for a batch of this signature.
 
         Raises:
-            Untraceable: it cannot be traced.
+            UntraceableError: it cannot be traced.
         """
-        key = signature(batch)
+        key = self._key(batch)
         if key not in self.programs:
+            found: Program | UntraceableError
             try:
-                self.programs[key] = trace(self.model, self.loss_fn, batch)
-                self.estimates[key] = estimate(self.programs[key], self.model, self.layers, batch_size(batch))  # type: ignore[arg-type]
-            except Untraceable as why:
-                self.programs[key] = why
+                found = trace(self.model, self.loss_fn, batch)
+                key = id(batch) if found.of_one_batch else key
+                self.estimates[key] = estimate(found, self.model, self.layers, batch_size(batch))
+            except UntraceableError as why:
+                found = why
+            self.programs[key] = found
         found = self.programs[key]
-        if isinstance(found, Untraceable):
+        if isinstance(found, UntraceableError):
             raise found
         return found
+
+    def _key(self, batch: Batch) -> Any:
+        return id(batch) if id(batch) in self.programs else signature(batch)
+
+    def _estimate(self, batch: Batch) -> MemoryEstimate:
+        return self.estimates[self._key(batch)]
 
     def lanes(self, name: str, batch: Batch) -> int:
         """How many directions of a layer to push at a time."""
@@ -59,7 +69,7 @@ class Plan:
         most = CPU_LANES if device.type == "cpu" else 1 << 30
         if self.memory_budget is None:
             return most
-        return max(1, min(most, self.estimates[signature(batch)].lanes(name, self.memory_budget)))
+        return max(1, min(most, self._estimate(batch).lanes(name, self.memory_budget)))
 
     def cut_samples(self) -> None:
         """Cut batches whose estimate exceeds the budget at one direction into pieces of fewer samples.
@@ -73,10 +83,10 @@ class Plan:
         for piece in self.pieces:
             try:
                 self.program(piece.batch)
-            except Untraceable:
+            except UntraceableError:
                 pieces.append(piece)
                 continue
-            need = self.estimates[signature(piece.batch)].total()
+            need = self._estimate(piece.batch).total()
             if need <= self.memory_budget:
                 pieces.append(piece)
             else:
@@ -86,16 +96,18 @@ class Plan:
     def _cut(self, piece: Piece, need: int) -> list[Piece]:
         size = batch_size(piece.batch)
         budget = self.memory_budget or need
-        remedy = f"needs about {need} bytes at once, more than memory_budget={budget}: raise the budget or use smaller batches"
+        remedy = f"needs about {need} bytes at once, over memory_budget={budget}: raise it, or use smaller batches"
         for name, module in self.model.named_modules():
             if isinstance(module, _NormBase) and module.training and "Instance" not in type(module).__name__:
-                raise ValueError(f"{piece.label} {remedy} ({name} couples the samples in train mode, so it cannot be cut)")
+                raise ValueError(
+                    f"{piece.label} {remedy} ({name} couples the samples in train mode, so it cannot be cut)"
+                )
         count = math.ceil(need / budget)
         if count > size:
             raise ValueError(f"{piece.label} {remedy} (one sample alone is too large)")
         bounds = [size * i // count for i in range(count + 1)]
         cut = []
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in itertools.pairwise(bounds):
             share = (stop - start) / size
             label = f"{piece.label}, samples {start}–{stop - 1}"
             cut.append(Piece(some_samples(piece.batch, size, start, stop), piece.weight * share, label))
@@ -104,8 +116,8 @@ class Plan:
             parts = sum(p.weight / piece.weight * batch_loss(self.model, self.loss_fn, p.batch) for p in cut)
         if not torch.allclose(whole, torch.as_tensor(parts), rtol=1e-3 * torch.finfo(whole.dtype).eps ** 0.5):
             raise ValueError(
-                f"{piece.label} {remedy} (its loss is not the mean of its samples' losses, so it cannot be cut: class weights, "
-                "ignore_index or a loss between samples)"
+                f"{piece.label} {remedy} (its loss is not the mean of its samples' losses, so it cannot be cut: class "
+                "weights, ignore_index or a loss between samples)"
             )
         return cut
 

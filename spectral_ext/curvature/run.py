@@ -17,12 +17,12 @@ from . import engines
 from .choose import Choice, choose
 from .directions import Directions, given_directions, singular_directions
 from .distributed import all_sum, directions_from_first, raise_together
-from .double_backward import NotApplicable
 from .engines import Measured
 from .gradients import pieces_of, summed_gradients
 from .plan import Plan
 from .result import MECHANISMS, LayerCurvature, SelfCheck
-from .self_check import check_curvature, check_slopes
+from .self_check import CannotCheckError, check_curvature, check_slopes
+from .trace import first_line
 
 Found = dict[str, tuple[Tensor, Directions]]
 
@@ -58,7 +58,9 @@ class Run:
         """The mean gradient over all ranks, and the directions of each layer that has one."""
         loss, gradients = self.sums
         local = sum(piece.weight for piece in self.plan.pieces)
-        total, summed = all_sum(torch.tensor([local, loss], dtype=torch.float64, device=self.device), self.group).tolist()
+        total, summed = all_sum(
+            torch.tensor([local, loss], dtype=torch.float64, device=self.device), self.group
+        ).tolist()
         self.samples, self.loss = round(total), summed / total
         given = None if directions is None else given_directions(directions, self.layers)
         found: Found = {}
@@ -103,7 +105,9 @@ class Run:
                     if measured.note:
                         if method == "double_backward_output":
                             raise ValueError(f"method='double_backward_output' does not apply: {measured.note}")
-                        self.choices[name] = Choice("double_backward_weight", f"{self.choices[name].reason}; {measured.note}")
+                        self.choices[name] = Choice(
+                            "double_backward_weight", f"{self.choices[name].reason}; {measured.note}"
+                        )
 
     def _chosen(self, method: str, directions: dict[str, Directions]) -> dict[str, Directions]:
         return {name: d for name, d in directions.items() if self.choices[name].method == method}
@@ -115,27 +119,35 @@ class Run:
             return
         try:
             self.measured.update(engine(self.plan, chosen, step))
-        except (NotApplicable, NotImplementedError, RuntimeError) as why:
+        except Exception as why:
             if method != "auto" or isinstance(why, torch.OutOfMemoryError):
                 raise
             after = "tangent_adjoint" if name == "sqrt_gn" else "double_backward_output"
             for layer in chosen:
-                self.choices[layer] = Choice(after, f"{name} failed: {str(why).splitlines()[0][:200]}")
+                self.choices[layer] = Choice(after, f"{name} failed: {first_line(why)}")
 
     def _check(self, directions: dict[str, Directions], method: str, check: bool) -> None:
         fast = {name: measured for name, measured in self.measured.items() if measured.slope is not None}
+        if not fast:
+            return
         complaints = {}
+        precision = self.plan.program(self.plan.pieces[0].batch).precision
         for name, measured in fast.items():
             gradient = self.sums[1][name]
             slopes = torch.zeros(len(directions[name])) if gradient is None else directions[name].along(gradient)
-            if complaint := check_slopes(measured, slopes.to(self.device), self.dtype):
+            if complaint := check_slopes(measured, slopes.to(self.device), precision):
                 complaints[name] = complaint
-        if check and fast:
-            self.checks = check_curvature(self.plan, fast, {name: directions[name] for name in fast}, self.dtype)
+        if check:
+            try:
+                self.checks = check_curvature(self.plan, fast, {name: directions[name] for name in fast}, precision)
+            except CannotCheckError as why:
+                for name in fast:
+                    self.choices[name].reason += f"; not checked by double backward: {why}"
             for name, result in self.checks.items():
                 if not result.passed:
                     complaints.setdefault(
-                        name, f"h differs from double backward's by {result.error:.1e} (tolerance {result.tolerance:.0e})"
+                        name,
+                        f"h differs from double backward's by {result.error:.1e} (tolerance {result.tolerance:.0e})",
                     )
         for name, complaint in complaints.items():
             used = self.choices[name].method

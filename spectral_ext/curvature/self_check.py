@@ -9,8 +9,13 @@ from .directions import Directions
 from .engines import Measured, double_backward
 from .plan import Plan
 from .result import SelfCheck
+from .trace import first_line
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+class CannotCheckError(Exception):
+    """The model has no double backward."""
 
 
 def check_slopes(measured: Measured, sigma: Tensor, dtype: torch.dtype) -> str | None:
@@ -27,10 +32,17 @@ def check_slopes(measured: Measured, sigma: Tensor, dtype: torch.dtype) -> str |
 def check_curvature(
     plan: Plan, found: dict[str, Measured], directions: dict[str, Directions], dtype: torch.dtype
 ) -> dict[str, SelfCheck]:
-    """k = 1 and k = K of each layer, on the first piece of data, against double backward."""
+    """k = 1 and k = K of each layer, on the first piece of data, against double backward.
+
+    Raises:
+        CannotCheckError: an operation of the model has no double backward.
+    """
     ends = {name: sorted({0, len(directions[name]) - 1}) for name in found}
     few = {name: directions[name][ends[name]] for name in found}
-    reference = double_backward(plan, few, lambda _: None, weight=False, pieces=plan.pieces[:1])
+    try:
+        reference = double_backward(plan, few, lambda _: None, weight=False, pieces=plan.pieces[:1])
+    except RuntimeError as why:
+        raise CannotCheckError(first_line(why)) from why
     checks = {}
     for name, measured in found.items():
         truth, ours = reference[name].first, measured.first

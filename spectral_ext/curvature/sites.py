@@ -1,12 +1,13 @@
 """Where each layer's directions enter the graph, and which nodes they reach.
 
-A weight that is used once, by a product with an input, is *seeded* at that product's output: ż_k = D_k a, which for u_k v_kᵀ
-costs one product with K columns. Any other weight (tied, reused, reshaped) gets its tangent D_k itself, dense.
+A weight that is used once, by a product with an input, is *seeded* at that product's output: ż_k = D_k a, which for
+u_k v_kᵀ costs one product with K columns. Any other weight (tied, reused, reshaped) gets its tangent D_k itself, dense.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -24,6 +25,8 @@ class Site:
     entry: fx.Node
     """The node whose tangent is seeded: the layer's output, or its weight where ``input`` is None."""
     input: fx.Node | None
+    transposed: bool
+    """The weight is stored (n, m): y = x W + b."""
     schedule: list[fx.Node]
     """The nodes that its tangents pass, in order, without ``entry``."""
     last_use: dict[fx.Node, list[fx.Node]]
@@ -35,13 +38,13 @@ class Site:
 
 
 def find_site(weight: fx.Node, nodes: list[fx.Node]) -> Site:
-    entry, source = _product(weight, set(nodes))
+    entry, source, transposed = _product(weight, set(nodes))
     reached, schedule = {entry}, []
     for node in nodes:
-        if node is not entry and node.target not in CONSTANT and any(i in reached for i in operands(node)):
-            if floating(node):
-                reached.add(node)
-                schedule.append(node)
+        passes = node is not entry and node.target not in CONSTANT and floating(node)
+        if passes and any(i in reached for i in operands(node)):
+            reached.add(node)
+            schedule.append(node)
     last: dict[fx.Node, fx.Node] = {entry: entry}
     for node in schedule:
         last[node] = node
@@ -52,26 +55,27 @@ def find_site(weight: fx.Node, nodes: list[fx.Node]) -> Site:
     for node, user in last.items():
         if user is not nodes[-1]:
             last_use.setdefault(user, []).append(node)
-    return Site(entry, source, schedule, last_use)
+    return Site(entry, source, transposed, schedule, last_use)
 
 
-def _product(weight: fx.Node, nodes: set[fx.Node]) -> tuple[fx.Node, fx.Node | None]:
+def _product(weight: fx.Node, nodes: set[fx.Node]) -> tuple[fx.Node, fx.Node | None, bool]:
+    """The product that a weight enters, its other operand, and whether the weight enters as it is, not transposed."""
     users = [user for user in weight.users if user in nodes]
     if len(users) == 1 and users[0].target is aten.convolution.default:
         (user,) = users
         if user.args[1] is weight and user.args[0] is not weight and not user.args[6]:
-            return user, user.args[0]  # type: ignore[return-value]
+            return user, user.args[0], False  # type: ignore[return-value]
+    factor = weight
     if len(users) == 1 and users[0].target is aten.t.default:
-        transposed = users[0]
-        users = [user for user in transposed.users if user in nodes]
-        position = {aten.addmm.default: 1, aten.mm.default: 0}
-        if len(users) == 1 and users[0].target in position:
-            (user,) = users
-            at = position[user.target]
-            plain = user.kwargs.get("alpha", 1) == 1
-            if user.args[at + 1] is transposed and user.args[at] is not transposed and plain:
-                return user, user.args[at]  # type: ignore[return-value]
-    return weight, None
+        factor = users[0]
+        users = [user for user in factor.users if user in nodes]
+    position: dict[Any, int] = {aten.addmm.default: 1, aten.mm.default: 0}
+    if len(users) == 1 and users[0].target in position:
+        (user,) = users
+        x, right = user.args[position[user.target] :][:2]
+        if right is factor and x is not factor and user.kwargs.get("alpha", 1) == 1:
+            return user, x, factor is weight  # type: ignore[return-value]
+    return weight, None, False
 
 
 def floating(node: fx.Node) -> bool:
@@ -84,9 +88,7 @@ def floating(node: fx.Node) -> bool:
 def rule_of(node: fx.Node, reached: set[fx.Node]) -> Rule:
     """The rule for the operands among ``reached``; the generic one where the table has none."""
     rule = RULES.get(node.target, GENERIC)
-    if rule.moves is not None and any(
-        i in reached and at not in rule.moves for at, i in enumerate(operands(node))
-    ):
+    if rule.moves is not None and any(i in reached and at not in rule.moves for at, i in enumerate(operands(node))):
         return GENERIC
     return rule
 
@@ -113,4 +115,4 @@ def seed(site: Site, values: dict[fx.Node, Tensor], directions: Directions) -> T
     if entry.target is aten.convolution.default:
         geometry = entry.args[3:]
         return directions.convolution_output(lambda w: aten.convolution(x, w, None, *geometry), entry.args[8])  # type: ignore[arg-type]
-    return directions.linear_output(x)
+    return (directions.transposed if site.transposed else directions).linear_output(x)

@@ -1,12 +1,13 @@
 """h_k by a square root of the loss's Hessian, where the network is piecewise linear after the layer.
 
-Then h is its Gauss–Newton part. With H_b = Σ_c λ_bc q_bc q_bcᵀ the Hessian of the loss in sample b's output and δ_bc the
-vector √|λ_bc| q_bc carried back to the layer's output z,
+Then h is its Gauss–Newton part. With H_b = Σ_c λ_bc q_bc q_bcᵀ the Hessian of the loss in sample b's output and δ_bc
+the vector √|λ_bc| q_bc carried back to the layer's output z,
 
     h_k = Σ_b Σ_c sign(λ_bc) ⟨δ_bc, ż_bk⟩²,  ż_bk = u_k v_kᵀ a_b :
 
-one backward pass for each of at most C vectors serves all layers and directions. H_b is found by double backward in the
-output, so that any twice differentiable loss will do that treats samples apart (softmax cross-entropy has C − 1 vectors).
+one backward pass for each of at most C vectors serves all layers and directions. H_b is found by double backward in
+the output, so that any twice differentiable loss will do that treats samples apart (softmax cross-entropy has C − 1
+vectors).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from spectral_ext.layers import Layer
 from spectral_ext.task import Batch, batch_size
 
 from .directions import Directions
-from .double_backward import NotApplicable
+from .double_backward import NotApplicableError
 from .evaluate import Environment, evaluate, run
 from .sites import Site, curved, find_site
 from .trace import Program
@@ -76,14 +77,16 @@ class SqrtGaussNewton:
         self.sites = {name: find_site(node, program.nodes) for name, node in weights.items()}
         for name, site in self.sites.items():
             if reason := why_not(program, site, self.samples):
-                raise NotApplicable(f"sqrt_gn is not exact for {name!r}: {reason}")
+                raise NotApplicableError(f"sqrt_gn is not exact for {name!r}: {reason}")
         self.env = evaluate(program, program.arguments(model, batch), set(weights.values()))
         self._refuse_coupled_samples()
 
     def curvature(self, directions: Mapping[str, Directions]) -> dict[str, tuple[Tensor, Tensor]]:
         """``(h (K,), L̇ (K,))`` of every layer, float64."""
         with torch.no_grad():
-            inputs = {name: _Projection(site, self.env, directions[name], self.samples) for name, site in self.sites.items()}
+            inputs = {
+                name: _Projection(site, self.env, directions[name], self.samples) for name, site in self.sites.items()
+            }
         gradient, vectors, signs = self._loss_factor()
         slopes = {name: inputs[name](delta).sum(0) for name, delta in self._back(gradient).items()}
         found = {name: torch.zeros_like(slope) for name, slope in slopes.items()}
@@ -122,7 +125,7 @@ class SqrtGaussNewton:
         probe = torch.linspace(-1, 1, self.samples * count, dtype=y.dtype, device=y.device).cos().reshape_as(flat)
         apart = (hessian @ probe.double().unsqueeze(-1)).squeeze(-1)
         if not torch.allclose(times(probe), apart, rtol=1e-4, atol=1e-4 * float(apart.abs().max())):
-            raise NotApplicable("the loss couples the samples of a batch")
+            raise NotApplicableError("the loss couples the samples of a batch")
         values, basis = torch.linalg.eigh((hessian + hessian.mT) / 2)
         vectors = (basis * values.abs().sqrt().unsqueeze(1)).movedim(-1, 0).to(y.dtype)
         keep = values.abs().amax(0) > 1e-14 * values.abs().max()
@@ -135,13 +138,14 @@ class SqrtGaussNewton:
         every_other[::2] = 1
         for name, delta in self._back(every_other).items():
             if self.samples > 1 and bool(delta.reshape(self.samples, -1)[1::2].any()):
-                raise NotApplicable(f"sqrt_gn is not exact for {name!r}: the model couples the samples of a batch")
+                raise NotApplicableError(f"sqrt_gn is not exact for {name!r}: the model couples the samples of a batch")
 
 
 class _Projection:
     """⟨δ_b, ż_bk⟩ for all samples b and directions k, without ż: u_kᵀ δ first, then v_kᵀ a."""
 
     def __init__(self, site: Site, env: Environment, directions: Directions, samples: int) -> None:
+        directions = directions.transposed if site.transposed else directions
         self.directions, self.samples = directions, samples
         x, entry = env[site.input].detach(), site.entry  # type: ignore[index]
         self.groups = 1
@@ -171,9 +175,10 @@ class _Projection:
             rows = self.z.reshape(len(self.directions), self.samples, -1).transpose(0, 1)
             return (rows @ delta.reshape(self.samples, -1, 1)).squeeze(-1).double()
         U = self.directions.U
+        assert U is not None
         if self.convolution:
             d = delta.reshape(self.samples, self.groups, -1, delta[0, 0].numel())
-            t = U.T.reshape(len(self.directions), self.groups, -1).transpose(0, 1) @ d  # type: ignore[union-attr]
+            t = U.T.reshape(len(self.directions), self.groups, -1).transpose(0, 1) @ d
         else:
             t = (delta.reshape(self.samples, 1, -1, delta.shape[-1]) @ U).mT
         return (t * self.z).sum((1, 3)).double()

@@ -1,12 +1,12 @@
 """h_k by one tangent a direction and one adjoint for all.
 
-Along W + tD every operation y = f(x) of the traced graph obeys y″ = f′x″ + f″[x′, x′], and the loss is linear in the sources
-f″[x′, x′]. Hence, exactly,
+Along W + tD every operation y = f(x) of the traced graph obeys y″ = f′x″ + f″[x′, x′], and the loss is linear in the
+sources f″[x′, x′]. Hence, exactly,
 
     h = Σ_operations ⟨ȳ, f″[ẋ, ẋ]⟩,
 
-with the adjoints ȳ = ∂L/∂y of one ordinary backward pass, shared by all layers and directions, and the first tangents ẋ of
-one pass through what follows the layer. Sums of sources by mechanism split h exactly.
+with the adjoints ȳ = ∂L/∂y of one ordinary backward pass, shared by all layers and directions, and the first tangents
+ẋ of one pass through what follows the layer. Sums of sources by mechanism split h exactly.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class TangentAdjoint:
         for node in self.program.nodes:
             if node in passed:
                 args, kwargs = detached(arguments_of(node, env))
-                operation = Operation(node, args, kwargs, detached(env[node]), adjoints.pop(node, None))
+                value, adjoint = detached(env[node]), adjoints.pop(node, None)
+                operation = Operation(node, node.target, args, kwargs, value, adjoint)  # type: ignore[arg-type]
                 self.rules[node] = rule_of(node, self.reached).build(operation)
 
     def _adjoints(self, env: Environment) -> dict[fx.Node, Any]:

@@ -1,8 +1,9 @@
 """One pass of model and loss as a graph of aten operations, with the boundary between model and loss marked.
 
-The *loss operations* are those that depend on the weights through the model's output only: every path from a parameter to
-them passes an output of the model. (A Hugging Face model that computes its own loss returns the logits too, so that its
-loss operations are found just the same.) Their curvature, carried back by the Jacobian of the output, is the Gauss–Newton part of h.
+The *loss operations* are those that depend on the weights through the model's output only: every path from a parameter
+to them passes an output of the model. (A Hugging Face model that computes its own loss returns the logits too, so that
+its loss operations are found just the same.) Their curvature, carried back by the Jacobian of the output, is the
+Gauss–Newton part of h.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot, make_fx
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral_ext.task import Batch, LossFunction, batch_loss, split_batch
 
 from .normal_form import bring_to_normal_form
 
 
-class Untraceable(Exception):
+class UntraceableError(Exception):
     """Model or loss cannot be traced; the message says why."""
 
 
@@ -39,6 +41,15 @@ class Program:
     outputs: list[fx.Node]
     """The model's floating-point outputs that the loss is computed from."""
     loss_operations: set[fx.Node] = field(default_factory=set)
+    of_one_batch: bool = False
+    """Control flow or shapes depended on the batch's values: the trace serves no other batch."""
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarsest floating-point format among the results: a model in float64 may compute its loss in float32."""
+        values = (value for node in self.nodes for value in pytree.tree_leaves(node.meta.get("val")))
+        kinds = {value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()}
+        return torch.float64 if kinds <= {torch.float64} else torch.float32
 
     def arguments(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         """The value of each placeholder."""
@@ -49,8 +60,10 @@ class Program:
 def trace(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> Program:
     """Trace ``loss_fn(model(·), target)`` on one batch, mutations removed, fused norms in one form on every device.
 
+    Control flow may depend on the batch, for example on a mask; then the trace is ``of_one_batch``.
+
     Raises:
-        Untraceable: data-dependent control flow, or anything else that make_fx refuses.
+        UntraceableError: data-dependent control flow, or anything else that make_fx refuses.
     """
     leaves, tree = pytree.tree_flatten(batch)
     where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -58,17 +71,24 @@ def trace(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> Program:
     parameters = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     buffers = {f"model.{name}": b.detach().clone() for name, b in model.named_buffers()}
 
+    reads = _Reads(len(parameters))
+
     def evaluate(parameters: dict, buffers: dict, tensors: list[Tensor]) -> tuple:
         full = list(leaves)
         for i, tensor in zip(where, tensors, strict=True):
             full[i] = tensor
-        return torch.func.functional_call(objective, {**parameters, **buffers}, (pytree.tree_unflatten(full, tree),))
+        with reads:
+            return torch.func.functional_call(
+                objective, {**parameters, **buffers}, (pytree.tree_unflatten(full, tree),)
+            )
 
     try:
         with torch.no_grad(), _owners_recorded(model) as owners:
             module = make_fx(torch.func.functionalize(evaluate))(parameters, buffers, [leaves[i] for i in where])
     except Exception as error:
-        raise Untraceable(f"the model or loss cannot be traced ({type(error).__name__}: {_first_line(error)})") from error
+        raise UntraceableError(
+            f"the model or loss cannot be traced ({type(error).__name__}: {first_line(error)})"
+        ) from error
     owners.annotate(module.graph)
     bring_to_normal_form(module.graph)
     nodes = list(module.graph.nodes)
@@ -81,6 +101,7 @@ def trace(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> Program:
         placeholders=placeholders,
         loss=loss,
         outputs=[],
+        of_one_batch=reads.data,
     )
     needed = set(program.nodes)
     program.outputs = [node for node in dict.fromkeys(outputs) if node in needed and node is not loss]
@@ -106,6 +127,39 @@ class _Objective(nn.Module):
 
         loss = batch_loss(model, self.loss_fn, batch)  # type: ignore[arg-type]
         return (loss, *outputs)
+
+
+class _Reads(TorchDispatchMode):
+    """Lets Python read values that do not depend on the weights, which make_fx alone refuses."""
+
+    def __init__(self, parameters: int) -> None:
+        super().__init__()
+        self.parameters = parameters
+        self.data = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if torch.Tag.dynamic_output_shape in func.tags:
+            self.data = True
+        mode = get_proxy_mode()
+        if torch.Tag.data_dependent_output in func.tags and mode is not None:
+            proxies = [get_proxy_slot(x, mode.tracer, None) for x in pytree.tree_leaves(args) if isinstance(x, Tensor)]
+            if not any(self._moves(p.proxy.node) for p in proxies if p is not None):
+                self.data = True
+                with disable_proxy_modes_tracing():
+                    return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _moves(self, node: fx.Node) -> bool:
+        weights = {n for i, n in enumerate(node.graph.nodes) if i < self.parameters}
+        seen, stack = set(), [node]
+        while stack:
+            one = stack.pop()
+            if one in weights:
+                return True
+            if one not in seen:
+                seen.add(one)
+                stack += one.all_input_nodes
+        return False
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
@@ -180,7 +234,7 @@ def _dominated(program: Program) -> set[fx.Node]:
     return through
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else ""
 

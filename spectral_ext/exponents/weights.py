@@ -49,7 +49,8 @@ def fit_tail_exponent(values: Any, *, level: float = 0.95) -> tuple[Fit, float, 
     """Continuous power-law tail by maximum likelihood, x_min by the smallest Kolmogorov–Smirnov distance.
 
     Clauset et al. 2009: α = 1 + n/Σ log(x_i/x_min) over the n values ≥ x_min; the interval is α ± z(α − 1)/√n,
-    which takes x_min as given.
+    which takes x_min as given. The
+    distance is max_i |F(x_i) − (i − 1)/n|, as in their code.
 
     Returns:
         ``(fit, x_min, distance)``; the fit's ``r2`` is NaN, as it is no regression.
@@ -72,7 +73,7 @@ def fit_tail_exponent(values: Any, *, level: float = 0.95) -> tuple[Fit, float, 
         alpha = 1 + n / tail.sum()
         model = -np.expm1(-(alpha - 1) * tail)
         empirical = np.arange(n) / n
-        distance = max((model - empirical).max(), (empirical + 1 / n - model).max())
+        distance = np.abs(model - empirical).max()
         if distance < best[0]:
             best = (float(distance), int(start), float(alpha))
     distance, start, alpha = best

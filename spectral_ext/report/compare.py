@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from .. import __version__, plots
+from .. import plots
 from ..exponents import Fit
 from ..landscape import Landscape, LayerLandscape
 from ..plots.comparison import alpha_comparison
 from .table import COLUMNS, Cell, number
+from .templating import render_template
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def summary(pairs: Sequence[Pair], names: tuple[str, str]) -> str:
     up = sum(pair.clear and pair.change > 0 for pair in fitted)
     down = sum(pair.clear and pair.change < 0 for pair in fitted)
     return (
-        f"From {names[0]} to {names[1]}: α rises clearly in {up} and falls clearly in {down} of {len(fitted)} common layers; "
-        f"in the other {len(fitted) - up - down} the interval of the difference contains 0."
+        f"From {names[0]} to {names[1]}: α rises clearly in {up} and falls clearly in {down} of {len(fitted)} common "
+        f"layers; in the other {len(fitted) - up - down} the interval of the difference contains 0."
     )
 
 
@@ -121,7 +121,7 @@ def print_comparison(
             cells[0].text,
             cells[1].text,
             *(f"{cells[i].text} → {cells[i + 1].text}" for i in (2, 4, 6)),
-            f"{cells[8].text} → {cells[9].text}",
+            cells[8].text if cells[8].text == cells[9].text else f"{cells[8].text} → {cells[9].text}",
         )
     console.print(table)
     console.print(summary(pairs, names))
@@ -148,17 +148,8 @@ def write_comparison(
             drawing = alpha_comparison(values, names, theme)
         if write:
             plots.save_png(drawing, folder / "alpha_comparison.png")
-    environment = Environment(
-        loader=PackageLoader("spectral_ext.report"), autoescape=select_autoescape(), undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    css = environment.loader.get_source(environment, "page.css")[0]  # type: ignore[union-attr]
-    script = environment.loader.get_source(environment, "page.js")[0]  # type: ignore[union-attr]
-    page = environment.get_template("comparison.html").render(
-        version=__version__,
-        css=Markup(css),
-        script=Markup(script),
-        palette={name: {role: theme[role] for role in plots.ROLES} for name, theme in plots.THEMES.items()},
+    page = render_template(
+        "comparison.html",
         names=names,
         summary=summary(pairs, names),
         headings=COMPARED,

@@ -32,8 +32,9 @@ def _alpha(rows: list[LayerLandscape]) -> str:
     one = sum(row.alpha.interval[0] <= 1 <= row.alpha.interval[1] for row in fitted)
     level = f"{100 * fitted[0].alpha.level:.0f} %"
     return (
-        f"The curvature exponent α runs from {low.alpha.value:.2f} ({low.name}) to {high.alpha.value:.2f} ({high.name}), "
-        f"median {middle:.2f}. The {level} interval contains 2 in {two} of {len(fitted)} layers, and 1 in {one}."
+        f"The curvature exponent α runs from {low.alpha.value:.2f} ({low.name}) to {high.alpha.value:.2f} "
+        f"({high.name}), median {middle:.2f}. The {level} interval contains 2 in {two} of {len(fitted)} layers, "
+        f"and 1 in {one}."
     )
 
 
@@ -42,7 +43,9 @@ def _doubt(rows: list[LayerLandscape]) -> str:
     without = [row.name for row in rows if not row.alpha.ok]
     parts = []
     if weak:
-        parts.append(f"In {_some(weak)} R² is below {WEAK_R2}: there h is no clear power of σ, and α should not be used.")
+        parts.append(
+            f"In {_some(weak)} R² is below {WEAK_R2}: there h is no clear power of σ, and α should not be used."
+        )
     if without:
         parts.append(f"α could not be fitted in {_some(without)}.")
     return " ".join(parts)
@@ -57,7 +60,7 @@ def _transfer(rows: list[LayerLandscape]) -> str:
     return (
         f"The identity s = αγ holds within 10 % in {counts['holds']} of {len(checked)} layers, is not refuted in "
         f"{counts['not refuted']}, and deviates in {counts['deviates']}; the median error over all of them is "
-        f"{np.median(errors):.1%}."
+        f"{100 * np.median(errors):.1f} %."
     )
 
 
@@ -68,7 +71,8 @@ def _laws(rows: list[LayerLandscape]) -> str:
     counts = Counter(one.best for one in fits)
     parts = [f"{MODEL_NAMES[name]} in {count}" for name, count in counts.most_common()]
     close = sum(one.margin < 2 for one in fits)
-    return f"By BIC the gradient's spectrum is {', '.join(parts)} of {len(fits)} layers ({close} of these calls are close)."
+    text = f"By BIC the gradient's spectrum is {', '.join(parts)} of {len(fits)} layers"
+    return f"{text}; in {close} the lead is below 2, which decides nothing."
 
 
 def _participation(rows: list[LayerLandscape]) -> str:
@@ -81,7 +85,9 @@ def _participation(rows: list[LayerLandscape]) -> str:
         f"Curvature sits on {np.median(curvature):.1f} directions at the median (participation ratio), the gradient on "
         f"{np.median(gradient):.1f}."
     )
-    return text + (f" In {above} layers it exceeds the zeta bound, which assumes exact power laws." if above else "")
+    return text + (
+        f" In {above} of {len(rows)} it exceeds the zeta bound, which assumes exact power laws." if above else ""
+    )
 
 
 def _sign(rows: list[LayerLandscape]) -> str:
@@ -89,7 +95,8 @@ def _sign(rows: list[LayerLandscape]) -> str:
     negative = sum(row.negative for row in rows)
     layers = sum(row.negative > 0 for row in rows)
     shares = [share for share in map(gauss_newton_share, rows) if np.isfinite(share)]
-    text = f"{negative} of {total} measured directions have no positive curvature ({layers} layers)."
+    where = f", in {layers} of {len(rows)} layers" if negative else ""
+    text = f"{negative} of {total} measured directions have no positive curvature{where}."
     if shares:
         text += f" Gauss–Newton makes up {np.median(shares):.0f} % of the curvature in the median layer."
     return text

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from .. import __version__, plots
+from .. import plots
 from ..landscape import Landscape
 from .glance import sentences
 from .table import COLUMNS
+from .templating import render_template
 from .words import TERMS
 
 PANEL_LIMIT = 60
@@ -32,7 +32,7 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Section:
-    """Something of the caller's own to show above the landscape: a heading, a paragraph, a table, inline SVG figures."""
+    """The caller's own part of the page, above the table: a heading, a paragraph, a table, inline SVG figures."""
 
     title: str
     text: str = ""
@@ -49,20 +49,9 @@ def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()
     """
     if not len(landscape):
         raise ValueError("the landscape holds no layer: see landscape.skipped for the reasons")
-    environment = Environment(
-        loader=PackageLoader("spectral_ext.report"),
-        autoescape=select_autoescape(),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    source = environment.loader.get_source  # type: ignore[union-attr]
-    return environment.get_template("page.html").render(
+    return render_template(
+        "page.html",
         title=title,
-        version=__version__,
-        css=Markup(source(environment, "page.css")[0]),
-        script=Markup(source(environment, "page.js")[0]),
-        palette=_palette(),
         sentences=sentences(landscape),
         measured=[row for row in landscape.values() if not row.empty_reason],
         landscape=landscape,
@@ -76,7 +65,6 @@ def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()
         terms=TERMS,
         meta=_flat(landscape.meta),
         notes=landscape.meta.get("notes", []),
-        Markup=Markup,
     )
 
 
@@ -86,10 +74,6 @@ def _cards(landscape: Landscape) -> Any:
         shown = [] if row.empty_reason else ["power_law"] if many else list(plots.PANELS)
         svgs = [Markup(plots.panel_svg(landscape, panel, name, f"c{index}{panel}")) for panel in shown]
         yield row, svgs[:2], svgs[2:]
-
-
-def _palette() -> dict[str, dict[str, str]]:
-    return {name: {role: theme[role] for role in plots.ROLES} for name, theme in plots.THEMES.items()}
 
 
 def _flat(meta: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -113,7 +113,7 @@ COLUMNS = (
     Column("shape", "rows × columns of the flattened weight",
            lambda r: Cell(f"{r.shape[0]}×{r.shape[1]}", float(r.shape[0] * r.shape[1])), True),
     Column("α", "curvature exponent with its interval", _alpha, True),
-    Column("R²", "of log h against log σ", lambda r: number(r.alpha.r2, 2, doubt=r.alpha.ok and r.alpha.r2 < 0.8), True),
+    Column("R²", "of log h against log σ", lambda r: number(r.alpha.r2, doubt=r.alpha.ok and r.alpha.r2 < 0.8), True),
     Column("β", "slope of the factors' eigenvalues", lambda r: fit(r.beta)),
     Column("φ", "slope of the alignment Φ", lambda r: fit(r.phi)),
     Column("χ slope", "d log χ/d log σ, what the Kronecker model misses of α", lambda r: fit(r.chi_slope)),
@@ -139,6 +139,7 @@ COLUMNS = (
     Column("s_weight", "slope in rank of the weight's spectrum",
            lambda r: number(r.weight.s_weight.value if r.weight else math.nan)),
     Column("use α", "advice: exponent for T(σ; α)", lambda r: _advice(r, "alpha"), True),
-    Column("Kronecker", "advice: is a Kronecker preconditioner justified", lambda r: _advice(r, "kronecker"), True, False),
+    Column("Kronecker", "advice: is a Kronecker preconditioner justified", lambda r: _advice(r, "kronecker"), True,
+           False),
     Column("rank", "advice: directions that carry 95 % of the curvature", lambda r: _advice(r, "rank")),
 )  # fmt: skip

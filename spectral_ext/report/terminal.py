@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -16,8 +17,8 @@ from .glance import sentences
 from .table import COLUMNS, Column
 
 # Kept longest on a narrow terminal first.
-_PRIORITY = ("α", "R²", "s", "αγ", "γ", "use α", "s = αγ", "law in rank", "PR h", "h ≤ 0", "kind", "Kronecker", "SoP/PoS",
-             "GN %", "PR G", "shape", "β", "φ", "χ slope")  # fmt: skip
+_PRIORITY = ("α", "R²", "s", "αγ", "γ", "use α", "s = αγ", "law in rank", "PR h", "h ≤ 0", "kind", "Kronecker",
+             "SoP/PoS", "GN %", "PR G", "shape", "β", "φ", "χ slope")  # fmt: skip
 
 _STYLES = {
     Verdict.HOLDS: "green",
@@ -31,20 +32,26 @@ def print_landscape(landscape: Landscape, console: Console | None = None) -> Non
     """The table with as many columns as fit, most useful first, and the findings at a glance below it."""
     console = console or Console()
     columns = [next(c for c in COLUMNS if c.heading == heading) for heading in _PRIORITY]
-    while len(columns) > 3 and _needed(landscape, columns, console) > console.width:
+    while len(columns) > 3 and _needed(landscape, columns) > console.width:
         columns.pop()
-    order = [column for column in COLUMNS if column in columns]
-    console.print(_table(landscape, order))
+    console.print(_table(landscape, [column for column in COLUMNS if column in columns]))
     if len(columns) < len(_PRIORITY):
         hidden = ", ".join(_PRIORITY[len(columns) :])
         console.print(f"Left out at this width: {hidden}. The page and the JSON hold all columns.", style="dim")
+    for row in landscape.values():
+        if row.empty_reason:
+            console.print(f"{row.name}: not measured, {row.empty_reason}.", style="dim")
     if landscape.skipped:
-        console.print(f"{len(landscape.skipped)} modules not measured; the page says why.", style="dim")
+        console.print(f"{len(landscape.skipped)} modules hold no measured weight; the page says why.", style="dim")
     console.print(Panel("\n".join(f"• {one}" for one in sentences(landscape)), title="At a glance", title_align="left"))
 
 
-def _needed(landscape: Landscape, columns: Sequence[Column], console: Console) -> int:
-    return console.measure(_table(landscape, columns), options=console.options.update(width=1000)).maximum
+def _needed(landscape: Landscape, columns: Sequence[Column]) -> int:
+    """Width of the table with every cell on one line."""
+    rows = [row for row in landscape.values() if not row.empty_reason]
+    names = max([len("layer"), *(cell_len(row.name) for row in rows)])
+    widths = [max([cell_len(c.heading), *(cell_len(c.cell(row).text) for row in rows)]) for c in columns]
+    return names + sum(widths) + 3 * (len(columns) + 1) + 1
 
 
 def _table(landscape: Landscape, columns: Sequence[Column]) -> Table:
@@ -54,10 +61,10 @@ def _table(landscape: Landscape, columns: Sequence[Column]) -> Table:
         table.add_column(column.heading, justify="right" if column.numeric else "left", no_wrap=True)
     for row in landscape.values():
         if row.empty_reason:
-            table.add_row(row.name, Text(f"– {row.empty_reason}", style="dim"))
             continue
         cells = [column.cell(row) for column in columns]
-        table.add_row(row.name or "(model)", *(Text(cell.text, style="dim italic" if cell.doubt else "") for cell in cells))
+        texts = (Text(cell.text, style="dim italic" if cell.doubt else "") for cell in cells)
+        table.add_row(row.name or "(model)", *texts)
     return table
 
 

@@ -17,59 +17,64 @@ class Term:
 TERMS = {
     "sigma": Term(
         "σₖ, γ",
-        "Singular values of the layer's gradient G = UΣVᵀ, largest first. γ is how fast they fall with rank: σₖ ~ k^−γ.",
+        "Singular values of the layer's gradient G = UΣVᵀ, largest first. γ is how fast they fall with rank: σₖ ~"
+        " k^−γ.",
         "γ is a slope over a window of ranks. Where BIC prefers another law (see “law in rank”), γ changes with top_k.",
     ),
     "h": Term(
         "hₖ",
-        "Directional curvature: the second derivative of the mean loss when the weight moves along uₖvₖᵀ. Exact, all other "
-        "weights fixed. It is not an eigenvalue of the Hessian.",
-        "It may be negative or zero: such directions are counted and left out of logarithmic fits. In train mode, batch "
-        "norm changes h.",
+        "Directional curvature: the second derivative of the mean loss when the weight moves along uₖvₖᵀ. Exact, "
+        "all other weights fixed. It is not an eigenvalue of the Hessian.",
+        "It may be negative or zero: such directions are counted and left out of logarithmic fits. In train mode,"
+        " batch norm changes h.",
     ),
     "alpha": Term(
         "α",
-        "Curvature exponent: hₖ ≈ c·σₖ^α. α ≈ 2 is what independent samples with aligned Kronecker factors give; it says how "
-        "strongly to damp large singular values.",
-        "Only as good as its R² and interval. Below R² 0.8 h is no clear power of σ; with few directions, or σ spanning less "
-        "than a decade, the slope is decided by a few points. The interval assumes independent residuals.",
+        "Curvature exponent: hₖ ≈ c·σₖ^α. α ≈ 2 is what independent samples with aligned Kronecker factors give; "
+        "it says how strongly to damp large singular values.",
+        "Only as good as its R² and interval. Below R² 0.8 h is no clear power of σ; with few directions, or σ "
+        "spanning less than a decade, the slope is decided by a few points. The interval assumes independent "
+        "residuals.",
     ),
     "decomposition": Term(
         "β, φ, χ",
-        "α = β + φ + d log χ/d log σ. β: how the factors' eigenvalues fall. φ: how well the gradient's directions line up with "
-        "them. χₖ = hₖ/hₖ(Kron): what the Kronecker model misses.",
-        "The size of χ depends on the scale convention named below; no slope does. ρₖ compares the k-th direction with the "
-        "k-th eigenvalue, so ties and crossings make it jumpy.",
+        "α = β + φ + d log χ/d log σ. β: how the factors' eigenvalues fall. φ: how well the gradient's directions"
+        " line up with them. χₖ = hₖ/hₖ(Kron): what the Kronecker model misses.",
+        "The size of χ depends on the scale convention named below; no slope does. ρₖ compares the k-th direction"
+        " with the k-th eigenvalue, so ties and crossings make it jumpy.",
     ),
     "transfer": Term(
         "s, αγ",
         "s is how fast the sorted positive hₖ fall with rank. If both laws were exact, s = αγ.",
-        "Slopes multiply exactly only where log σ is linear in log k; a small error is partly arithmetic. “holds”: the "
-        "bootstrap interval of s − αγ contains 0 and stays within 10 % of s; “not refuted”: it contains 0 but is wide.",
+        "Slopes multiply exactly only where log σ is linear in log k; a small error is partly arithmetic. "
+        "“holds”: the bootstrap interval of s − αγ contains 0 and stays within 10 % of s; “not refuted”: it "
+        "contains 0 but is wide.",
     ),
     "law": Term(
         "law in rank",
-        "Which of power law, exponential and log-normal in rank describes σₖ best, by BIC; ΔBIC is the lead over the second.",
+        "Which of power law, exponential and log-normal in rank describes σₖ best, by BIC; ΔBIC is the lead over "
+        "the second.",
         "A lead below 2 decides nothing. The winner depends on how many ranks are looked at.",
     ),
     "participation": Term(
         "PR",
-        "Participation ratio (Σx)²/Σx²: how many directions share the total. 1: one direction dominates. Given for hₖ > 0 and "
-        "for all σ.",
-        "PR of h counts only the measured directions. The zeta bound holds for exact power laws, so a measured PR above it "
-        "says that the law is not exact, not that the measurement is wrong.",
+        "Participation ratio (Σx)²/Σx²: how many directions share the total. 1: one direction dominates. Given "
+        "for hₖ > 0 and for all σ.",
+        "PR of h counts only the measured directions. The zeta bound holds for exact power laws, so a measured PR"
+        " above it says that the law is not exact, not that the measurement is wrong.",
     ),
     "concentration": Term(
         "SoP/PoS",
-        "Mean of products over product of means of (u·δ)² and (v·a)²: 1 where the two are uncorrelated over samples and "
-        "positions, which is what a Kronecker factorisation assumes.",
+        "Mean of products over product of means of (u·δ)² and (v·a)²: 1 where the two are uncorrelated over "
+        "samples and positions, which is what a Kronecker factorisation assumes.",
         "The median over k is shown; single directions scatter widely, above all with few samples.",
     ),
     "split": Term(
         "Gauss–Newton share",
-        "h splits exactly into the Gauss–Newton part, which is never negative, and a residual: what normalisation, attention, "
-        "softmax and activations add by bending.",
-        "Shares are of absolute values, since residual parts may cancel. Empty where the method that measured h cannot split.",
+        "h splits exactly into the Gauss–Newton part, which is never negative, and a residual: what "
+        "normalisation, attention, softmax and activations add by bending.",
+        "Shares are of absolute values, since residual parts may cancel. Empty where the method that measured h "
+        "cannot split.",
     ),
     "factors": Term(
         "effective rank",
@@ -78,14 +83,14 @@ TERMS = {
     ),
     "weight": Term(
         "α_weight, s_weight",
-        "Tail exponent of the density of the eigenvalues of WWᵀ (maximum likelihood), and the slope of these in rank. Two "
-        "different things, often confused.",
+        "Tail exponent of the density of the eigenvalues of WWᵀ (maximum likelihood), and the slope of these in "
+        "rank. Two different things, often confused.",
         "The tail exponent rests on few eigenvalues in small layers.",
     ),
     "advice": Term(
         "advice",
-        "α for T(σ; α) = σ/(σ^α + d), whether a Kronecker preconditioner is justified, and how many directions carry 95 % of "
-        "the curvature among those measured.",
+        "α for T(σ; α) = σ/(σ^α + d), whether a Kronecker preconditioner is justified, and how many directions "
+        "carry 95 % of the curvature among those measured.",
         "It describes this layer on this batch at this moment of training. Measure again later, or with another seed.",
     ),
 }

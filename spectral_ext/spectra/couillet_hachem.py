@@ -29,12 +29,13 @@ class SpectrumPrediction:
 def separable_distribution(rows: Any, columns: Any, *, points: int = 600) -> tuple[np.ndarray, np.ndarray]:
     """Distribution of the squared singular values of Y = D^½ X D̃^½, X (m, n) with independent entries of variance 1/n.
 
-    The deterministic equivalent at z = x + iη is the fixed point with Im δ > 0 of
+    The deterministic equivalent at z = x + iη is the fixed point with Im δ > 0 and Im zδ > 0 of
 
         δ(z) = (1/n) Σ_i d_i / (−z(1 + d_i δ̃)),   δ̃(z) = (1/n) Σ_j d̃_j / (−z(1 + d̃_j δ)),
 
-    and the Stieltjes transform of YYᵀ is (1/m) Σ_i 1/(−z(1 + d_i δ̃)); the density is its imaginary part over π. It is
-    solved by Newton steps on a logarithmic grid, lowering η from x to 10⁻³x, which is the relative resolution.
+    and the Stieltjes transform of YYᵀ is (1/m) Σ_i 1/(−z(1 + d_i δ̃)); the density is its imaginary part over π. On the
+    negative axis δ is real and found by bisection; Newton steps then follow it along z = x·e^(iφ) from φ = π to 10⁻³,
+    which is the relative resolution.
 
     Args:
         rows, columns: eigenvalues d (m,) and d̃ (n,), non-negative, any order.
@@ -53,10 +54,10 @@ def separable_distribution(rows: Any, columns: Any, *, points: int = 600) -> tup
     edge = d.max() * e.max() * (np.sqrt(d_count.sum() / n) + np.sqrt(e_count.sum() / n)) ** 2
     edge = 1.2 * min(edge, 4 * float(d @ d_count) * float(e @ e_count) / n)
     x = np.geomspace(edge * 1e-10, edge, points)
-    delta = 1j * np.ones(points)
-    for ratio in np.geomspace(1.0, 1e-3, 13):
-        delta = _solve(delta, x * (1 + 1j * ratio), d, d_count / n, e, e_count / n)
-    z = x * (1 + 1e-3j)
+    delta = _on_negative_axis(x, d, d_count / n, e, e_count / n).astype(np.complex128)
+    for angle in (*np.linspace(np.pi, 1.0, 6)[1:-1], *np.geomspace(1.0, 1e-3, 16)):
+        z = x * np.exp(1j * angle)
+        delta = _solve(delta, z, d, d_count / n, e, e_count / n)
     other = _transform(delta, z, e, e_count / n)
     stieltjes = ((1 / (1 + np.outer(other, d))) @ d_count + (m - d_count.sum())) / (-z * m)
     density = np.imag(stieltjes) / np.pi * x  # with respect to log x
@@ -132,6 +133,20 @@ def _derivative(delta: np.ndarray, z: np.ndarray, atoms: np.ndarray, weight: np.
     return (1 / (1 + np.outer(delta, atoms)) ** 2) @ (weight * atoms**2) / z
 
 
+def _on_negative_axis(
+    x: np.ndarray, d: np.ndarray, d_weight: np.ndarray, e: np.ndarray, e_weight: np.ndarray
+) -> np.ndarray:
+    """δ(−x) > 0 by bisection in log δ: f∘g rises less than proportionally, so the root is unique."""
+    low, high = np.full(len(x), -800.0), np.log(d_weight @ d) - np.log(x)  # δ ≤ (1/n) Σ d/x, as δ̃ ≥ 0
+    for _ in range(64):
+        middle = (low + high) / 2
+        delta = np.exp(middle)
+        image = _transform(_transform(delta, -x, e, e_weight), -x, d, d_weight)
+        above = np.log(image) > middle
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return np.exp((low + high) / 2)
+
+
 def _solve(
     delta: np.ndarray,
     z: np.ndarray,
@@ -142,7 +157,7 @@ def _solve(
     tolerance: float = 1e-9,
     iterations: int = 500,
 ) -> np.ndarray:
-    """The root of δ = f(g(δ)) at every z; a Newton step that leaves the upper half plane becomes a fixed-point step."""
+    """The root of δ = f(g(δ)) at every z; a Newton step to where no solution lies becomes a fixed-point step."""
     delta = delta.copy()
     active = np.arange(len(z))
     for step in range(iterations):
@@ -151,7 +166,8 @@ def _solve(
         image = _transform(other, at, d, d_weight)
         slope = _derivative(other, at, d, d_weight) * _derivative(here, at, e, e_weight)
         newton = here - (here - image) / (1 - slope)
-        careful = (newton.imag <= 0) | ~np.isfinite(newton) | (step % 8 == 0)
+        outside = (newton.imag <= 0) | ((at * newton).imag <= 0) | ~np.isfinite(newton)  # of the cone of solutions
+        careful = outside | (step % 8 == 0)
         new = np.where(careful, (here + image) / 2, newton)
         delta[active] = new
         active = active[np.abs(here - image) > tolerance * np.abs(here)]

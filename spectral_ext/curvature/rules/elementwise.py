@@ -14,7 +14,7 @@ def derivative(op: Operation, *, create_graph: bool = False) -> tuple[Tensor, Te
     """x (a leaf) and f′(x)."""
     with torch.enable_grad():
         x = op.args[0].detach().clone().requires_grad_()
-        y = op.node.target(x, *op.args[1:], **op.kwargs)
+        y = op.target(x, *op.args[1:], **op.kwargs)
         (first,) = torch.autograd.grad(y.sum(), x, create_graph=create_graph)
     return x, first
 
@@ -24,6 +24,12 @@ def derivative(op: Operation, *, create_graph: bool = False) -> tuple[Tensor, Te
 def piecewise_linear(op: Operation) -> Push:
     slope = derivative(op)[1]
     return lambda d: (d * slope, None)
+
+
+@rule(aten._prelu_kernel.default, moves=(0,))
+def prelu(op: Operation) -> Push:
+    slope = derivative(op)[1]
+    return lambda d, _: (d * slope, None)
 
 
 @rule(

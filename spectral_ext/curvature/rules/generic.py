@@ -1,7 +1,7 @@
 """Any other differentiable operation, by automatic differentiation of that operation alone.
 
-With φ(x) = ⟨ȳ, f(x)⟩: source = ẋᵀ ∇²φ ẋ by double backward, ẏ = ∂⟨∇⟨w, f⟩, ẋ⟩/∂w; both use only backward passes, which more
-operations have than forward mode.
+With φ(x) = ⟨ȳ, f(x)⟩: source = ẋᵀ ∇²φ ẋ by double backward, ẏ = ∂⟨∇⟨w, f⟩, ẋ⟩/∂w; both use only backward passes,
+which more operations have than forward mode.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ def generic(op: Operation) -> Push:
     leaves, tree = pytree.tree_flatten((op.args, op.kwargs))
     nodes = pytree.tree_leaves((op.node.args, op.node.kwargs))
     where = [i for i, leaf in enumerate(nodes) if hasattr(leaf, "users")]
-    outputs = [y for y in pytree.tree_leaves(op.value)]
-    floating = [i for i, y in enumerate(outputs) if isinstance(y, Tensor) and y.is_floating_point()]
+    outputs = pytree.tree_leaves(op.value)
     adjoints = None if op.adjoint is None else pytree.tree_leaves(op.adjoint, is_leaf=lambda t: t is None)
 
-    def evaluate(moving: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+    def evaluate(moving: list[int]) -> tuple[list[Tensor], list[Any]]:
         full = list(leaves)
         for i in moving:
             full[i] = full[i].detach().clone().requires_grad_()
         args, kwargs = pytree.tree_unflatten(full, tree)
-        y = pytree.tree_leaves(op.node.target(*args, **kwargs))
-        return [full[i] for i in moving], [y[i] for i in floating]
+        y = pytree.tree_leaves(op.target(*args, **kwargs))
+        return [full[i] for i in moving], y
 
     def push(*tangents: Tensor | None) -> tuple[Any, Tensor | None]:
         moving = [i for i, d in zip(where, tangents, strict=True) if d is not None]
         lanes = list(zip(*(d for d in tangents if d is not None), strict=True))
         with torch.enable_grad():
-            x, y = evaluate(moving)
+            x, every = evaluate(moving)
+            floating = [i for i, value in enumerate(every) if isinstance(value, Tensor) and value.requires_grad]
+            y = [every[i] for i in floating]
             free = [torch.zeros_like(value, requires_grad=True) for value in y]
             back = torch.autograd.grad(y, x, free, create_graph=True, allow_unused=True, retain_graph=True)
             pairs = [(i, b) for i, b in enumerate(back) if b is not None and b.requires_grad]

@@ -40,11 +40,11 @@ def linear(op: Operation) -> Push:
             for i, value in zip(moving, values, strict=True):
                 full[i] = value
             args, kwargs = pytree.tree_unflatten(full, tree)
-            return op.node.target(*args, **kwargs)
+            return op.target(*args, **kwargs)
 
         return torch.vmap(lane)(*(d for d in tangents if d is not None)), None
 
-    coefficients = {2} if op.node.target in (aten.nll_loss_forward.default, aten.nll_loss2d_forward.default) else set()
+    coefficients = {2} if op.target in (aten.nll_loss_forward.default, aten.nll_loss2d_forward.default) else set()
     return push
 
 
@@ -54,7 +54,7 @@ def linear(op: Operation) -> Push:
 def per_sample(op: Operation) -> Push:
     """Linear and separate for each sample, so that lanes fold into the batch."""
     rest = op.args[1:]
-    return lambda d: (op.node.target(d.flatten(0, 1), *rest, **op.kwargs).unflatten(0, d.shape[:2]), None)
+    return lambda d: (op.target(d.flatten(0, 1), *rest, **op.kwargs).unflatten(0, d.shape[:2]), None)
 
 
 @rule(aten.neg.default)
@@ -64,7 +64,7 @@ def negative(op: Operation) -> Push:
 
 @rule(aten.mul.Scalar, aten.div.Scalar, aten.div.Tensor, moves=(0,))
 def scale(op: Operation) -> Push:
-    factor = op.args[1] if op.node.target is aten.mul.Scalar else 1 / op.args[1]
+    factor = op.args[1] if op.target is aten.mul.Scalar else 1 / op.args[1]
     return lambda d, *_: (d * factor, None)
 
 
@@ -80,7 +80,7 @@ def shift_negative(op: Operation) -> Push:
 
 @rule(aten.add.Tensor, aten.sub.Tensor)
 def add(op: Operation) -> Push:
-    alpha = op.kwargs.get("alpha", 1) * (-1 if op.node.target is aten.sub.Tensor else 1)
+    alpha = op.kwargs.get("alpha", 1) * (-1 if op.target is aten.sub.Tensor else 1)
     shape = op.value.shape
     has = [hasattr(arg, "users") for arg in op.node.args[:2]]
 
@@ -98,7 +98,7 @@ def add(op: Operation) -> Push:
 
 
 def product(op: Operation, multiply: Callable[[Any, Any], Tensor], first: int) -> Push:
-    """f(a, b) bilinear: ẏ = f(ȧ, b) + f(a, ḃ), source 2⟨ȳ, f(ȧ, ḃ)⟩. The operands are arguments ``first`` and the next."""
+    """f(a, b) bilinear: ẏ = f(ȧ, b) + f(a, ḃ), source 2⟨ȳ, f(ȧ, ḃ)⟩; a and b are arguments ``first`` and the next."""
     a, b = op.args[first : first + 2]
     adjoint, shape = op.adjoint, op.value.shape
     has = [hasattr(arg, "users") for arg in op.node.args]

@@ -18,9 +18,14 @@ from .registry import Operation, Push, rule
 
 
 def normalized(
-    op: Operation, shape: tuple[int, ...], axes: tuple[int, ...], weight: Any, weight_shape: tuple[int, ...], eps: float,
+    op: Operation,
+    shape: tuple[int, ...],
+    axes: tuple[int, ...],
+    weight: Any,
+    weight_shape: tuple[int, ...],
+    eps: float,
     centre: bool = True,
-) -> Push:  # fmt: skip
+) -> Push:
     """The rule with x viewed as ``shape``, groups along ``axes`` of it, and the weight as ``weight_shape``."""
     x, out = op.args[0].reshape(shape), op.value.shape
     n = math.prod(shape[axis] for axis in axes)

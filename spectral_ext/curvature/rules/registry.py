@@ -24,6 +24,7 @@ class Operation:
     """One node of the graph with its values."""
 
     node: fx.Node
+    target: Callable
     args: tuple
     kwargs: dict[str, Any]
     value: Any
@@ -63,7 +64,7 @@ def rule(
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
-    """The tensors among a node's arguments, in order, repeated where an operation takes one twice: the order of tangents."""
+    """The tensors among a node's arguments, with repetition: the order of a rule's tangents."""
     return [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node)]
 
 

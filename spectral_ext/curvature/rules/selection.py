@@ -31,8 +31,8 @@ def max_pool(op: Operation) -> Push:
 def by_index(op: Operation) -> Push:
     values, index = op.value[0], op.value[1]
     shape = op.args[0].shape
-    position = 2 if op.node.target in (aten.topk.default, aten.kthvalue.default) else 1
-    if op.node.target is aten.sort.stable:
+    position = 2 if op.target in (aten.topk.default, aten.kthvalue.default) else 1
+    if op.target is aten.sort.stable:
         axis = op.kwargs.get("dim", -1)
     else:
         axis = op.args[position] if len(op.args) > position else -1

@@ -7,7 +7,7 @@ import operator
 import torch
 from torch import Tensor
 
-from .registry import Operation, Push, rule
+from .registry import Operation, Push, align, rule
 
 aten = torch.ops.aten
 
@@ -96,12 +96,15 @@ def split(op: Operation) -> Push:
 @rule(aten.cat.default)
 def cat(op: Operation) -> Push:
     tensors = op.args[0]
+    dims = op.value.dim()
     axis = (op.args[1] if len(op.args) > 1 else 0) % op.value.dim() + 1
 
     def push(*tangents: Tensor | None) -> tuple[Tensor, None]:
         lanes = next(d.shape[0] for d in tangents if d is not None)
         blocks = [
-            x.new_zeros(()).expand(lanes, *x.shape) if d is None else d for x, d in zip(tensors, tangents, strict=True)
+            x.new_zeros(()).expand(lanes, *x.shape) if d is None else d
+            for x, d in zip(tensors, tangents, strict=True)
+            if x.dim() == dims  # cat skips empty vectors
         ]
         return torch.cat(blocks, axis), None
 
@@ -132,8 +135,8 @@ def where(op: Operation) -> Push:
 
     def push(_: None, yes: Tensor | None = None, no: Tensor | None = None) -> tuple[Tensor, None]:
         lanes = (yes if yes is not None else no).shape[0]  # type: ignore[union-attr]
-        grown = [zero if d is None else d.reshape(lanes, *(1,) * (len(shape) + 1 - d.dim()), *d.shape[1:]) for d in (yes, no)]
-        return torch.where(mask, *grown).expand(lanes, *shape), None
+        grown = [zero if d is None else align(d, len(shape)) for d in (yes, no)]
+        return torch.where(mask, grown[0], grown[1]).expand(lanes, *shape), None
 
     return push
 

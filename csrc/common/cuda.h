@@ -1,0 +1,61 @@
+// What every CUDA binding needs from torch over its stable ABI: device guard, current stream, checked launches.
+#pragma once
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include "cuda/dtype.h"
+
+// The dispatch key that the CUDA bindings register; the emulation tests register them on the CPU.
+#ifndef SPECTRAL_EXT_CUDA_KEY
+#define SPECTRAL_EXT_CUDA_KEY CUDA
+#endif
+
+namespace spectral_ext::cuda {
+
+// Makes the device of a tensor the current one for a scope, and knows its current stream and size.
+class Device {
+ public:
+  explicit Device(const torch::stable::Tensor& tensor)
+      : index_(tensor.get_device_index()), guard_(index_) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+  cudaStream_t stream() const { return stream_; }
+  int multiprocessors() const {
+    int device = 0, count = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+    return count;
+  }
+  static void check(cudaError_t error, const char* what) {
+    STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+  }
+
+ private:
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+};
+
+inline Dtype dtype_of(const torch::stable::Tensor& tensor) {
+  using torch::headeronly::ScalarType;
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double: return Dtype::kFloat64;
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    case ScalarType::Half: return Dtype::kFloat16;
+    default: STD_TORCH_CHECK(false, "dtype must be float32, float64, bfloat16 or float16");
+  }
+}
+
+// The dispatcher takes the CUDA path for any CUDA argument: the others may still be elsewhere.
+inline void check_same_device(const torch::stable::Tensor& a, const torch::stable::Tensor& b, const char* name) {
+  STD_TORCH_CHECK(a.get_device_index() == b.get_device_index() && a.is_cuda() == b.is_cuda(), name,
+                  " must be on the device of x");
+}
+
+}  // namespace spectral_ext::cuda

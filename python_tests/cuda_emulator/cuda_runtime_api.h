@@ -1,0 +1,3 @@
+// Test-only stand-in for <cuda_runtime_api.h>.
+#pragma once
+#include "cuda_runtime.h"

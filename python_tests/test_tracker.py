@@ -1,0 +1,173 @@
+"""The tracker in a plain loop, under foreign trainers, and through failures."""
+
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from spectral_ext.landscape import Landscape
+from spectral_ext.tracker import LandscapeTracker, Track
+
+LOSS = nn.CrossEntropyLoss()
+
+
+def setting():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Dropout(0.5), nn.Linear(12, 8))
+    x, y = torch.randn(24, 6), torch.randint(8, (24,))
+    return model, (x, y), torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def train(tracker, model, batch, optimizer, epochs=2, steps=3):
+    tracker.start()
+    for _ in range(epochs):
+        for _ in range(steps):
+            model.train()
+            optimizer.zero_grad()
+            LOSS(model(batch[0]), batch[1]).backward()
+            optimizer.step()
+            tracker.step()
+        tracker.end_epoch()
+
+
+class Writer:
+    def __init__(self):
+        self.scalars = {}
+
+    def add_scalar(self, name, value, step):
+        self.scalars.setdefault(name, {})[step] = value
+
+
+def test_plain_loop_by_epoch(tmp_path):
+    model, batch, optimizer = setting()
+    writer = Writer()
+    tracker = LandscapeTracker(model, LOSS, [batch], folder=tmp_path, top_k=5, tensorboard=writer)
+    train(tracker, model, batch, optimizer)
+    assert model.training
+    track = tracker.track
+    assert track.steps == [0, 3, 6]
+    assert track.epochs == [0, 1, 2]
+    steps, values = track.series("alpha")["0"]
+    assert steps == [0, 3, 6]
+    assert len(set(values)) == 3
+    assert [sum(counts.values()) for counts in track.winners()] == [2, 2, 2]
+    assert writer.scalars["alpha/0"] == dict(zip(steps, values, strict=True))
+    assert set(writer.scalars["rank model wins/lognormal"]) == {0, 3, 6}
+    again = Track.load(tmp_path)
+    assert again.series("gamma") == track.series("gamma")
+    with pytest.raises(KeyError, match="no quantity 'beta_max'"):
+        track.series("beta_max")
+
+
+def test_training_is_the_same_with_and_without():
+    results = []
+    for tracked in (False, True):
+        model, batch, optimizer = setting()
+        tracker = LandscapeTracker(model, LOSS, [batch], every=1 if tracked else 100, unit="step", top_k=4)
+        tracker.start = tracker.start if tracked else lambda: None
+        train(tracker, model, batch, optimizer)
+        results.append(torch.cat([p.flatten() for p in model.parameters()]))
+        assert len(tracker.track) == (7 if tracked else 0)
+    assert torch.equal(*results)
+
+
+def test_every_second_step():
+    model, batch, optimizer = setting()
+    tracker = LandscapeTracker(model, LOSS, [batch], every=2, unit="step", top_k=4)
+    train(tracker, model, batch, optimizer)
+    assert tracker.track.steps == [0, 2, 4, 6]
+    frame = pytest.importorskip("pandas") and tracker.track.to_frame()
+    assert list(frame["step"]) == [0, 0, 2, 2, 4, 4, 6, 6]
+
+
+def test_a_resumed_training_goes_on_with_its_track(tmp_path):
+    model, batch, optimizer = setting()
+    first = LandscapeTracker(model, LOSS, [batch], folder=tmp_path, top_k=4, tensorboard=False)
+    train(first, model, batch, optimizer, epochs=1)
+    second = LandscapeTracker(model, LOSS, [batch], folder=tmp_path, top_k=4, tensorboard=False)
+    second.load_state_dict(first.state_dict())
+    train(second, model, batch, optimizer, epochs=1)
+    assert second.track.steps == [0, 3, 6]
+
+
+def test_a_failed_measurement_does_not_stop_training():
+    model, batch, optimizer = setting()
+    bad = batch[0] * float("nan"), batch[1]
+    tracker = LandscapeTracker(model, LOSS, [bad], top_k=4)
+    with pytest.warns(RuntimeWarning, match="no landscape at step 0: the loss on batch 0 is nan"):
+        assert tracker.start() is None
+    strict = LandscapeTracker(model, LOSS, [bad], top_k=4, on_error="raise")
+    with pytest.raises(ValueError, match="nan"):
+        strict.start()
+    dropping = LandscapeTracker(model, LOSS, [batch], mode="as is", on_error="raise")
+    with pytest.raises(ValueError, match=r"model.eval\(\)"):
+        dropping.start()
+
+
+@pytest.mark.parametrize("options", [{"every": 0}, {"unit": "hour"}, {"mode": "train"}, {"on_error": "ignore"}])
+def test_options_are_checked(options):
+    model, batch, _ = setting()
+    with pytest.raises(ValueError, match=next(iter(options))):
+        LandscapeTracker(model, LOSS, [batch], **options)
+
+
+def test_tensorboard_writes_event_files(tmp_path):
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    model, batch, _ = setting()
+    tracker = LandscapeTracker(model, LOSS, [batch], folder=tmp_path, top_k=4)
+    assert isinstance(tracker.start(), Landscape)
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_lightning_callback(monkeypatch):
+    package = types.ModuleType("lightning.pytorch")
+    package.Callback = type("Callback", (), {})
+    monkeypatch.setitem(sys.modules, "lightning", types.ModuleType("lightning"))
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", package)
+    model, batch, _ = setting()
+    tracker = LandscapeTracker(model, LOSS, [batch], top_k=4, every=2, unit="step")
+    callback = tracker.lightning_callback()
+    assert isinstance(callback, package.Callback)
+    trainer = types.SimpleNamespace(global_step=0, current_epoch=0)
+    callback.on_train_start(trainer, None)
+    for index in range(8):  # an optimizer step every second batch
+        trainer.global_step = (index + 1) // 2
+        callback.on_train_batch_end(trainer, None, None, batch, index)
+    callback.on_train_epoch_end(trainer, None)
+    assert tracker.track.steps == [0, 2, 4]
+    assert callback.state_dict() == {"steps": 4, "epochs": 1}
+
+
+def test_lightning_missing_says_what_to_install(monkeypatch):
+    for name in ("lightning", "lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, name, None)
+    model, batch, _ = setting()
+    with pytest.raises(ImportError, match="pip install lightning"):
+        LandscapeTracker(model, LOSS, [batch]).lightning_callback()
+
+
+def test_transformers_trainer(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 12), nn.Linear(12, 8)
+
+        def forward(self, x, labels):
+            return {"loss": LOSS(self.head(torch.tanh(self.body(x))), labels)}
+
+    torch.manual_seed(0)
+    model, (_, (x, y), _) = Net(), setting()
+    tracker = LandscapeTracker(model, lambda out, _: out["loss"], [{"x": x, "labels": y}], top_k=4, on_error="raise")
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), num_train_epochs=2, per_device_train_batch_size=8, report_to=[], use_cpu=True,
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    data = [{"x": x[i], "labels": y[i]} for i in range(24)]
+    trainer = transformers.Trainer(model, arguments, train_dataset=data, callbacks=[tracker.transformers_callback()])
+    trainer.train()
+    assert tracker.track.steps == [0, 3, 6]

@@ -1,0 +1,5 @@
+"""``python -m spectral_ext.cli``."""
+
+from . import main
+
+raise SystemExit(main())

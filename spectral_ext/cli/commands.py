@@ -1,0 +1,113 @@
+"""What each command does, given its parsed arguments."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..audit import audit as run_audit
+from ..collect_env import main as print_environment
+from ..landscape import Landscape, measure
+from ..report import print_comparison, print_findings, print_landscape, write_comparison, write_report
+from ..report.audit import write_audit
+from ..task import to_device
+from .tasks import Synthetic, TaskError, load_task
+
+
+def landscape(args: Namespace, console: Console) -> None:
+    sizes = Synthetic(args.samples, args.batch_size, args.image_size, args.length, args.classes, args.seed)
+    task = load_task(args.model, data=args.data, checkpoint=args.checkpoint, sizes=sizes)
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TaskError("--device cuda: this torch sees no CUDA device; leave the option out")
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    model = task.model.to(device=device, dtype=dtype)
+    batches = [_cast(to_device(batch, device), dtype) for batch in task.batches]
+    if args.mode:
+        model.train(args.mode == "train")
+    kept = args.out / "unfinished"
+    found = measure(
+        model,
+        task.loss_fn,
+        batches,
+        top_k=args.top_k,
+        layers=args.layers or None,
+        method=args.method,
+        split=args.split,
+        seed=args.seed,
+        resume=kept if args.resume else None,
+    )
+    found.meta["specification"] = args.model
+    found.meta["notes"] = [*task.notes, *found.meta.get("notes", [])]
+    print_landscape(found, console)
+    page = write_report(found, args.out, title=args.title or f"Spectral landscape of {args.model}")
+    if kept.exists():
+        shutil.rmtree(kept)
+    console.print(f"Open {page} in a browser; the numbers are in {args.out / 'landscape.json'}.", soft_wrap=True)
+
+
+def _cast(tree: Any, dtype: torch.dtype | None) -> Any:
+    """Floating-point tensors of a batch in another dtype."""
+    if isinstance(tree, torch.Tensor):
+        return tree.to(dtype) if dtype is not None and tree.is_floating_point() else tree
+    if isinstance(tree, dict):
+        return {key: _cast(value, dtype) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        items: list[Any] = [_cast(value, dtype) for value in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    return tree
+
+
+def compare(args: Namespace, console: Console) -> None:
+    first, second = Landscape.load(args.first), Landscape.load(args.second)
+    names = (args.names[0], args.names[1]) if args.names else _names(args.first, args.second)
+    print_comparison(first, second, names, console)
+    if args.out:
+        page = write_comparison(first, second, args.out, names=names)
+        console.print(f"Open {page} in a browser.", soft_wrap=True)
+
+
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """The folders' own names, or the whole paths where these are the same."""
+    folders = [path if path.is_dir() else path.parent for path in (first, second)]
+    names = [folder.resolve().name for folder in folders]
+    return (names[0], names[1]) if names[0] != names[1] else (str(first), str(second))
+
+
+def audit(args: Namespace, console: Console) -> None:
+    findings = run_audit(args.folder)
+    print_findings(findings, console, every=not args.brief)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps([one.as_dict() for one in findings], indent=1, ensure_ascii=False)
+        (args.out / "audit.json").write_text(text + "\n", encoding="utf-8")
+        console.print(f"Open {write_audit(findings, args.out)} in a browser.", soft_wrap=True)
+
+
+def bench(args: Namespace, console: Console) -> None:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module("benchmarks.__main__")
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] == "benchmarks":
+            raise TaskError(
+                "the benchmarks are part of the source tree: run this in a clone of spectral-ext"
+            ) from error
+        raise
+    saved, sys.argv = sys.argv, ["spectral-ext bench", *args.arguments]
+    try:
+        module.main()
+    finally:
+        sys.argv = saved
+
+
+def env(args: Namespace, console: Console) -> None:
+    print_environment()

@@ -1,0 +1,1 @@
+"""Running Kronecker factors and their largest eigenpairs."""

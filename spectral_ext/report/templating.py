@@ -1,0 +1,30 @@
+"""Jinja templates with the page's styles, script and palette inline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from .. import __version__, plots
+
+ENVIRONMENT = Environment(
+    loader=PackageLoader("spectral_ext.report"),
+    autoescape=select_autoescape(),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render_template(name: str, **context: Any) -> str:
+    """A template with ``context``, the version, and everything that makes the page self-contained."""
+
+    def source(file: str) -> Markup:
+        assert ENVIRONMENT.loader is not None  # set above
+        return Markup(ENVIRONMENT.loader.get_source(ENVIRONMENT, file)[0])
+
+    palette = {name: {role: theme[role] for role in plots.ROLES} for name, theme in plots.THEMES.items()}
+    shared = dict(version=__version__, css=source("page.css"), script=source("page.js"), palette=palette, Markup=Markup)
+    return ENVIRONMENT.get_template(name).render(**shared, **context)
