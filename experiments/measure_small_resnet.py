@@ -1,6 +1,8 @@
-"""α and γ of every layer of the small ResNet after one epoch with AdamW, for the optimizers that take measured exponents.
+"""α and γ of every layer of the small ResNet after one epoch of AdamW, for optimizers that take measured exponents.
+exponents.
 
-Data: the first 1,024 JPEG-coded CIFAR-10 training images, batch norm in eval mode. Writes ``results/small_resnet_exponents.json``.
+Data: the first 1,024 JPEG-coded CIFAR-10 training images, batch norm in eval mode. Writes
+    ``results/small_resnet_exponents.json``.
 
     python -m experiments.measure_small_resnet
 """

@@ -27,7 +27,7 @@ def run(optimizer, weight, gradients):
 
 
 def plain(
-    weight, gradients, alpha=2.0, damping=0.1, mode="spectral", mu=0.95, momentum_mode="ema", nesterov=True, c=1.0
+    weight, gradients, alpha=2.0, damping=0.1, mode="mean", mu=0.95, momentum_mode="ema", nesterov=True, c=1.0
 ):
     """The class docstring, line by line."""
     w, buffer = weight.detach().clone(), torch.zeros_like(weight)
@@ -295,7 +295,7 @@ class TestNonFinite:
         models[1].load_state_dict(models[0].state_dict())
         optimizers = [
             SpectralNewton(models[0]),
-            SpectralNewton(models[1], torch.tensor(0.01), capturable=True, nonfinite="skip"),
+            SpectralNewton(models[1], torch.tensor(0.02), capturable=True, nonfinite="skip"),
         ]
         for _ in range(3):
             self.set_gradients(models[0])
