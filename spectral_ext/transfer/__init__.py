@@ -1,5 +1,16 @@
-"""The transfer map T(σ; α, d) = σ/(σ^α + d): values, maximum, and coefficients for its approximation by matrix products."""
+"""The transfer map T(σ; α, d) = σ/(σ^α + d): values, maximum, coefficients of its approximations by matrix products."""
 
+from spectral_ext.transfer.rational import LADDER, PartialFractions, fit_partial_fractions, reach_of
 from spectral_ext.transfer.scalar import MAX_ALPHA, check_damping, check_exponent, transfer, transfer_maximum
 
-__all__ = ["MAX_ALPHA", "check_damping", "check_exponent", "transfer", "transfer_maximum"]
+__all__ = [
+    "LADDER",
+    "MAX_ALPHA",
+    "PartialFractions",
+    "check_damping",
+    "check_exponent",
+    "fit_partial_fractions",
+    "reach_of",
+    "transfer",
+    "transfer_maximum",
+]
