@@ -43,9 +43,8 @@ def set_gradients(model: nn.Module) -> None:
         if parameter.dim() > 1:
             rows = gradient.flatten(1)
             rank = torch.arange(1, len(rows) + 1, dtype=rows.dtype)
-            gradient = (torch.randn(len(rows), len(rows)) / len(rows) ** 0.5 * rank**-1.5 @ rows).reshape(
-                gradient.shape
-            )
+            mixing = torch.randn(len(rows), len(rows)) / len(rows) ** 0.5
+            gradient = (mixing * rank**-1.5 @ rows).reshape(gradient.shape)
         parameter.grad = 1e-2 * gradient
 
 

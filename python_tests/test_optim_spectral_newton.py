@@ -52,6 +52,7 @@ def test_the_step_is_the_formula(mode, momentum_mode, nesterov, alpha):
     weight, gradients = weight_and_gradients(5, 7)
     expected = plain(weight, gradients, alpha, 0.3, mode, 0.9, momentum_mode, nesterov)
     settings = {"momentum_mode": momentum_mode, "nesterov": nesterov, "weight_decay": DECAY, "update_scale": None}
+    settings["tolerance"] = None
     optimizer = SpectralNewton([weight], LR, alpha, 0.3, mode, 0.9, **settings)
     torch.testing.assert_close(run(optimizer, weight, gradients), expected)
 
@@ -136,7 +137,7 @@ def test_per_parameter_settings_as_lists_and_patterns():
         expected = [plain(w, g, *case) for (w, g), case in zip(weights, cases)]
         keys = ("alpha", "damping", "damping_mode")
         values = [dict(zip("abc", column)) if as_mapping else list(column) for column in zip(*cases)]
-        settings = dict(zip(keys, values)) | {"update_scale": None, "weight_decay": DECAY}
+        settings = dict(zip(keys, values)) | {"update_scale": None, "weight_decay": DECAY, "tolerance": None}
         optimizer = SpectralNewton([(name, w) for name, (w, _) in zip("abc", weights)], LR, **settings)
         for step in range(3):
             for weight, gradients in weights:
