@@ -31,7 +31,7 @@ BATCH = 100
 # Learning rates: for each the best of 0.003, 0.01, 0.02, 0.04 on 1,000 held-out training images, seeds 10 and 11.
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.01),
-    "Spectral Newton": lambda model: SpectralNewton(model, lr=0.02, weight_decay=0.01),
+    "Spectral Newton": lambda model: SpectralNewton(model, lr=0.04, weight_decay=0.01),
 }
 
 

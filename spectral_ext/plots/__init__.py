@@ -25,6 +25,13 @@ PANELS: dict[str, Panel] = {
 }
 """Figures with one panel a layer."""
 
+PANEL_TITLES = {
+    "power_law": "curvature against σ",
+    "rank_profile": "gradient spectrum in rank",
+    "alpha_quartiles": "α by quarters of the spectrum",
+    "predicted_spectrum": "σ predicted from the factors",
+}
+
 SUMMARIES: dict[str, Callable[[Landscape, Theme], Figure]] = {
     "alpha_by_depth": _summary.alpha_by_depth,
     "transfer_triangle": _summary.transfer_triangle,
@@ -76,7 +83,7 @@ def svg(landscape: Landscape, name: str, identity: str) -> str:
 def panel_svg(landscape: Landscape, name: str, layer: str, identity: str) -> str:
     """One layer's panel as inline SVG."""
     with drawn_in(VARIABLE):
-        return to_svg(_layers.single(landscape[layer], PANELS[name], VARIABLE), identity)
+        return to_svg(_layers.single(landscape[layer], PANELS[name], VARIABLE, PANEL_TITLES[name]), identity)
 
 
 def _draw(landscape: Landscape, name: str, theme: Theme) -> Figure:
