@@ -43,7 +43,7 @@ struct LagSizes {
 };
 
 // Tables on the device, made by LagTables (cuda/lag_tables.h).
-struct LagTables32 {
+struct LagExpansion {
   const int32_t* pairs[3];      // axis: (tap, tap') → class or −1, first segment, end segment
   const int32_t* segments[3];   // axis: class → segments
   const int32_t* first_region;  // (class, class, class) → first region or −1
@@ -76,7 +76,7 @@ cudaError_t launch_lag_sums(const void* x, Dtype dtype, const LagSizes& sizes, c
 
 // out = beta·out + scale·(the factor that state describes). state and out are of accumulator_dtype.
 cudaError_t launch_lag_expand(const void* state, Dtype accumulator_dtype, const LagSizes& sizes,
-                              const LagTables32& tables, bool channels_last, const FactorOutput& out,
+                              const LagExpansion& tables, bool channels_last, const FactorOutput& out,
                               cudaStream_t stream);
 
 }  // namespace spectral_ext::cuda

@@ -44,9 +44,9 @@ class LagTables {
   const LagSumRegion* sum_regions(const int64_t* device_words) const {
     return reinterpret_cast<const LagSumRegion*>(device_words + sum_regions_);
   }
-  LagTables32 tables(const int64_t* device_words) const {
+  LagExpansion tables(const int64_t* device_words) const {
     const int32_t* base = reinterpret_cast<const int32_t*>(device_words + integers_);
-    LagTables32 t{};
+    LagExpansion t{};
     for (int a = 0; a < 3; ++a) {
       t.pairs[a] = base + pairs_[a], t.segments[a] = base + segments_[a];
       t.taps[a] = base + taps_[a], t.sum_segments[a] = base + sum_segments_[a];

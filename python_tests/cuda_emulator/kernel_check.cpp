@@ -18,6 +18,7 @@
 #include "cuda/lag_tables.h"
 #include "cuda/rayleigh_quotients.h"
 #include "cuda/spectral_newton.h"
+#include "cuda/transpose.h"
 
 using namespace spectral_ext;
 using namespace spectral_ext::cuda;
@@ -153,6 +154,16 @@ void factor_bf16(int64_t rows, int64_t channels, int multiprocessors) {
     }
 }
 
+void transposition(int64_t batch, int64_t rows, int64_t columns) {
+  const float* x = random_numbers<float>(batch * rows * columns);
+  float* out = guarded<float>(batch * rows * columns);
+  check(launch_transpose(x, out, 4, batch, rows, columns, nullptr));
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < columns; ++c)
+        expect(out[(b * columns + c) * rows + r] == x[(b * rows + r) * columns + c], "transpose");
+}
+
 void rayleigh(int64_t samples, int64_t positions, int K, bool positions_last) {
   const RayleighSizes sizes{samples, positions, K};
   const int64_t count = samples * positions * K, sample = positions * K;
@@ -221,8 +232,9 @@ int main(int argc, char** argv) {
     check(launch(missing_barrier, dim3(1), dim3(32), 0, nullptr, guarded<int>(32)));
     return 0;
   }
-  factor(3, 1, 2), factor(18, 1, 2), factor(33, 2, 1), factor(66, 1, 20);
-  factor_bf16(70, 72, 1), factor_bf16(600, 33, 20);
+  factor(3, 1, 2), factor(33, 2, 1), factor(18, 1, 20);
+  factor_bf16(70, 72, 1), factor_bf16(300, 66, 20);
+  transposition(2, 33, 70), transposition(1, 5, 3);
   rayleigh(35, 33, 5, true), rayleigh(9, 7, 33, false), rayleigh(600, 1, 3, false);
   newton(3, 300), newton(66, 70), newton(129, 20);
   std::puts("every kernel ran");
