@@ -149,46 +149,6 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-// Σ over a region's rows of x, for the bias column. Block (32, 8): lanes along channels. Grid (sum regions, slices,
-// groups · ⌈channels/32⌉).
-template <typename T>
-__global__ void __launch_bounds__(256)
-    sum_rows(const T* x, LagSizes s, const LagSumRegion* regions, Accumulator<T>* scratch) {
-  __shared__ double sums[8][32];
-  const LagSumRegion region = regions[blockIdx.x];
-  const int strips = (s.channels + 31) / 32, group = blockIdx.z / strips;
-  const int channel = static_cast<int>(blockIdx.z % strips * 32 + threadIdx.x);
-  const int64_t rows = s.batch * region.extent[0] * region.extent[1] * region.extent[2];
-  const T* base = x + static_cast<int64_t>(group) * s.channels + region.offset + channel;
-  double total = 0;
-  for (int64_t row = blockIdx.y * 8 + threadIdx.y; channel < s.channels && row < rows; row += 8 * gridDim.y) {
-    const Cursor c = cursor_at(row, s.batch, region.extent);
-    total += static_cast<double>(widen(
-        base[c.sample * s.batch_stride + c.pixel[0] * s.step[0] + c.pixel[1] * s.step[1] + c.pixel[2] * s.step[2]]));
-  }
-  sums[threadIdx.y][threadIdx.x] = total;
-  __syncthreads();
-  if (threadIdx.y != 0 || channel >= s.channels) return;
-  total = 0;
-  for (int i = 0; i < 8; ++i) total += sums[i][threadIdx.x];
-  scratch[((static_cast<int64_t>(blockIdx.y) * s.groups + group) * s.sum_regions + blockIdx.x) * s.channels + channel] =
-      static_cast<Accumulator<T>>(total);
-}
-
-// Grid (⌈sum_regions·channels/256⌉, groups).
-template <typename Acc>
-__global__ void __launch_bounds__(256) add_row_sums(const Acc* scratch, LagSizes s, Acc* state, Acc scale, Acc beta) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  const int64_t count = static_cast<int64_t>(s.sum_regions) * s.channels;
-  Acc* target = state + blockIdx.y * s.group_state_size + static_cast<int64_t>(s.regions) * s.channels * s.channels;
-  if (i == 0) put(target, count, scale * static_cast<Acc>(s.count), beta);
-  if (i >= count) return;
-  double total = 0;
-  for (int slice = 0; slice < s.sum_slices; ++slice)
-    total += static_cast<double>(scratch[(static_cast<int64_t>(slice) * s.groups + blockIdx.y) * count + i]);
-  put(target, i, scale * static_cast<Acc>(total), beta);
-}
-
 __global__ void __launch_bounds__(kTableWords) upload(TableChunk chunk, int count, int64_t* target) {
   if (static_cast<int>(threadIdx.x) < count) target[threadIdx.x] = chunk.words[threadIdx.x];
 }
@@ -214,15 +174,8 @@ cudaError_t run(const void* x, Dtype dtype, const LagSizes& s, const LagRegion* 
     error = launch(add_slices<Acc, C::kTile>, dim3(s.sums, C::kTile / 16, s.groups), dim3(256), 0, stream, partials, s,
                    regions, target, factor, decay);
   if (error != cudaSuccess || !s.bias) return error;
-  Acc* row_sums = partials + s.partial_tiles * s.groups * (C::kTile * C::kTile);
-  const int strips = (s.channels + 31) / 32;
-  if (s.sum_regions > 0)
-    error = launch(sum_rows<T>, dim3(s.sum_regions, s.sum_slices, s.groups * strips), dim3(32, 8), 0, stream, input, s,
-                   sum_regions, row_sums);
-  if (error != cudaSuccess) return error;
-  const int64_t count = static_cast<int64_t>(s.sum_regions) * s.channels;
-  return launch(add_row_sums<Acc>, dim3(static_cast<unsigned>(count / 256 + 1), s.groups), dim3(256), 0, stream,
-                row_sums, s, target, factor, decay);
+  return launch_lag_row_sums(x, dtype, s, sum_regions, state, scale, beta,
+                             partials + s.partial_tiles * s.groups * (C::kTile * C::kTile), stream);
 }
 
 }  // namespace

@@ -68,6 +68,10 @@ int lag_vector(Dtype dtype);
 cudaError_t launch_lag_units_mma(const void* x, Dtype dtype, const LagSizes& sizes, const LagRegion* regions,
                                  float* state, float scale, float beta, float* scratch, cudaStream_t stream);
 
+// The part of launch_lag_sums that a bias needs; scratch: sum_slices·sum_regions·channels·groups numbers.
+cudaError_t launch_lag_row_sums(const void* x, Dtype dtype, const LagSizes& sizes, const LagSumRegion* regions,
+                                void* state, double scale, double beta, void* scratch, cudaStream_t stream);
+
 // state = beta·state + scale·Σ; not read where beta is 0. scratch: (partial_tiles·tile² +
 // sum_slices·sum_regions·channels) ·groups numbers of the accumulator's type.
 cudaError_t launch_lag_sums(const void* x, Dtype dtype, const LagSizes& sizes, const LagRegion* regions,
