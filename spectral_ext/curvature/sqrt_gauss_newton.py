@@ -23,7 +23,7 @@ from spectral_ext.task import Batch, batch_size
 from .directions import Directions
 from .double_backward import NotApplicableError
 from .evaluate import Environment, evaluate, run
-from .sites import Site, curved, find_site
+from .sites import Site, curved, site_of
 from .trace import Program
 
 aten = torch.ops.aten
@@ -72,13 +72,11 @@ class SqrtGaussNewton:
     def __init__(self, program: Program, model: nn.Module, batch: Batch, layers: Mapping[str, Layer]) -> None:
         self.program = program
         self.samples = batch_size(batch)
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        weights = {name: program.parameters[names[id(layer.weight)]] for name, layer in layers.items()}
-        self.sites = {name: find_site(node, program.nodes) for name, node in weights.items()}
+        self.sites = {name: site_of(program, model, layer) for name, layer in layers.items()}
         for name, site in self.sites.items():
             if reason := why_not(program, site, self.samples):
                 raise NotApplicableError(f"sqrt_gn is not exact for {name!r}: {reason}")
-        self.env = evaluate(program, program.arguments(model, batch), set(weights.values()))
+        self.env = evaluate(program, program.arguments(model, batch), {site.weight for site in self.sites.values()})
         self._refuse_coupled_samples()
 
     def curvature(self, directions: Mapping[str, Directions]) -> dict[str, tuple[Tensor, Tensor]]:
