@@ -76,9 +76,8 @@ def double_backward_output(
         ``({name: h (K,)}, {name: reason})``: refused are modules that are not called exactly once, weights that act
         otherwise too, and modules other than Linear and convolutions.
     """
-    refused = {
-        n: f"a {l.kind} is no Linear or convolution" for n, l in layers.items() if not isinstance(l.module, MEASURED)
-    }
+    others = [layer for layer in layers.values() if not isinstance(layer.module, MEASURED)]
+    refused = {layer.name: f"a {layer.kind} is no Linear or convolution" for layer in others}
     usual = {name: layer for name, layer in layers.items() if name not in refused}
     with layer_outputs(usual) as (inputs, outputs):
         loss = batch_loss(model, loss_fn, batch)
