@@ -2,8 +2,8 @@
 
 The peer is what users of Hessian-vector products do: for every direction, build the graph of the gradient and go back
 through it. It takes minutes for a whole model, so it and hessian-eigenthings run for one direction a layer and are
-scaled by K, curvlinops for a block of five: their cost does not depend on the direction. All calls get the directions; ours
-includes its trace, its gradient pass and, as ``auto``, its self-check.
+scaled by K, curvlinops for a block of five: their cost does not depend on the direction. All calls get the directions;
+ours includes its trace, its gradient pass and, as ``auto``, its self-check.
 """
 
 from __future__ import annotations
