@@ -201,6 +201,15 @@ def test_shared_and_repeated_layers_are_listed():
     assert "called 2 times" in found.skipped["again"]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_a_parametrized_weight_is_listed(norm):
+    net = nn.Sequential(norm(nn.Linear(4, 8)), nn.Tanh(), nn.Linear(8, 3))
+    found = run(net, [(torch.randn(8, 4), torch.randint(3, (8,)))])
+    assert list(found) == ["2"]
+    assert "computed from other parameters" in found.skipped["0"]
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
