@@ -93,6 +93,25 @@ def test_parts_add_up_to_h(landscape):
             assert any("not split" in note for note in row.notes)
 
 
+def test_gauss_newton_part_is_the_ggn_form(landscape):
+    curvlinops = pytest.importorskip("curvlinops", reason="curvlinops is the outside oracle here")
+    net = conv_net().double().eval()
+    x, y = images()
+    for name in ("3", "6"):
+        row, weight = landscape[name], net.get_submodule(name).weight
+        (gradient,) = torch.autograd.grad(LOSS(net(x.double()), y), weight)
+        U, _, Vh = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
+        directions = torch.einsum("mk,kn->mnk", U, Vh)[..., : row.top_k].reshape(*weight.shape, row.top_k)
+        data = [(x.double(), y)]
+        for operator, expected in (
+            (curvlinops.GGNLinearOperator, row.arrays.h_gauss_newton),
+            (curvlinops.HessianLinearOperator, row.arrays.h),
+        ):
+            (product,) = operator(net, LOSS, [weight], data, check_deterministic=False) @ [directions]
+            form = (directions * product).flatten(0, -2).sum(0).detach().numpy()
+            np.testing.assert_allclose(form, expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
+
+
 def test_head_is_a_softmax_head(landscape):
     head = landscape["8"]
     assert head.softmax.is_softmax
