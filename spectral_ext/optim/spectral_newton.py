@@ -69,8 +69,8 @@ class SpectralNewton(torch.optim.Optimizer):
         capturable: safe in a CUDA graph: no synchronisation; needs ``nonfinite="skip"``.
         nonfinite: ``raise`` NonFiniteGradientError, naming the parameters, before anything is changed; or ``skip`` the
             step.
-        solver, tolerance: of ``spectral_ext.ops.spectral_newton.spectral_newton``: the relative error allowed in T(D). None
-            asks for the accuracy of the dtype, at up to three times the cost.
+        solver, tolerance: of ``spectral_ext.ops.spectral_newton``: the relative error allowed in T(D); None asks for the
+            accuracy of the dtype, at up to three times the cost.
         landscape: a mapping from layer name to α: numbers, or the rows of a Landscape.
         default_alpha: α of matrices that the landscape lacks; without it they are an error.
         process_group: replicas (DDP): each rank updates its share of the matrices, balanced by cost, and all ranks
