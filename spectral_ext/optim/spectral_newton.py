@@ -35,7 +35,7 @@ class SpectralNewton(torch.optim.Optimizer):
 
     with the factor c of ``update_scale``. The default settings were the best of the sweep in
     ``experiments/train_optimizers.py``; with them the update does not depend on the scale of the loss, and the best
-    learning rate was four to eight times AdamW's. A zero gradient gives a zero update; weight decay applies all the same.
+    learning rate was four to eight times AdamW's. A zero gradient gives a zero update; weight decay still applies.
 
     Args:
         params: a model (its parameters are sorted by ``parameter_groups``: linear layers and convolutions are matrices;
