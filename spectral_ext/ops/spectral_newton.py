@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spectral_ext.ops import spectral_newton_solve as solve
-from spectral_ext.ops.spectral_newton_plan import SolverChoice, choose_solver, default_tolerance, usable_solver
+from spectral_ext.ops.spectral_newton_plan import SolverChoice, choose_solver, usable_solver
 from spectral_ext.transfer import check_damping, check_exponent
 
 __all__ = ["DAMPING_MODES", "SOLVERS", "SolverChoice", "choose_solver", "spectral_newton"]
@@ -110,7 +110,12 @@ def spectral_newton(
             reason = usable_solver(solver, a, damping_mode)
             if reason:
                 raise ValueError(f"{problem.name}: {reason}")
-    results = solve.solve(problems, damping_mode, solver, tolerance)
+    if torch.compiler.is_compiling() and all(
+        isinstance(p.alpha, list) and isinstance(p.damping, list) for p in problems
+    ):
+        results = _compiled_call(problems, damping_mode, solver, tolerance)
+    else:
+        results = solve.solve(problems, damping_mode, solver, tolerance)
     return results[0] if isinstance(G, Tensor) else results
 
 
@@ -159,6 +164,27 @@ def _values(value: Scalars, G: Tensor, name: str, owner: str) -> list[float] | T
     return numbers
 
 
-def resolved_tolerance(tolerance: float | None, G: Tensor) -> float:
-    """The tolerance asked for, or the default for the device and dtype of G."""
-    return default_tolerance(G.device.type, G.dtype) if tolerance is None else tolerance
+def _compiled_call(problems: list[solve.Problem], mode: str, solver: str, tolerance: float | None) -> list[Tensor]:
+    """Through the registered op: one node of a compiled graph."""
+    alphas = [a for problem in problems for a in problem.alpha]
+    dampings = [d for problem in problems for d in problem.damping]
+    found = torch.ops.spectral_ext.spectral_newton([p.G for p in problems], alphas, dampings, mode, solver, tolerance)
+    return [y if p.out is None else p.out.copy_(y) for p, y in zip(problems, found)]
+
+
+@torch.library.custom_op("spectral_ext::spectral_newton", mutates_args=())
+def spectral_newton_op(
+    G: list[Tensor], alpha: list[float], damping: list[float], damping_mode: str, solver: str, tolerance: float | None
+) -> list[Tensor]:
+    """The op behind `spectral_newton`: tensors (…, m, n), α and d flat, one a matrix in the order of the list."""
+    problems, start = [], 0
+    for i, g in enumerate(G):
+        end = start + g.shape[:-2].numel()
+        problems.append(solve.Problem(f"G[{i}]", g, alpha[start:end], damping[start:end], None))
+        start = end
+    return solve.solve(problems, damping_mode, solver, tolerance)
+
+
+@spectral_newton_op.register_fake
+def _(G, alpha, damping, damping_mode, solver, tolerance):  # type: ignore[no-untyped-def]
+    return [torch.empty_like(g, memory_format=torch.contiguous_format) for g in G]

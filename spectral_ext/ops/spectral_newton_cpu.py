@@ -40,8 +40,8 @@ def _table(alphas: set[float], tolerance: float) -> Tensor:
     rows = [fit for a in sorted(alphas) for fit in _levels.get((a, tolerance), {}).values() if fit is not None]
     width = max((len(fit.poles) for fit in rows), default=0)
     table = torch.zeros(len(rows), 7 + 2 * width, dtype=torch.float64)
-    for row, fit in zip(table, rows):
-        b, count = fit.quadratic, len(fit.poles)
+    for index, fit in enumerate(rows):
+        row, b, count = table[index], fit.quadratic, len(fit.poles)
         head = [fit.alpha, fit.lowest, fit.reach, fit.constant, b or 0.0, float(b is not None), float(count)]
         row[:7] = torch.tensor(head, dtype=torch.float64)
         row[7 : 7 + count] = torch.tensor(fit.poles, dtype=torch.float64)

@@ -1,21 +1,26 @@
-"""From checked matrices to results: chooses solvers, gathers what can be computed together, scatters what comes back."""
+"""From checked matrices to results: chooses solvers, gathers what goes together, scatters what comes back."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from spectral_ext.ops import spectral_newton_cpu as cpu
 from spectral_ext.ops import spectral_newton_solvers as solvers
-from spectral_ext.ops.spectral_newton_plan import choose_solver, default_tolerance
-from spectral_ext.transfer import LADDER, fit_partial_fractions, reach_of
-
-ABSOLUTE_REACHES = tuple(LADDER**k for k in range(-4, 9))
-"""σ_max²/d^{2/α} that the device chooses between under absolute damping, where the host does not know σ_max."""
+from spectral_ext.ops.spectral_newton_plan import (
+    choose_solver,
+    default_tolerance,
+    operand_type,
+    pole_fits,
+    product_fits,
+)
+from spectral_ext.ops.spectral_newton_products import product_sum
+from spectral_ext.ops.spectral_newton_rational import rational
+from spectral_ext.transfer import Basis
 
 
 @dataclass
@@ -115,32 +120,34 @@ def _compiled(items: list[Item], mode: str, tolerance: float) -> None:
     for item in items:
         whole = len(item.index) == len(item.result) and item.result.dtype == item.G.dtype
         outs.append(item.result if whole else torch.empty_like(item.G, memory_format=torch.contiguous_format))
-    alphas = [a for item in items for a in item.alpha]
-    dampings = [d for item in items for d in item.damping]
+    alphas = [float(a) for item in items for a in item.alpha]
+    dampings = [float(d) for item in items for d in item.damping]
     undone = cpu.partial_fractions_([item.G for item in items], outs, alphas, dampings, mode, tolerance)
     for i, b in undone:
         item = items[i]
-        a, d = _column([item.alpha[b]], item.G), _column([item.damping[b]], item.G)
-        outs[i][b : b + 1] = _wide(item.G[b : b + 1], lambda g, a=a, d=d: solvers.exact(g, a, d, mode, tolerance))
+        G = item.G[b : b + 1]
+        wide = G.shape[1] <= G.shape[2]
+        a, d = _column([float(item.alpha[b])], G), _column([float(item.damping[b])], G)
+        found = solvers.exact(G if wide else G.mT, a, d, mode, tolerance)
+        outs[i][b : b + 1] = found if wide else found.mT
     for item, out in zip(items, outs):
         if out is not item.result:
             item.result[item.index] = out.to(item.result.dtype)
 
 
-def _column(values: list[float] | Tensor | Iterable[float], G: Tensor) -> Tensor:
-    if isinstance(values, Tensor):
-        return values
-    return torch.tensor(list(values), dtype=torch.float64, device=G.device).unsqueeze(-1)
+@lru_cache(maxsize=4096)
+def _constant(values: tuple[float, ...], device: torch.device, scale: float) -> Tensor:
+    """Numbers as a column (B, 1) of float64 on the device, kept there: a CUDA graph cannot copy from the host."""
+    return torch.tensor(values, dtype=torch.float64, device=device).unsqueeze(-1) * scale
 
 
-def _wide(G: Tensor, run) -> Tensor:  # type: ignore[no-untyped-def]
-    """run(G) with G on its wide side."""
-    return run(G) if G.shape[-2] <= G.shape[-1] else run(G.mT).mT
+def _column(values: list[float] | Tensor, G: Tensor, scale: float = 1.0) -> Tensor:
+    return values * scale if isinstance(values, Tensor) else _constant(tuple(values), G.device, scale)
 
 
 def _batched(items: list[Item], solver: str, alpha: float | None, mode: str, tolerance: float) -> None:
     """One solver call a bucket of matrices, zero-padded to one shape."""
-    for bucket in _buckets(items):
+    for bucket in _buckets(items, one_damping=solver in ("polynomial", "iterates") and mode == "spectral"):
         n = max(min(item.G.shape[1:]) for item in bucket)
         N = max(max(item.G.shape[1:]) for item in bucket)
         parts, alphas, dampings = [], [], []
@@ -150,11 +157,11 @@ def _batched(items: list[Item], solver: str, alpha: float | None, mode: str, tol
             padding = (0, N - columns, 0, n - rows)
             parts.append(torch.nn.functional.pad(wide, padding) if any(padding) else wide)
             # Padding adds zeros to the spectrum that ``mean`` averages.
-            dampings.append(_column(item.damping, wide) * (n / rows if mode == "mean" else 1.0))
+            dampings.append(_column(item.damping, wide, n / rows if mode == "mean" else 1.0))
             alphas.append(_column(item.alpha, wide))
         stacked = parts[0] if len(parts) == 1 else torch.cat(parts)
-        a, d = torch.cat(alphas), torch.cat(dampings)
-        result = _run(stacked, a, d, solver, alpha, mode, tolerance)
+        known = {d for item in bucket if isinstance(item.damping, list) for d in item.damping}
+        result = _run(stacked, torch.cat(alphas), torch.cat(dampings), known, solver, alpha, mode, tolerance)
         start = 0
         for item in bucket:
             count, rows, columns = item.G.shape
@@ -167,22 +174,28 @@ def _batched(items: list[Item], solver: str, alpha: float | None, mode: str, tol
                 item.result[item.index] = piece.to(item.result.dtype)
 
 
-def _run(G: Tensor, a: Tensor, d: Tensor, solver: str, alpha: float | None, mode: str, tolerance: float) -> Tensor:
+def _run(
+    G: Tensor, a: Tensor, d: Tensor, known: set[float], solver: str, alpha: float | None, mode: str, tolerance: float
+) -> Tensor:
+    """One solver on a batch of wide matrices; ``known`` are the dampings that the host knows."""
     if solver == "svd":
         return solvers.svd(G, a, d, mode)
     if solver == "eigh":
         return solvers.exact(G, a, d, mode, tolerance) if G.device.type == "cpu" else solvers.eigh(G, a, d, mode)
+    assert alpha is not None
     if solver in ("cholesky", "rational"):
-        assert alpha is not None
-        known = sorted({reach_of(alpha, v) for v in d.flatten().tolist()}) if mode == "spectral" else ABSOLUTE_REACHES
-        exact = alpha in (2.0, 4.0, 6.0)
-        levels = [fit_partial_fractions(alpha, reach, tolerance) for reach in (known[:1] if exact else known)]
-        return solvers.rational(G, alpha, d, mode, levels)
-    raise NotImplementedError(solver)
+        return rational(
+            G, alpha, d, mode, pole_fits(alpha, frozenset(known) if mode == "spectral" else None, tolerance)
+        )
+    basis: Basis = "polynomial" if solver == "polynomial" else "iterates"
+    table = product_fits(basis, alpha, next(iter(known)) if mode == "spectral" else None, tolerance)
+    return product_sum(G, alpha, d, mode, table, operand_type(G.dtype))
 
 
-def _buckets(items: list[Item]) -> list[list[Item]]:
+def _buckets(items: list[Item], one_damping: bool) -> list[list[Item]]:
     """Items to stack: one shape on the CPU; elsewhere shapes whose padding costs less than a quarter more work."""
+    if one_damping:
+        items = [part for item in items for part in _by_damping(item)]
     sides = sorted(items, key=lambda item: (-min(item.G.shape[1:]), -max(item.G.shape[1:])))
     buckets: list[list[Item]] = []
     for item in sides:
@@ -191,9 +204,22 @@ def _buckets(items: list[Item]) -> list[list[Item]]:
             big_n, big_N = min(bucket[0].G.shape[1:]), max(bucket[0].G.shape[1:])
             same = (n, N) == (big_n, big_N)
             near = item.G.device.type != "cpu" and big_n <= 1.12 * n and N <= big_N <= 1.12 * N
-            if same or near:
+            if (same or near) and (not one_damping or item.damping[0] == bucket[0].damping[0]):
                 bucket.append(item)
                 break
         else:
             buckets.append([item])
     return buckets
+
+
+def _by_damping(item: Item) -> list[Item]:
+    """The matrices of an item by their damping."""
+    places: dict[float, list[int]] = defaultdict(list)
+    for b, value in enumerate(item.damping):
+        places[float(value)].append(b)
+    if len(places) == 1:
+        return [item]
+    return [
+        Item(item.G[own], _select(item.alpha, own), [value] * len(own), item.result, [item.index[b] for b in own])
+        for value, own in places.items()
+    ]

@@ -7,12 +7,8 @@ A matrix with a NaN or an infinity gives NaN throughout, and leaves the rest of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-
-from spectral_ext.transfer import PartialFractions
 
 
 def power_of_two_scale(G: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,22 +86,15 @@ def exact(G: Tensor, alpha: Tensor, damping: Tensor, mode: str, tolerance: float
     return result
 
 
-def _spd_inverse(X: Tensor) -> tuple[Tensor, Tensor]:
-    """``(X⁻¹, failed)`` for a batch of positive definite matrices, without a host synchronisation."""
-    L, info = torch.linalg.cholesky_ex(X)
-    identity = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device).expand_as(X)
-    inverse = torch.linalg.solve_triangular(L, identity, upper=False)
-    return inverse.mT @ inverse, info != 0
-
-
-def largest_eigenvalue(R: Tensor, steps: int = 40) -> Tensor:
-    """λ_max (B,) in float64 of positive semidefinite R (B, n, n), n steps of Lanczos at most; a lower bound."""
+def largest_eigenvalue(R: Tensor, steps: int) -> Tensor:
+    """λ_max (B,) in float64 of positive semidefinite R (B, n, n), a lower bound: ``steps`` of Lanczos, and the largest
+    eigenvalue of the tridiagonal matrix by repeated squaring, which needs no LAPACK."""
     n = R.shape[-1]
     steps = min(steps, n)
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(n, 1, dtype=torch.float64, generator=generator).to(R).expand(R.shape[0], n, 1)
-    basis = [v / v.norm(dim=-2, keepdim=True)]
-    diagonal, off = [], []
+    # Quasi-random start: no generator state is touched, and no structured matrix is orthogonal to it.
+    start = torch.frac(torch.arange(1, n + 1, device=R.device, dtype=torch.float64) * 0.6180339887498949) - 0.5
+    v = (start / start.norm()).to(R.dtype).expand(len(R), n).unsqueeze(-1)
+    basis, diagonal, off = [v], [], []
     tiny = torch.finfo(R.dtype).tiny
     for k in range(steps):
         w = R @ basis[k]
@@ -116,68 +105,16 @@ def largest_eigenvalue(R: Tensor, steps: int = 40) -> Tensor:
         length = w.norm(dim=-2, keepdim=True)
         off.append(length.flatten())
         basis.append(w / length.clamp(min=tiny))
-    tridiagonal = torch.diag_embed(torch.stack(diagonal, -1).double())
+    T = torch.diag_embed(torch.stack(diagonal, -1).double())
     if steps > 1:
         side = torch.stack(off[:-1], -1).double()
-        tridiagonal = tridiagonal + torch.diag_embed(side, 1) + torch.diag_embed(side, -1)
-    return torch.linalg.eigvalsh(tridiagonal)[:, -1].clamp(min=0)
-
-
-def rational(
-    G: Tensor, alpha: float, damping: Tensor, mode: str, levels: Sequence[PartialFractions], shift: float = 4.0
-) -> Tensor:
-    """T(G) by partial fractions, one α for the batch, without a host synchronisation: batched Cholesky factorisations.
-
-    The coefficients of the first level that reaches σ_max²/d^{2/α} are chosen on the device. Each matrix to invert gets
-    ``shift`` · ε · λ_max more on its diagonal, of the order of the rounding of R, so that it stays positive definite. A
-    matrix that fails all the same, or that no level reaches, gets G/(σ_max^α + d): finite, and along the gradient.
-    """
-    scaled, scale = power_of_two_scale(G)
-    s = scale.flatten().double()
-    n = G.shape[-2]
-    R = scaled @ scaled.mT
-    top = largest_eigenvalue(R)
-    d = damping.flatten()
-    if mode == "spectral":
-        d = d * (s * top.sqrt()) ** alpha
-    elif mode == "mean":
-        mean = R.diagonal(dim1=-2, dim2=-1).double().mean(-1) if alpha == 2 else R.double().square().sum((-2, -1)) / n
-        d = d * s**alpha * mean
-    empty = top == 0
-    d = torch.where(empty, torch.ones_like(d), d)
-    delta = d ** (2 / alpha) / s**2
-    reach = torch.tensor([level.reach for level in levels], dtype=torch.float64, device=G.device)
-    index = torch.searchsorted(reach, top / delta * (1 - 1e-4))
-    missed = index >= len(levels)
-    index = index.clamp(max=len(levels) - 1)
-
-    count = max(len(level.poles) for level in levels)
-    table = [
-        [lv.constant, *lv.poles, *[1.0] * (count - len(lv.poles)), *lv.residues, *[0.0] * (count - len(lv.residues))]
-        for lv in levels
-    ]
-    chosen = torch.tensor(table, dtype=torch.float64, device=G.device)[index]
-    constant, poles, residues = chosen[:, :1], chosen[:, 1 : count + 1], chosen[:, count + 1 :]
-    unit = torch.maximum(top, delta)
-    Z, unit_delta = R / unit.to(R.dtype)[:, None, None], (delta / unit)[:, None]
-    identity = torch.eye(n, dtype=R.dtype, device=R.device)
-    jitter = shift * torch.finfo(R.dtype).eps
-    F = constant.to(R.dtype)[:, :, None] * identity
-    failed = missed
-    if count:
-        shifts = (unit_delta * poles + jitter * (top / unit)[:, None]).to(R.dtype)
-        inverse, bad = _spd_inverse(Z[:, None] + shifts[:, :, None, None] * identity)
-        F = F + ((unit_delta * residues).to(R.dtype)[:, :, None, None] * inverse).sum(1)
-        failed = failed | bad.any(-1)
-    b = levels[0].quadratic
-    if b is not None:
-        u = unit_delta.to(R.dtype)[:, :, None]
-        inverse, bad = _spd_inverse(Z @ Z + b * u * Z + (u * u + jitter) * identity)
-        F, failed = (u * u * inverse) @ F, failed | bad
-    gain = (s / d).to(G.dtype)[:, None, None]
-    safe = (s / (d + (s * top.sqrt()) ** alpha)).to(G.dtype)[:, None, None]
-    result = torch.where(failed[:, None, None], safe * scaled, gain * (F @ scaled))
-    return (
-        torch.where(empty[:, None, None], torch.zeros_like(result), result)
-        * torch.where(s.isnan(), s, 1.0).to(G.dtype)[:, None, None]
+        T = T + torch.diag_embed(side, 1) + torch.diag_embed(side, -1)
+    # Shifted to be positive semidefinite: a breakdown may leave spurious small eigenvalues, never large ones.
+    power = T / T.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    for _ in range(24):
+        power = power @ power
+        power = power / power.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    top = (T * power).sum((-2, -1)) / power.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(
+        min=torch.finfo(torch.float64).tiny
     )
+    return top.clamp(min=0)

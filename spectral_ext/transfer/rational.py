@@ -104,8 +104,8 @@ def fit_partial_fractions(alpha: float, reach: float, tolerance: float, max_pole
     fit = four = _minimax(alpha, y, _spread(two[0], 4), 20)
     decay = min(math.sqrt(four[2] / two[2]), 0.5)
     count = 4 + max(0, math.floor(math.log(tolerance / four[2]) / math.log(decay))) if four[2] > tolerance else 1
-    for poles in range(count, max_poles + 1):
-        fit = _minimax(alpha, y, _spread(fit[0], poles), 45)
+    for terms in range(count, max_poles + 1):
+        fit = _minimax(alpha, y, _spread(fit[0], terms), 45)
         if fit[2] <= 1.2 * tolerance:
             certified = _certified(alpha, reach, tolerance, fit[0], fit[1])
             if certified.error <= tolerance:
@@ -121,10 +121,11 @@ def _spread(poles: Array, count: int) -> Array:
     logs = np.log(poles)
     spacing = (logs[-1] - logs[0]) / max(len(logs) - 1, 1) if len(logs) > 1 else 2.0
     wider = 0.25 * spacing * (count - len(logs))
-    ends = np.r_[logs[0] - 1.5 * wider, logs[-1] + 0.5 * wider]
-    inside = np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(logs)), logs) if len(logs) > 1 else logs
-    stretched = np.interp(inside, [logs[0], logs[-1]], ends) if len(logs) > 1 else inside
-    return np.asarray(np.exp(stretched if len(stretched) == count else np.linspace(*ends, count)))
+    low, high = float(logs[0] - 1.5 * wider), float(logs[-1] + 0.5 * wider)
+    if len(logs) < 2:
+        return np.exp(np.linspace(low, high, count))
+    inside = np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(logs)), logs)
+    return np.asarray(np.exp(np.interp(inside, [logs[0], logs[-1]], [low, high])))
 
 
 def _basis(y: Array, poles: Array) -> Array:
