@@ -239,7 +239,7 @@ def test_dropout_in_train_mode_is_refused():
         (lambda: run(conv_net(), [images()], top_k=0), ValueError, "top_k must be at least 1"),
         (lambda: run(conv_net(), [images()], level=1.0), ValueError, "level must lie"),
         (lambda: run(conv_net(), [images()], layers="nope*"), KeyError, "no module"),
-        (lambda: run(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192)), [images()]), ValueError, "no layer can be measured"),
+        (lambda: run(nn.BatchNorm2d(3), [images()]), ValueError, "no layer can be measured"),
         (lambda: run(conv_net(), [images(0)]), ValueError, "no samples"),
     ],
 )

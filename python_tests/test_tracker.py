@@ -93,7 +93,7 @@ def test_a_resumed_training_goes_on_with_its_track(tmp_path):
 
 
 def test_a_failed_measurement_does_not_stop_training():
-    model, batch, optimizer = setting()
+    model, batch, _ = setting()
     bad = batch[0] * float("nan"), batch[1]
     tracker = LandscapeTracker(model, LOSS, [bad], top_k=4)
     with pytest.warns(RuntimeWarning, match="no landscape at step 0: the loss on batch 0 is nan"):

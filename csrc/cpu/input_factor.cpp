@@ -86,7 +86,8 @@ void lag_sums(const Geometry& geometry, const Input& input, Update update, T* st
   RegionSums<T> sums(plan, input, false, context);
   for (int64_t group = 0; group < geometry.groups; ++group) {
     sums.run(group);
-    store_state<T>(plan, view_of(sums), positions_of(geometry), update, state + group * plan.group_state_size(), context);
+    store_state<T>(plan, view_of(sums), positions_of(geometry), update, state + group * plan.group_state_size(),
+                   context);
   }
 }
 
@@ -106,9 +107,9 @@ void expand_lag_sums(const Geometry& geometry, const T* state, bool channels_las
   }
 }
 
-#define SPECTRAL_EXT_INSTANTIATE(T)                                                                            \
-  template void input_factor<T>(const Geometry&, const Input&, bool, Update, T*, const Context&);              \
-  template void lag_sums<T>(const Geometry&, const Input&, Update, T*, const Context&);                        \
+#define SPECTRAL_EXT_INSTANTIATE(T)                                                               \
+  template void input_factor<T>(const Geometry&, const Input&, bool, Update, T*, const Context&); \
+  template void lag_sums<T>(const Geometry&, const Input&, Update, T*, const Context&);           \
   template void expand_lag_sums<T>(const Geometry&, const T*, bool, T*, const Context&);
 SPECTRAL_EXT_INSTANTIATE(float)
 SPECTRAL_EXT_INSTANTIATE(double)

@@ -27,7 +27,12 @@ template <class T>
 class Expander {
  public:
   Expander(const LagPlan& plan, const RegionView<T>& view, bool channels_last_order, Update update, T* out)
-      : plan_(plan), view_(view), table_(plan), beta_(static_cast<T>(update.beta)), scale_(static_cast<T>(update.scale)), out_(out) {
+      : plan_(plan),
+        view_(view),
+        table_(plan),
+        beta_(static_cast<T>(update.beta)),
+        scale_(static_cast<T>(update.scale)),
+        out_(out) {
     const Geometry& g = plan.geometry;
     const auto& axes = plan.axes;
     n_ = g.n(), channels_ = plan.channels, panels_ = (channels_ + kLanes<T> - 1) / kLanes<T>;
@@ -43,8 +48,8 @@ class Expander {
     for (int64_t v = 0; v < channels_; ++v) {
       const int64_t c = channels_last_order ? v % g.group_channels() : v / fold;
       const int64_t t = channels_last_order ? v / g.group_channels() : v % fold;
-      const int64_t full = t / (folded[1] * folded[2]) * weight[0] + t / folded[2] % folded[1] * weight[1] +
-                           t % folded[2] * weight[2];
+      const int64_t full =
+          t / (folded[1] * folded[2]) * weight[0] + t / folded[2] % folded[1] * weight[1] + t % folded[2] * weight[2];
       channel_offset_.push_back(patch_index(g, channels_last_order, c, full));
       consecutive_ = consecutive_ && channel_offset_.back() == v;
     }
@@ -168,8 +173,8 @@ class Expander {
 }  // namespace
 
 template <class T>
-void expand(const LagPlan& plan, const RegionView<T>& regions, double positions, bool channels_last_order, Update update,
-            T* out, const Context& context) {
+void expand(const LagPlan& plan, const RegionView<T>& regions, double positions, bool channels_last_order,
+            Update update, T* out, const Context& context) {
   const Expander<T> expander(plan, regions, channels_last_order, update, out);
   T* buffers = static_cast<T*>(context.allocate(context.threads * expander.buffer_numbers() * sizeof(T)));
   context.parallel(context.threads, [&](int64_t thread) {
@@ -214,8 +219,8 @@ void store_state(const LagPlan& plan, const RegionView<T>& regions, double posit
   write(sums + plan.sum_regions * channels, &count, 1, beta, scale);
 }
 
-#define SPECTRAL_EXT_INSTANTIATE(T)                                                                           \
-  template void expand<T>(const LagPlan&, const RegionView<T>&, double, bool, Update, T*, const Context&);   \
+#define SPECTRAL_EXT_INSTANTIATE(T)                                                                        \
+  template void expand<T>(const LagPlan&, const RegionView<T>&, double, bool, Update, T*, const Context&); \
   template void store_state<T>(const LagPlan&, const RegionView<T>&, double, Update, T*, const Context&);
 SPECTRAL_EXT_INSTANTIATE(float)
 SPECTRAL_EXT_INSTANTIATE(double)

@@ -1,6 +1,7 @@
 // The inner loops of input_factor, one table of functions an instruction set and a number type.
 //
-// A *panel* is 64 bytes of consecutive channels of one pixel (kLanes numbers), and a *run* k panels, one a (pixel, sample).
+// A *panel* is 64 bytes of consecutive channels of one pixel (kLanes numbers), and a *run* k panels, one a (pixel,
+// sample).
 #pragma once
 #include <cstdint>
 

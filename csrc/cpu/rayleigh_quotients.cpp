@@ -16,8 +16,12 @@ constexpr int kErrorPositions = 16;   // a vector's worth of positions, so that 
 constexpr int64_t kMostBlocks = 128;  // bounds the partial sums; fixed, because results must not depend on threads
 constexpr int64_t kMergedStrip = 32;  // positions of a lane where rows have no sample to belong to
 
-struct BFloat16 { uint16_t bits; };
-struct Half { uint16_t bits; };
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
 
 // Byte offsets within a thread's scratch, and element counts of the packed directions.
 struct RayleighLayout {
@@ -74,8 +78,7 @@ struct BoxReads {
     return open || (at >= 0 && at < axis.size) ? at : kNone;
   }
 
-  void locate(const RayleighPlan& plan, const std::array<int64_t, kAxes>& low,
-              const std::array<int64_t, kAxes>& high) {
+  void locate(const RayleighPlan& plan, const std::array<int64_t, kAxes>& low, const std::array<int64_t, kAxes>& high) {
     const auto& axes = plan.problem.input.axes;
     for (int i = 0; i < 2; ++i) {
       auto &at = slot[i], &row = rows[i];
@@ -290,10 +293,11 @@ void pack_rayleigh_directions(const RayleighPlan& plan, void* directions) {
   plan.problem.wide() ? pack(plan, (double*)directions) : pack(plan, (float*)directions);
 }
 
-void run_rayleigh_block(const RayleighPlan& plan, const void* directions, int64_t block, void* scratch, double* partial) {
+void run_rayleigh_block(const RayleighPlan& plan, const void* directions, int64_t block, void* scratch,
+                        double* partial) {
   const int bytes = plan.lanes * int(plan.problem.wide() ? sizeof(double) : sizeof(float));
   BoxReads reads;
-#define SPECTRAL_RUN(set)                                                                          \
+#define SPECTRAL_RUN(set)                                                                        \
   plan.problem.wide() ? set::run_block<double>(plan, directions, block, scratch, reads, partial) \
                       : set::run_block<float>(plan, directions, block, scratch, reads, partial)
 #ifdef SPECTRAL_X86

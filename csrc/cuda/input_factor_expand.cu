@@ -1,8 +1,10 @@
-// From lag sums to the factor: block (tap, tap') is the sum of a box of regions, or the transpose of that of (tap', tap).
+// From lag sums to the factor: block (tap, tap') is the sum of a box of regions, or the transpose of that of (tap',
+// tap).
 //
-// A block of threads writes rows (tap, eight channels) × columns (all taps, a strip of channels), staged in shared memory so
-// that both the reads (rows of a region, or eight-wide pieces of its columns) and the writes (either column order) are
-// contiguous. Element (i, j) and (j, i) add the same numbers in the same order: the factor is exactly symmetric.
+// A block of threads writes rows (tap, eight channels) × columns (all taps, a strip of channels), staged in shared
+// memory so that both the reads (rows of a region, or eight-wide pieces of its columns) and the writes (either column
+// order) are contiguous. Element (i, j) and (j, i) add the same numbers in the same order: the factor is exactly
+// symmetric.
 #include "cuda/device.cuh"
 #include "cuda/input_factor_lag.h"
 
@@ -98,7 +100,8 @@ __global__ void __launch_bounds__(kThreads)
   Acc* target = static_cast<Acc*>(out.data) + blockIdx.z * out.group_stride;
   const int64_t matrix = static_cast<int64_t>(s.channels) * s.channels;
   const auto position = [&](int tap, int channel) {
-    return channels_last ? static_cast<int64_t>(tap) * s.channels + channel : static_cast<int64_t>(channel) * taps + tap;
+    return channels_last ? static_cast<int64_t>(tap) * s.channels + channel
+                         : static_cast<int64_t>(channel) * taps + tap;
   };
 
   for (int tap = threadIdx.x; tap < taps; tap += kThreads) boxes[tap] = find_box(tables, row_tap, tap);
@@ -110,8 +113,8 @@ __global__ void __launch_bounds__(kThreads)
     const int r = transposed ? e % kRows : e / strip, c = transposed ? e / kRows : e % strip;
     const int row = first_row + r, column = first_column + c;
     if (row >= s.channels || column >= s.channels) continue;
-    const int64_t element = transposed ? static_cast<int64_t>(column) * s.channels + row
-                                       : static_cast<int64_t>(row) * s.channels + column;
+    const int64_t element =
+        transposed ? static_cast<int64_t>(column) * s.channels + row : static_cast<int64_t>(row) * s.channels + column;
     stage[r * pitch + tap * strip + c] = sum_box(group_state, boxes[tap], matrix, element);
   }
   __syncthreads();

@@ -1,10 +1,10 @@
 // Lag sums in exact fp32 (double for double): a matrix product for every region, whose depth is (pixels × batch).
 //
-// A unit is one tile of channels × channels of one region over one slice of its rows. Row r of a region is a pixel of one
-// sample; the second operand is the same row shifted by the region's constant delta, so nothing is unfolded and no zero is
-// multiplied. Double-buffered shared memory, an 8 × 8 fragment a thread. Fragments are folded into a second set of registers
-// every kFold steps, which keeps the rounding error of a long sum that of a short one. Slices are added in order by a second
-// kernel: no atomics.
+// A unit is one tile of channels × channels of one region over one slice of its rows. Row r of a region is a pixel of
+// one sample; the second operand is the same row shifted by the region's constant delta, so nothing is unfolded and no
+// zero is multiplied. Double-buffered shared memory, an 8 × 8 fragment a thread. Fragments are folded into a second set
+// of registers every kFold steps, which keeps the rounding error of a long sum that of a short one. Slices are added in
+// order by a second kernel: no atomics.
 #include "cuda/device.cuh"
 #include "cuda/input_factor_lag.h"
 
@@ -23,8 +23,8 @@ template <typename T, int kTileSize, int kFragmentSize>
 struct Config {
   static constexpr int kTile = kTileSize, kFragment = kFragmentSize;
   static constexpr int kSide = kTile / kFragment, kThreads = kSide * kSide;
-  static constexpr int kLoaders = kThreads / kDepth;         // threads that load one row
-  static constexpr int kQuads = kTile / 4 / kLoaders;        // quads each of them loads
+  static constexpr int kLoaders = kThreads / kDepth;   // threads that load one row
+  static constexpr int kQuads = kTile / 4 / kLoaders;  // quads each of them loads
   static_assert(kThreads % kDepth == 0 && kTile / 4 % kLoaders == 0 && kFragment % 4 == 0);
 };
 
@@ -182,8 +182,7 @@ __global__ void __launch_bounds__(C::kThreads)
 
   const bool whole = region.slices == 1;
   Acc* partial = scratch + (blockIdx.y * s.partial_tiles + region.first_partial + unit) * (C::kTile * C::kTile);
-  Acc* matrix = state + blockIdx.y * s.group_state_size +
-                static_cast<int64_t>(which) * s.channels * s.channels;
+  Acc* matrix = state + blockIdx.y * s.group_state_size + static_cast<int64_t>(which) * s.channels * s.channels;
 #pragma unroll
   for (int i = 0; i < C::kFragment; ++i)
 #pragma unroll
@@ -210,8 +209,7 @@ __global__ void __launch_bounds__(256)
   const int tiles = region.symmetric ? side * (side + 1) / 2 : side * side;
   const int pair = static_cast<int>(blockIdx.x) - region.first_sum;
   const Tile tile = tile_of(pair, side, region.symmetric);
-  Acc* matrix = state + blockIdx.z * s.group_state_size +
-                static_cast<int64_t>(which) * s.channels * s.channels;
+  Acc* matrix = state + blockIdx.z * s.group_state_size + static_cast<int64_t>(which) * s.channels * s.channels;
   const Acc* partial = scratch + (blockIdx.z * s.partial_tiles + region.first_partial + pair) * (kTile * kTile);
   for (int i = threadIdx.x; i < 16 * kTile; i += 256) {
     const int r = blockIdx.y * 16 + i / kTile, c = i % kTile;
@@ -272,8 +270,8 @@ __global__ void __launch_bounds__(kTableWords) upload(TableChunk chunk, int coun
 }
 
 template <typename T, class C>
-cudaError_t run(const void* x, const LagSizes& s, const LagRegion* regions, const LagSumRegion* sum_regions, void* state,
-                double scale, double beta, void* scratch, cudaStream_t stream) {
+cudaError_t run(const void* x, const LagSizes& s, const LagRegion* regions, const LagSumRegion* sum_regions,
+                void* state, double scale, double beta, void* scratch, cudaStream_t stream) {
   using Acc = Accumulator<T>;
   const T* input = static_cast<const T*>(x);
   Acc* target = static_cast<Acc*>(state);

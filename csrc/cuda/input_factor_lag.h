@@ -1,4 +1,5 @@
-// Lag sums (common/lag_plan.h) of an input whose channels are contiguous, and their expansion to the factor. Torch-free.
+// Lag sums (common/lag_plan.h) of an input whose channels are contiguous, and their expansion to the factor.
+// Torch-free.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -43,10 +44,10 @@ struct LagSizes {
 
 // Tables on the device, made by LagTables (cuda/lag_tables.h).
 struct LagTables32 {
-  const int32_t* pairs[3];     // axis: (tap, tap') → class or −1, first segment, end segment
-  const int32_t* segments[3];  // axis: class → segments
+  const int32_t* pairs[3];      // axis: (tap, tap') → class or −1, first segment, end segment
+  const int32_t* segments[3];   // axis: class → segments
   const int32_t* first_region;  // (class, class, class) → first region or −1
-  const int32_t* taps[3];      // axis: tap → sum class, first segment, end segment
+  const int32_t* taps[3];       // axis: tap → sum class, first segment, end segment
   const int32_t* sum_segments[3];
   const int32_t* first_sum;
   int32_t kernel[3], classes[3], sums[3];
@@ -62,8 +63,8 @@ cudaError_t launch_upload(const int64_t* words, int64_t count, int64_t* target, 
 
 int lag_tile(int channels, Dtype dtype);
 
-// state = beta·state + scale·Σ; not read where beta is 0. scratch: (partial_tiles·tile² + sum_slices·sum_regions·channels)
-// ·groups numbers of the accumulator's type.
+// state = beta·state + scale·Σ; not read where beta is 0. scratch: (partial_tiles·tile² +
+// sum_slices·sum_regions·channels) ·groups numbers of the accumulator's type.
 cudaError_t launch_lag_sums(const void* x, Dtype dtype, const LagSizes& sizes, const LagRegion* regions,
                             const LagSumRegion* sum_regions, void* state, double scale, double beta, void* scratch,
                             cudaStream_t stream);

@@ -45,7 +45,6 @@ int lane();
 void* dynamic_shared();
 }  // namespace cuda_emulator
 
-
 inline void __syncthreads() { cuda_emulator::block_barrier(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { cuda_emulator::warp_barrier(); }
 
@@ -69,7 +68,9 @@ T __shfl_down_sync(unsigned mask, T value, unsigned offset, int width = 32) {
 }
 
 template <typename T>
-T __ldg(const T* pointer) { return *pointer; }
+T __ldg(const T* pointer) {
+  return *pointer;
+}
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 
 struct alignas(16) float4 {
@@ -86,14 +87,18 @@ struct alignas(16) uint4 {
 };
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "emulated error"; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "emulated error";
+}
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : 163 * 1024;
   return cudaSuccess;
 }
 template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) { return cudaSuccess; }
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
 
 template <typename... Formal, typename... Actual>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Formal...), Actual&&... arguments) {

@@ -73,8 +73,8 @@ def double_backward_output(
     """h_k of each layer on one batch, by double backward in the layers' outputs.
 
     Raises:
-        NotApplicableError: a layer's module is not called exactly once, or its weight acts otherwise too, or the module is
-            none of those that are measured by default.
+        NotApplicableError: a layer's module is not called exactly once, or its weight acts otherwise too, or the module
+            is none of those that are measured by default.
     """
     for name, layer in layers.items():
         if not isinstance(layer.module, MEASURED):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -39,12 +40,14 @@ def summed_gradients(
     """Σ weight · loss and Σ weight · gradient over this rank's pieces; None where the loss does not depend on a layer.
 
     Raises:
-        ValueError: a loss is not a finite scalar, or batch norm in train mode sees one value a channel.
+        ValueError: a loss is not a finite scalar or differs from call to call, or batch norm in train mode sees one
+            value a channel.
     """
     loss = 0.0
     gradients: dict[str, Tensor | None] = dict.fromkeys(layers)
     weights = [layer.weight for layer in layers.values()]
     with batch_norm_needs_samples(model):
+        refuse_randomness(model, loss_fn, pieces[0])
         for piece in pieces:
             value = batch_loss(model, loss_fn, piece.batch)
             if not bool(value.isfinite()):
@@ -59,6 +62,16 @@ def summed_gradients(
                     held = gradients[name]
                     gradients[name] = piece.weight * g if held is None else held.add_(g, alpha=piece.weight)
     return loss, gradients
+
+
+def refuse_randomness(model: nn.Module, loss_fn: LossFunction, piece: Piece) -> None:
+    with torch.no_grad():
+        once, again = (float(batch_loss(model, loss_fn, piece.batch)) for _ in range(2))
+    if math.isfinite(once) and not math.isclose(once, again, rel_tol=1e-5):
+        raise ValueError(
+            f"the model is not deterministic: its loss on {piece.label} is {once:.9g} once and {again:.9g} again; "
+            "turn off dropout, sampled noise and random augmentation inside the model"
+        )
 
 
 @contextlib.contextmanager

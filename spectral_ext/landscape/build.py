@@ -73,7 +73,7 @@ def build_row(
             rank = EffectiveRank(participation=float(factor.trace()) ** 2 / float(factor.square().sum()), count=size)
             setattr(row, "effective_rank_delta" if name == "C_δ" else "effective_rank_A", rank)
     try:
-        row.weight = weight_spectrum(layer.weight, top_k=k)
+        row.weight = weight_spectrum(layer.weight, top_k=max(k, 20))
     except FitError as error:
         row.notes.append(f"weight spectrum: {error}")
     _mechanisms(row, factors, A)

@@ -78,9 +78,9 @@ class Landscape(Mapping[str, LayerLandscape]):
 
     def plot(self, folder: str | Path | None = None, **options: Any) -> Any:
         """The figures of the paper for this landscape; see ``spectral_ext.plots.plot``."""
-        from .. import plots
+        from ..plots import plot
 
-        return plots.plot(self, folder, **options)
+        return plot(self, folder, **options)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         yield _table(self)
@@ -91,7 +91,7 @@ class Landscape(Mapping[str, LayerLandscape]):
         from rich.console import Console
 
         buffer = io.StringIO()
-        Console(file=buffer, width=160, no_color=True).print(self)
+        Console(file=buffer, width=165 + max(map(len, self), default=0), no_color=True).print(self)
         return buffer.getvalue().rstrip()
 
     def __repr__(self) -> str:
@@ -180,7 +180,7 @@ def _table(landscape: Landscape) -> Any:
         ("φ", "right"), ("γ", "right"), ("s", "right"), ("αγ", "right"), ("law in rank", "left"), ("PR h", "right"),
         ("PR G", "right"), ("SoP/PoS", "right"), ("h ≤ 0", "right"), ("T(σ; α)", "right"), ("Kronecker", "left"),
     ):  # fmt: skip
-        table.add_column(heading, justify=justify, no_wrap=heading in ("α", "layer"))  # type: ignore[arg-type]
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in landscape.values():
         if row.empty_reason:
             table.add_row(

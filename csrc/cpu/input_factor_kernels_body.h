@@ -1,6 +1,6 @@
-// Bodies of input_factor_kernels.h for one instruction set. The including file sets the target, then SPECTRAL_EXT_VECTOR_BYTES,
-// SPECTRAL_EXT_ROWS, SPECTRAL_EXT_PANELS and SPECTRAL_EXT_TABLE. No std:: templates here: the linker could pick this file's copy
-// of one, with instructions that the running CPU lacks.
+// Bodies of input_factor_kernels.h for one instruction set. The including file sets the target, then
+// SPECTRAL_EXT_VECTOR_BYTES, SPECTRAL_EXT_ROWS, SPECTRAL_EXT_PANELS and SPECTRAL_EXT_TABLE. No std:: templates here:
+// the linker could pick this file's copy of one, with instructions that the running CPU lacks.
 
 namespace spectral_ext::cpu {
 namespace {
