@@ -147,6 +147,8 @@ def _package(name: str, why: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise TaskError(f"{why} needs the package {name}: pip install {name} ({error})") from error
+    except Exception as error:  # torchvision built for another torch raises RuntimeError on import
+        raise TaskError(f"{why}: {name} is installed but cannot be imported, reinstall it ({error})") from error
 
 
 RANDOM_NOTE = (
