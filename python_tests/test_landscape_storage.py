@@ -90,5 +90,5 @@ def test_a_row_of_the_wrong_shape_names_its_place(saved):
         Landscape.load(saved)
     body["layers"][1]["alpha"].pop("value")
     write_document(saved, body)
-    with pytest.raises(LandscapeFileError, match=r"layer 1\.alpha: expected the fields"):
+    with pytest.raises(LandscapeFileError, match=r"layer 1\.alpha lacks value: it was written by another version"):
         Landscape.load(saved)

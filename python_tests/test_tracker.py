@@ -57,6 +57,9 @@ def test_plain_loop_by_epoch(tmp_path):
     assert set(writer.scalars["rank model wins/lognormal"]) == {0, 3, 6}
     again = Track.load(tmp_path)
     assert again.series("gamma") == track.series("gamma")
+    written = track.plot(tmp_path / "figures")
+    assert {path.name for path in written.values()} == {"exponents_over_time.png", "phase_transition.png"}
+    assert all(path.stat().st_size > 5000 for path in written.values())
     with pytest.raises(KeyError, match="no quantity 'beta_max'"):
         track.series("beta_max")
 

@@ -9,8 +9,8 @@
 namespace spectral_ext::cpu {
 namespace {
 
-// Multiply-adds that cost as much as packing one number.
-constexpr double kPackCost = 24;
+// Multiply-adds that cost as much as packing one number, and as clearing and reading one number of a region's matrix.
+constexpr double kPackCost = 24, kRegionCost = 64;
 
 double cost(const Geometry& geometry, std::array<bool, kAxes> fold, int lanes) {
   const LagPlan plan(geometry, fold);
@@ -27,7 +27,8 @@ double cost(const Geometry& geometry, std::array<bool, kAxes> fold, int lanes) {
     pixels += c.symmetric ? here * (panels + 1) / (2.0 * panels) : here;
   }
   const double tile = static_cast<double>(panels * lanes);
-  return pixels * tile * rows + packed * tile * kPackCost;
+  return static_cast<double>(geometry.batch) * (pixels * rows + packed * kPackCost) * tile +
+         static_cast<double>(plan.regions) * tile * tile * kRegionCost;
 }
 
 template <class T>

@@ -23,6 +23,8 @@ struct Half {
   uint16_t bits;
 };
 
+using Box = std::array<int64_t, kAxes>;
+
 // Byte offsets within a thread's scratch, and element counts of the packed directions.
 struct RayleighLayout {
   int64_t totals, pixels, errors, products, masks, bytes;
@@ -34,16 +36,19 @@ struct RayleighLayout {
     int64_t at = 0;
     const auto take = [&](int64_t n) { return std::exchange(at, at + (n + 63) / 64 * 64); };
     totals = take(plan.columns() * 4 * plan.lanes * int64_t(sizeof(double)));
-    int64_t most = vector * C;
+    int64_t most = vector * spread(C, vector);
     for (int i = 0; i < kAxes; ++i) most *= box_reads(plan, i, plan.box[i]);
     pixels = take(most);
-    errors = take(plan.error_positions * problem.outputs * vector);
+    errors = take(plan.error_positions * spread(problem.outputs, vector) * vector);
     products = take(2 * kPositionsAtOnce * plan.tile * vector);
     masks = take(kPositionsAtOnce * vector);
     bytes = at;
     V = problem.input.taps() * C * plan.columns();
     directions_of_group = V + plan.columns() * (1 + problem.outputs);
   }
+
+  // Vectors from one pixel to the next: one more than `channels` where pixels would fall on few sets of the cache.
+  static int64_t spread(int64_t channels, int64_t vector) { return channels + (channels * vector % 1024 == 0); }
 
   // At most so many input coordinates are packed along an axis for `out` output positions.
   static int64_t box_reads(const RayleighPlan& plan, int i, int64_t out) {
@@ -55,18 +60,53 @@ struct RayleighLayout {
   }
 };
 
-// Which input rows a box of output positions reads, and where each tap of each position lies among them.
-struct BoxReads {
+// Which input rows a box of output positions reads, and where each tap of each position finds its row and columns.
+// Packed rows are kept from box to box while only the height changes.
+class BoxReads {
+ public:
+  struct Row {
+    int64_t coordinate, slot;
+  };
   struct ColumnRun {
     int64_t column, tap, length;
   };
-  std::array<std::vector<int64_t>, 2> rows;  // depth and height coordinates, ascending; only those that a tap reads
-  std::array<std::vector<int64_t>, 2> slot;  // [position][tap]: index into rows, or -1 outside the input
-  int64_t first_column = 0, columns = 0;
+  std::vector<Row> planes, rows;       // depth coordinates; height coordinates that have to be packed for this box
+  std::vector<int64_t> plane, row;     // [position][tap]: slot, or -1 outside the input
   std::vector<ColumnRun> column_runs;  // consecutive taps on consecutive columns
   std::vector<int64_t> column_begin;
+  int64_t first_column = 0, columns = 0, row_slots = 0;
 
+  // A range of depths and columns; nothing of it is packed yet.
+  void begin(const RayleighPlan& plan, const Box& low, const Box& high) {
+    find(plan, 0, low, high, plane);
+    needed(plane);
+    planes.clear();
+    for (size_t i = 0; i < need_.size(); ++i) planes.push_back({need_[i], int64_t(i)});
+    for (int64_t& c : plane) c = c == kNone ? -1 : std::lower_bound(need_.begin(), need_.end(), c) - need_.begin();
+    find_columns(plan, low, high);
+    row_slots = RayleighLayout::box_reads(plan, 1, plan.box[1]);
+    kept_.assign(row_slots, kNone);
+  }
+
+  // A range of heights within it.
+  void move_to(const RayleighPlan& plan, const Box& low, const Box& high) {
+    find(plan, 1, low, high, row);
+    needed(row);
+    rows.clear();
+    const auto is_needed = [&](int64_t c) { return std::binary_search(need_.begin(), need_.end(), c); };
+    int64_t free = 0;
+    for (int64_t c : need_) {
+      if (std::find(kept_.begin(), kept_.end(), c) != kept_.end()) continue;
+      while (kept_[free] != kNone && is_needed(kept_[free])) ++free;
+      rows.push_back({c, free});
+      kept_[free++] = c;
+    }
+    for (int64_t& c : row) c = c == kNone ? -1 : std::find(kept_.begin(), kept_.end(), c) - kept_.begin();
+  }
+
+ private:
   static constexpr int64_t kNone = std::numeric_limits<int64_t>::min();
+  std::vector<int64_t> kept_, need_;
 
   static int64_t coordinate(const RayleighPlan& plan, int i, int64_t position, int64_t tap) {
     const Axis& axis = plan.problem.input.axes[i];
@@ -78,25 +118,27 @@ struct BoxReads {
     return open || (at >= 0 && at < axis.size) ? at : kNone;
   }
 
-  void locate(const RayleighPlan& plan, const std::array<int64_t, kAxes>& low, const std::array<int64_t, kAxes>& high) {
-    const auto& axes = plan.problem.input.axes;
-    for (int i = 0; i < 2; ++i) {
-      auto &at = slot[i], &row = rows[i];
-      at.clear(), row.clear();
-      for (int64_t o = low[i]; o < high[i]; ++o)
-        for (int64_t tap = 0; tap < axes[i].kernel; ++tap) at.push_back(coordinate(plan, i, o, tap));
-      for (int64_t c : at)
-        if (c != kNone) row.push_back(c);
-      std::sort(row.begin(), row.end());
-      row.erase(std::unique(row.begin(), row.end()), row.end());
-      for (int64_t& c : at) c = c == kNone ? -1 : std::lower_bound(row.begin(), row.end(), c) - row.begin();
-    }
+  static void find(const RayleighPlan& plan, int i, const Box& low, const Box& high, std::vector<int64_t>& at) {
+    at.clear();
+    for (int64_t o = low[i]; o < high[i]; ++o)
+      for (int64_t tap = 0; tap < plan.problem.input.axes[i].kernel; ++tap) at.push_back(coordinate(plan, i, o, tap));
+  }
+
+  void needed(const std::vector<int64_t>& at) {
+    need_.clear();
+    for (int64_t c : at)
+      if (c != kNone) need_.push_back(c);
+    std::sort(need_.begin(), need_.end());
+    need_.erase(std::unique(need_.begin(), need_.end()), need_.end());
+  }
+
+  void find_columns(const RayleighPlan& plan, const Box& low, const Box& high) {
     column_runs.clear();
     column_begin.assign(1, 0);
     int64_t first = std::numeric_limits<int64_t>::max(), last = kNone;
     for (int64_t o = low[2]; o < high[2]; ++o) {
       const size_t begin = column_runs.size();
-      for (int64_t tap = 0; tap < axes[2].kernel; ++tap) {
+      for (int64_t tap = 0; tap < plan.problem.input.axes[2].kernel; ++tap) {
         const int64_t c = coordinate(plan, 2, o, tap);
         if (c == kNone) continue;
         first = std::min(first, c), last = std::max(last, c);
@@ -197,7 +239,9 @@ void choose_lanes(RayleighPlan& plan) {
   const Axis& axis = axes[plan.strip_axis];
   if (pointwise(plan.problem.input) && all == out[2]) {
     const int64_t by_sample = ceil_div(batch, lanes) * all, by_position = batch * ceil_div(all, lanes);
-    if (plan.merged || by_position <= by_sample) {
+    // Adjacent positions that are adjacent in memory need no transposition.
+    const bool in_order = plan.problem.x.axis[2] == 1 && plan.problem.delta.axis[2] == 1;
+    if (plan.merged || by_position <= (in_order ? by_sample + by_sample / 3 : by_sample)) {
       plan.interleaved = true;
       plan.strip_axis = 2;
       plan.strip = plan.merged ? std::min(kMergedStrip, ceil_div(all, lanes)) : ceil_div(all, lanes);
@@ -226,27 +270,22 @@ void choose_lanes(RayleighPlan& plan) {
   plan.lane_out[plan.strip_axis] = plan.strip;
 }
 
-// Shrinks the box until its pixels fit, the outer axes first, a row of vector width last.
+// Shrinks the box until its pixels fit: rows first, because the next box keeps the rows they share, whole rows last,
+// because those follow each other in memory.
 void choose_box(RayleighPlan& plan, int64_t size, int64_t budget) {
   plan.box = plan.lane_out;
-  const int64_t vector = plan.lanes * size * plan.problem.input.group_channels();
+  const int64_t vector = plan.lanes * size,
+                pixel = vector * RayleighLayout::spread(plan.problem.input.group_channels(), vector);
   const auto bytes = [&] {
-    int64_t most = vector;
+    int64_t most = pixel;
     for (int i = 0; i < kAxes; ++i) most *= RayleighLayout::box_reads(plan, i, plan.box[i]);
     return most;
   };
-  while (bytes() > budget && plan.box != std::array<int64_t, kAxes>{1, 1, 1}) {
-    int largest = 0;
-    for (int i = 1; i < kAxes; ++i)
-      if (plan.box[i] > plan.box[largest]) largest = i;
-    if (largest == 2 && plan.box[2] <= kErrorPositions) largest = plan.box[0] > 1 ? 0 : plan.box[1] > 1 ? 1 : 2;
-    // Equal pieces: a last box of one row would read its whole surroundings again.
-    const int64_t pieces = ceil_div(plan.lane_out[largest], plan.box[largest]) + 1;
-    plan.box[largest] = std::min(plan.box[largest] - 1, ceil_div(plan.lane_out[largest], pieces));
-    plan.box[largest] = std::max<int64_t>(plan.box[largest], 1);
-  }
-  const int64_t error = plan.problem.outputs * plan.lanes * size;
-  plan.error_positions = std::clamp<int64_t>(budget / 2 / std::max<int64_t>(error, 1), 1, kErrorPositions);
+  for (int axis : {1, 0, 2})
+    for (int64_t pieces = 2; bytes() > budget * 5 / 8 && plan.box[axis] > 1; ++pieces)
+      plan.box[axis] = ceil_div(plan.lane_out[axis], pieces);  // equal pieces
+  const int64_t error = vector * RayleighLayout::spread(plan.problem.outputs, vector);
+  plan.error_positions = std::clamp<int64_t>(budget / 4 / std::max<int64_t>(error, 1), 1, kErrorPositions);
 }
 
 template <class T>
@@ -280,7 +319,7 @@ RayleighPlan make_rayleigh_plan(const RayleighProblem& problem, int64_t scratch_
   plan.tile = tile_width(ceil_div(problem.directions, plan.tiles));
   if (pointwise(problem.input)) flatten(plan);
   choose_lanes(plan);
-  choose_box(plan, size, scratch_budget / 2);
+  choose_box(plan, size, scratch_budget);
   plan.lane_groups_per_block = ceil_div(plan.lane_groups, std::max<int64_t>(1, kMostBlocks / problem.input.groups));
   plan.blocks_per_group = ceil_div(plan.lane_groups, plan.lane_groups_per_block);
   const RayleighLayout layout(plan, size);

@@ -57,6 +57,7 @@ struct Block {
   const int64_t conv_group;
   const TileKernels<T> kernels;
   const int KR;
+  const int64_t pixel_step, error_step;
   const T *V, *start, *U;
   T *pixels, *errors, *P, *Q;
   Index<T>* masks;
@@ -72,6 +73,8 @@ struct Block {
         conv_group(conv_group),
         kernels(choose_kernels<T>(plan.tile, TileWidths{})),
         KR(plan.tile),
+        pixel_step(RayleighLayout::spread(input.group_channels(), sizeof(T) * L) * L),
+        error_step(RayleighLayout::spread(plan.problem.outputs, sizeof(T) * L) * L),
         reads(reads) {
     const RayleighLayout layout(plan, sizeof(T));
     V = directions + conv_group * layout.directions_of_group;
@@ -109,7 +112,7 @@ struct Block {
         for (int i = 0; i < L; ++i) {
           const int64_t at = coordinate + p * coordinate_step;
           const S* from = lane[i] + offset + p * problem.x.axis[2] + c * problem.x.channel;
-          to[(p * C + c) * L + i] = at >= group.low[i] && at < group.high[i] ? load_one<S, T>(from) : T(0);
+          to[p * pixel_step + c * L + i] = at >= group.low[i] && at < group.high[i] ? load_one<S, T>(from) : T(0);
         }
   }
 
@@ -121,36 +124,36 @@ struct Block {
       const S* lane[L];
       for (int i = 0; i < L; ++i) lane[i] = data + group.x[i] + conv_group * C * channel;
       if (plan.interleaved) {
-        pack_ragged(
-            lane, group, reads.first_column, reads.columns, [&](const S* const* from, int64_t p, int64_t count) {
-              pack_pixels<S, T>(from, p * step, count, step, C, channel, pixels + (p - reads.first_column) * C * L);
-            });
+        pack_ragged(lane, group, reads.first_column, reads.columns,
+                    [&](const S* const* from, int64_t p, int64_t count) {
+                      pack_pixels<S, T>(from, p * step, count, step, C, channel,
+                                        pixels + (p - reads.first_column) * pixel_step, pixel_step);
+                    });
         return;
       }
       int64_t low = group.low[0], high = group.high[0];
       for (int i = 1; i < L; ++i) low = std::max(low, group.low[i]), high = std::min(high, group.high[i]);
-      int64_t pending = 0, pending_offset = 0;  // rows that follow each other in memory are packed as one
-      T* to = pixels;
+      // Rows that follow each other in memory, and will, are packed as one.
+      int64_t pending = 0, from = 0, to = 0;
       const auto flush = [&] {
-        if (pending) pack_pixels<S, T>(lane, pending_offset, pending, step, C, channel, to);
-        to += pending * C * L;
+        if (pending) pack_pixels<S, T>(lane, from, pending, step, C, channel, pixels + to * pixel_step, pixel_step);
         pending = 0;
       };
       const bool guarded = plan.strips > 1;
-      for (int64_t z : reads.rows[0])
-        for (int64_t y : reads.rows[1]) {
-          const int64_t row = z * problem.x.axis[0] + y * problem.x.axis[1] + reads.first_column * step;
-          const int64_t at[kAxes] = {z, y, reads.first_column};
+      for (const auto& z : reads.planes)
+        for (const auto& y : reads.rows) {
+          const int64_t source =
+              z.coordinate * problem.x.axis[0] + y.coordinate * problem.x.axis[1] + reads.first_column * step;
+          const int64_t target = (z.slot * reads.row_slots + y.slot) * reads.columns;
+          const int64_t at[kAxes] = {z.coordinate, y.coordinate, reads.first_column};
           const int64_t coordinate = at[plan.strip_axis], moves = plan.strip_axis == 2;
           const int64_t last = coordinate + moves * (reads.columns - 1);
           if (guarded && (coordinate < low || last >= high)) {
-            flush();
-            pack_row(lane, group, coordinate, moves, row, reads.columns, to);
-            to += reads.columns * C * L;
+            pack_row(lane, group, coordinate, moves, source, reads.columns, pixels + target * pixel_step);
             continue;
           }
-          if (pending && row != pending_offset + pending * step) flush();
-          if (!pending) pending_offset = row;
+          if (pending && (source != from + pending * step || target != to + pending)) flush();
+          if (!pending) from = source, to = target;
           pending += reads.columns;
         }
       flush();
@@ -186,7 +189,8 @@ struct Block {
         while (i + n < count && offset[i + n] == offset[i] + n * step && position[i + n] == position[i] + n) ++n;
         pack_ragged(lane, group, position[i], n, [&](const S* const* from, int64_t p, int64_t pixels_now) {
           const int64_t at = p - position[i];
-          pack_pixels<S, T>(from, offset[i] + at * step, pixels_now, step, m, channel, errors + (i + at) * m * L);
+          pack_pixels<S, T>(from, offset[i] + at * step, pixels_now, step, m, channel, errors + (i + at) * error_step,
+                            error_step);
         });
         i += n;
       }
@@ -204,7 +208,7 @@ struct Block {
       for (int i = 0; i < count; ++i) {
         const Run<T>* first = runs.data() + run_begin[i];
         kernels.project(first, run_begin[i + 1] - run_begin[i], V + t * n * KR, start + t * KR, P + i * KR * L);
-        const Run<T> error_run = {error + i * m * L, 0, m};
+        const Run<T> error_run = {error + i * error_step, 0, m};
         kernels.project(&error_run, 1, U + t * m * KR, nullptr, Q + i * KR * L);
       }
       double* total = totals + int64_t(t) * KR * 4 * L;
@@ -217,24 +221,29 @@ struct Block {
     const int64_t C = input.group_channels();
     const auto& axes = input.axes;
     for (int64_t i = 0; i < axes[0].kernel; ++i) {
-      const int64_t slot_z = reads.slot[0][z * axes[0].kernel + i];
+      const int64_t slot_z = reads.plane[z * axes[0].kernel + i];
       if (slot_z < 0) continue;
       for (int64_t j = 0; j < axes[1].kernel; ++j) {
-        const int64_t slot_y = reads.slot[1][y * axes[1].kernel + j];
+        const int64_t slot_y = reads.row[y * axes[1].kernel + j];
         if (slot_y < 0) continue;
-        const int64_t row = (slot_z * int64_t(reads.rows[1].size()) + slot_y) * reads.columns;
+        const int64_t row = (slot_z * reads.row_slots + slot_y) * reads.columns;
         const int64_t taps = (i * axes[1].kernel + j) * axes[2].kernel;
         for (int64_t r = reads.column_begin[x]; r < reads.column_begin[x + 1]; ++r) {
           const auto& run = reads.column_runs[r];
-          runs.push_back({pixels + (row + run.column) * C * L, (taps + run.tap) * C, run.length * C});
+          const T* from = pixels + (row + run.column) * pixel_step;
+          if (pixel_step == C * L) {
+            runs.push_back({from, (taps + run.tap) * C, run.length * C});
+          } else {
+            for (int64_t t = 0; t < run.length; ++t)
+              runs.push_back({from + t * pixel_step, (taps + run.tap + t) * C, C});
+          }
         }
       }
     }
   }
 
-  void run_box(const LaneGroup<T>& group, const std::array<int64_t, kAxes>& low,
-               const std::array<int64_t, kAxes>& high) {
-    reads.locate(plan, low, high);
+  void run_box(const LaneGroup<T>& group, const Box& low, const Box& high) {
+    reads.move_to(plan, low, high);
     pack_input(group);
     const int64_t rows = high[1] - low[1], columns = high[2] - low[2], all = (high[0] - low[0]) * rows * columns;
     int64_t position[kErrorPositions], offset[kErrorPositions];
@@ -256,7 +265,7 @@ struct Block {
           add_runs(at / (columns * rows), at / columns % rows, at % columns);
           run_begin.push_back(int64_t(runs.size()));
         }
-        run_positions(group, position + i, now, errors + i * problem.outputs * L);
+        run_positions(group, position + i, now, errors + i * error_step);
       }
     }
   }
@@ -268,13 +277,14 @@ struct Block {
     for (int64_t g = index * plan.lane_groups_per_block; g < end; ++g) {
       const LaneGroup<T> group(plan, g);
       std::fill_n(totals, plan.columns() * 4 * L, 0.0);
-      std::array<int64_t, kAxes> low{}, high{};
+      Box low{}, high{};
       for (low[0] = 0; low[0] < plan.lane_out[0]; low[0] = high[0]) {
         high[0] = std::min(low[0] + plan.box[0], plan.lane_out[0]);
-        for (low[1] = 0; low[1] < plan.lane_out[1]; low[1] = high[1]) {
-          high[1] = std::min(low[1] + plan.box[1], plan.lane_out[1]);
-          for (low[2] = 0; low[2] < plan.lane_out[2]; low[2] = high[2]) {
-            high[2] = std::min(low[2] + plan.box[2], plan.lane_out[2]);
+        for (low[2] = 0; low[2] < plan.lane_out[2]; low[2] = high[2]) {
+          high[2] = std::min(low[2] + plan.box[2], plan.lane_out[2]);
+          reads.begin(plan, low, high);
+          for (low[1] = 0; low[1] < plan.lane_out[1]; low[1] = high[1]) {
+            high[1] = std::min(low[1] + plan.box[1], plan.lane_out[1]);
             run_box(group, low, high);
           }
         }

@@ -134,27 +134,35 @@ static void pack_adjacent(const S* const* lane, int64_t offset, int64_t count, T
   }
 }
 
+// Channels are pages apart, so that the hardware does not see the next one coming.
+constexpr int64_t kPrefetchedChannels = 4;
+
+// Pixel p, channel c to to[p·pixel_step + c·lanes + lane].
 template <class S, class T>
 static void pack_pixels(const S* const* lane, int64_t offset, int64_t pixels, int64_t pixel_stride, int64_t channels,
-                        int64_t channel_stride, T* to) {
+                        int64_t channel_stride, T* to, int64_t pixel_step) {
   constexpr int L = kLanes<T>;
   bool side_by_side = true;
   for (int i = 1; i < L; ++i) side_by_side &= lane[i] == lane[0] + i;
   if (side_by_side) {
     for (int64_t p = 0; p < pixels; ++p)
       for (int64_t c = 0; c < channels; ++c)
-        *(Vec<T>*)(to + (p * channels + c) * L) = load<S, T>(lane[0] + offset + p * pixel_stride + c * channel_stride);
+        *(Vec<T>*)(to + p * pixel_step + c * L) = load<S, T>(lane[0] + offset + p * pixel_stride + c * channel_stride);
   } else if (channel_stride == 1 && (pixel_stride != 1 || channels >= pixels)) {
     for (int64_t p = 0; p < pixels; ++p)
-      pack_adjacent<S, T>(lane, offset + p * pixel_stride, channels, to + p * channels * L, L);
+      pack_adjacent<S, T>(lane, offset + p * pixel_stride, channels, to + p * pixel_step, L);
   } else if (pixel_stride == 1) {
-    for (int64_t c = 0; c < channels; ++c)
-      pack_adjacent<S, T>(lane, offset + c * channel_stride, pixels, to + c * L, channels * L);
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t ahead = offset + std::min(c + kPrefetchedChannels, channels - 1) * channel_stride;
+      for (int64_t e = 0; e < pixels; e += 64 / sizeof(S))
+        for (int i = 0; i < L; ++i) __builtin_prefetch(lane[i] + ahead + e);
+      pack_adjacent<S, T>(lane, offset + c * channel_stride, pixels, to + c * L, pixel_step);
+    }
   } else {
     for (int64_t p = 0; p < pixels; ++p)
       for (int64_t c = 0; c < channels; ++c)
         for (int i = 0; i < L; ++i)
-          to[(p * channels + c) * L + i] = load_one<S, T>(lane[i] + offset + p * pixel_stride + c * channel_stride);
+          to[p * pixel_step + c * L + i] = load_one<S, T>(lane[i] + offset + p * pixel_stride + c * channel_stride);
   }
 }
 
@@ -171,17 +179,31 @@ struct Run {
 template <class T, int KR>
 static void project(const Run<T>* run, int64_t runs, const T* v, const T* start, T* out) {
   constexpr int L = kLanes<T>;
-  Vec<T> sum[KR];
+  constexpr int kChains = KR >= 8 ? 1 : KR >= 4 ? 2 : KR == 2 ? 4 : 8;  // enough sums to hide an addition's latency
+  Vec<T> sum[kChains * KR];
 #pragma GCC unroll 32
   for (int k = 0; k < KR; ++k) sum[k] = Vec<T>{} + (start ? start[k] : T(0));
+#pragma GCC unroll 32
+  for (int k = KR; k < kChains * KR; ++k) sum[k] = Vec<T>{};
   for (; runs > 0; --runs, ++run) {
     const T *x = run->x, *w = v + run->row * KR;
-    for (int64_t i = 0; i < run->length; ++i, x += L, w += KR) {
+    int64_t i = 0;
+    for (; i + kChains <= run->length; i += kChains, x += kChains * L, w += kChains * KR) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kChains; ++j) {
+        const Vec<T> value = *(const Vec<T>*)(x + j * L);
+#pragma GCC unroll 32
+        for (int k = 0; k < KR; ++k) sum[j * KR + k] += value * w[j * KR + k];
+      }
+    }
+    for (; i < run->length; ++i, x += L, w += KR) {
       const Vec<T> value = *(const Vec<T>*)x;
 #pragma GCC unroll 32
       for (int k = 0; k < KR; ++k) sum[k] += value * w[k];
     }
   }
+#pragma GCC unroll 32
+  for (int k = KR; k < kChains * KR; ++k) sum[k % KR] += sum[k];
 #pragma GCC unroll 32
   for (int k = 0; k < KR; ++k) *(Vec<T>*)(out + k * L) = sum[k];
 }

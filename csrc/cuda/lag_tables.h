@@ -25,8 +25,8 @@ class LagTables {
     sizes.regions = static_cast<int>(plan.regions), sizes.sum_regions = static_cast<int>(plan.sum_regions);
     sizes.group_state_size = plan.group_state_size();
     sizes.bias = g.bias, sizes.count = static_cast<double>(g.batch) * static_cast<double>(g.positions());
-    sizes.vectors = aligned && sizes.channels % 4 == 0 && batch_stride % 4 == 0;
-    for (int64_t stride : axis_stride) sizes.vectors &= stride % 4 == 0;
+    sizes.vectors = aligned && sizes.channels % lag_vector(dtype) == 0 && batch_stride % lag_vector(dtype) == 0;
+    for (int64_t stride : axis_stride) sizes.vectors &= stride % lag_vector(dtype) == 0;
     const std::vector<LagRegion> regions = make_regions(multiprocessors);
     const std::vector<LagSumRegion> sums = make_sum_regions();
     regions_ = append(regions), sum_regions_ = append(sums);
@@ -44,9 +44,9 @@ class LagTables {
   const LagSumRegion* sum_regions(const int64_t* device_words) const {
     return reinterpret_cast<const LagSumRegion*>(device_words + sum_regions_);
   }
-  LagTables32 tables(const int64_t* device_words) const {
+  LagExpansion tables(const int64_t* device_words) const {
     const int32_t* base = reinterpret_cast<const int32_t*>(device_words + integers_);
-    LagTables32 t{};
+    LagExpansion t{};
     for (int a = 0; a < 3; ++a) {
       t.pairs[a] = base + pairs_[a], t.segments[a] = base + segments_[a];
       t.taps[a] = base + taps_[a], t.sum_segments[a] = base + sum_segments_[a];

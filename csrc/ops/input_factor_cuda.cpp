@@ -6,6 +6,7 @@
 #include "common/cuda.h"
 #include "cuda/input_factor_direct.h"
 #include "cuda/lag_tables.h"
+#include "cuda/transpose.h"
 #include "ops/input_geometry.h"
 
 namespace spectral_ext {
@@ -20,16 +21,28 @@ constexpr int64_t kLagTableWords = 1 << 14;  // 128 KiB of tables: more regions 
 constexpr int64_t kLagTaps = 343;            // what the expansion holds in shared memory
 
 // x as (batch, axes…, channels) with contiguous channels; a view where it already is.
-Tensor channels_last(Tensor x) {
-  for (int64_t i = 1; i + 1 < x.dim(); ++i) x = torch::stable::transpose(x, i, i + 1);
-  return x.size(x.dim() - 1) == 1 || x.stride(x.dim() - 1) == 1 ? x : torch::stable::contiguous(x);
+Tensor channels_last(Tensor x, const cuda::Device& device) {
+  const int64_t last = x.dim() - 1;
+  const bool plain = x.is_contiguous();
+  const int64_t batch = x.size(0), channels = x.size(1),
+                pixels = batch * channels > 0 ? x.numel() / (batch * channels) : 0;
+  const Tensor source = x;
+  for (int64_t i = 1; i < last; ++i) x = torch::stable::transpose(x, i, i + 1);
+  if (x.size(last) == 1 || x.stride(last) == 1) return x;
+  if (!plain) return torch::stable::contiguous(x);
+  const Tensor copy = torch::stable::new_empty(x, shape_of(x));
+  cuda::Device::check(
+      cuda::launch_transpose(source.const_data_ptr(), copy.mutable_data_ptr(), static_cast<int>(source.element_size()),
+                             batch, channels, pixels, device.stream()),
+      "channels last");
+  return copy;
 }
 
 // Everything one lag-sum computation holds on the device.
 class LagSums {
  public:
   LagSums(const Tensor& x, const LagPlan& plan, const cuda::Device& device)
-      : x_(channels_last(x)), device_(device), tables_(make(plan)), words_(upload(x)) {}
+      : x_(channels_last(x, device)), device_(device), tables_(make(plan)), words_(upload(x)) {}
 
   void accumulate(void* state, double beta, double scale) const {
     const Tensor scratch = torch::stable::new_empty(x_, {tables_.scratch_numbers()}, accumulator_of(x_));

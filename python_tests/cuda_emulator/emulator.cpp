@@ -49,6 +49,7 @@ struct Fiber {
   State state = State::kDone;
   dim3 index;
   uint64_t value = 0;
+  const void* shown = nullptr;
   unsigned block_barriers = 0, warp_barriers = 0;
 };
 
@@ -181,6 +182,9 @@ uint64_t exchange(uint64_t value, int source_lane) {
   warp_barrier();
   return result;
 }
+
+void show(const void* mine) { fibers[static_cast<size_t>(current)].shown = mine; }
+const void* shown_by(int lane) { return fibers[static_cast<size_t>(current / 32 * 32 + lane)].shown; }
 
 void* dynamic_shared() { return shared_start; }
 

@@ -18,6 +18,7 @@
 #include "cuda/lag_tables.h"
 #include "cuda/rayleigh_quotients.h"
 #include "cuda/spectral_newton.h"
+#include "cuda/transpose.h"
 
 using namespace spectral_ext;
 using namespace spectral_ext::cuda;
@@ -64,7 +65,7 @@ T* random_numbers(int64_t count) {
   static std::mt19937 random(7);
   std::normal_distribution<double> normal;
   T* data = guarded<T>(count);
-  for (int64_t i = 0; i < count; ++i) data[i] = static_cast<T>(normal(random));
+  for (int64_t i = 0; i < count; ++i) data[i] = static_cast<T>(static_cast<float>(normal(random)));
   return data;
 }
 
@@ -129,6 +130,40 @@ void factor(int64_t channels, int64_t stride, int multiprocessors) {
       expect_close(direct[i * n + j], want, 1e-12, "direct input factor");
       expect_close(lag[i * n + j], want, 1e-12, "lag input factor");
     }
+}
+
+// Rows of channels without pixels, so that the factor is a plain product: each type and tile of the lag kernels.
+template <typename T>
+void factor_of_rows(int64_t rows, int64_t channels, Dtype dtype, int multiprocessors) {
+  Geometry g;
+  g.batch = rows, g.channels = channels;
+  const T* x = random_numbers<T>(rows * channels);
+  const LagPlan plan(g);
+  const int64_t axis_stride[3] = {0, 0, 0};
+  const bool aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0;
+  const LagTables tables(plan, axis_stride, channels, dtype, aligned, multiprocessors);
+  int64_t* words = guarded<int64_t>(static_cast<int64_t>(tables.words.size()));
+  check(launch_upload(tables.words.data(), static_cast<int64_t>(tables.words.size()), words, nullptr));
+  float* out = guarded<float>(channels * channels);
+  check(launch_lag_sums(x, dtype, tables.sizes, tables.regions(words), tables.sum_regions(words), out, 1, 0,
+                        guarded<float>(tables.scratch_numbers()), nullptr));
+  for (int64_t i = 0; i < channels; ++i)
+    for (int64_t j = 0; j < channels; ++j) {
+      double want = 0;
+      for (int64_t r = 0; r < rows; ++r)
+        want += static_cast<double>(static_cast<float>(x[r * channels + i])) * static_cast<float>(x[r * channels + j]);
+      expect_close(out[i * channels + j], want, 1e-4, "input factor of rows");
+    }
+}
+
+void transposition(int64_t batch, int64_t rows, int64_t columns) {
+  const float* x = random_numbers<float>(batch * rows * columns);
+  float* out = guarded<float>(batch * rows * columns);
+  check(launch_transpose(x, out, 4, batch, rows, columns, nullptr));
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < columns; ++c)
+        expect(out[(b * columns + c) * rows + r] == x[(b * rows + r) * columns + c], "transpose");
 }
 
 void rayleigh(int64_t samples, int64_t positions, int K, bool positions_last) {
@@ -199,7 +234,13 @@ int main(int argc, char** argv) {
     check(launch(missing_barrier, dim3(1), dim3(32), 0, nullptr, guarded<int>(32)));
     return 0;
   }
-  factor(3, 1, 2), factor(18, 1, 2), factor(33, 2, 1), factor(66, 1, 20);
+  factor(3, 1, 2), factor(33, 2, 1), factor(18, 1, 20);
+  factor_of_rows<__nv_bfloat16>(70, 72, Dtype::kBFloat16, 1);
+  factor_of_rows<__half>(300, 66, Dtype::kFloat16, 20);
+  factor_of_rows<float>(70, 68, Dtype::kFloat32, 1);
+  factor_of_rows<float>(600, 35, Dtype::kFloat32, 20);
+  factor_of_rows<float>(37, 19, Dtype::kFloat32, 1);
+  transposition(2, 33, 70), transposition(1, 5, 3);
   rayleigh(35, 33, 5, true), rayleigh(9, 7, 33, false), rayleigh(600, 1, 3, false);
   newton(3, 300), newton(66, 70), newton(129, 20);
   std::puts("every kernel ran");

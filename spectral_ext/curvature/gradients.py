@@ -47,7 +47,6 @@ def summed_gradients(
     gradients: dict[str, Tensor | None] = dict.fromkeys(layers)
     weights = [layer.weight for layer in layers.values()]
     with batch_norm_needs_samples(model):
-        refuse_randomness(model, loss_fn, pieces[0])
         for piece in pieces:
             value = batch_loss(model, loss_fn, piece.batch)
             if not bool(value.isfinite()):
@@ -56,6 +55,8 @@ def summed_gradients(
                 raise ValueError(
                     f"the loss on {piece.label} has no gradient: the model or loss_fn runs under no_grad, or detaches"
                 )
+            if piece is pieces[0]:
+                refuse_randomness(model, loss_fn, piece, value.item())
             loss += piece.weight * value.item()
             for name, g in zip(layers, torch.autograd.grad(value, weights, allow_unused=True), strict=True):
                 if g is not None:
@@ -64,10 +65,10 @@ def summed_gradients(
     return loss, gradients
 
 
-def refuse_randomness(model: nn.Module, loss_fn: LossFunction, piece: Piece) -> None:
+def refuse_randomness(model: nn.Module, loss_fn: LossFunction, piece: Piece, once: float) -> None:
     with torch.no_grad():
-        once, again = (float(batch_loss(model, loss_fn, piece.batch)) for _ in range(2))
-    if math.isfinite(once) and not math.isclose(once, again, rel_tol=1e-5):
+        again = batch_loss(model, loss_fn, piece.batch).item()
+    if not math.isclose(once, again, rel_tol=1e-5):
         raise ValueError(
             f"the model is not deterministic: its loss on {piece.label} is {once:.9g} once and {again:.9g} again; "
             "turn off dropout, sampled noise and random augmentation inside the model"

@@ -14,7 +14,7 @@ from spectral_ext.task import Batch, LossFunction
 
 from .environment import measurement
 from .rules import RULES, operands
-from .sites import Site, curved, find_site
+from .sites import Site, curved, site_of
 from .trace import Program, trace
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "select",
@@ -57,10 +57,7 @@ def estimate_memory(
 
 
 def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], samples: int) -> MemoryEstimate:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    sites = {
-        name: find_site(program.parameters[names[id(layer.weight)]], program.nodes) for name, layer in layers.items()
-    }
+    sites = {name: site_of(program, model, layer) for name, layer in layers.items()}
     reached = {node for site in sites.values() for node in (site.entry, *site.schedule)}
     base = weights = sum(2 * _bytes(layer.weight) for layer in layers.values())  # the gradients: the sum, and a piece's
     values = 0

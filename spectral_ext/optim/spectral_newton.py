@@ -33,9 +33,9 @@ class SpectralNewton(torch.optim.Optimizer):
         D = M, or with nesterov    (1 − μ) g + μ M  ("ema"),   g + μ M  ("sum")
         W ← (1 − lr·weight_decay) W − lr · c · U diag(σ_k/(σ_k^α + d)) Vᵀ,     D = U diag(σ) Vᵀ
 
-    with the factor c of ``update_scale``. With the default settings the update does not depend on the scale of the
-    loss, and a learning rate of AdamW is a good first guess. A zero gradient gives a zero update; weight decay applies
-    all the same.
+    with the factor c of ``update_scale``. The default settings were the best of the sweep in
+    ``experiments/train_optimizers.py``; with them the update does not depend on the scale of the loss, and the best
+    learning rate was four to eight times AdamW's. A zero gradient gives a zero update; weight decay still applies.
 
     Args:
         params: a model (its parameters are sorted by ``parameter_groups``: linear layers and convolutions are matrices;
@@ -69,8 +69,8 @@ class SpectralNewton(torch.optim.Optimizer):
         capturable: safe in a CUDA graph: no synchronisation; needs ``nonfinite="skip"``.
         nonfinite: ``raise`` NonFiniteGradientError, naming the parameters, before anything is changed; or ``skip`` the
             step.
-        solver, tolerance: of ``spectral_ext.ops.spectral_newton.spectral_newton``: the relative error allowed in T(D). None
-            asks for the accuracy of the dtype, at up to three times the cost.
+        solver, tolerance: of ``spectral_ext.ops.spectral_newton``; ``tolerance`` is the relative error allowed in
+            T(D), None asks for the accuracy of the dtype, at up to three times the cost.
         landscape: a mapping from layer name to α: numbers, or the rows of a Landscape.
         default_alpha: α of matrices that the landscape lacks; without it they are an error.
         process_group: replicas (DDP): each rank updates its share of the matrices, balanced by cost, and all ranks
