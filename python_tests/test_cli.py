@@ -79,7 +79,19 @@ def test_landscape_of_a_users_own_model(here, capsys, spec):
 def test_options_reach_the_measurement(here):
     assert (
         main(
-            ["landscape", "mine:task", "--out", "o", "--dtype", "float64", "--mode", "train", "--resume", "--no-split"]
+            [
+                "landscape",
+                "mine:task",
+                "--out",
+                "o",
+                "--dtype",
+                "float64",
+                "--mode",
+                "train",
+                "--resume",
+                "--no-split",
+                "--no-figures",
+            ]
         )
         == 0
     )
@@ -123,10 +135,11 @@ def test_checkpoint_is_loaded_and_a_wrong_one_is_refused(here, capsys):
     from torch import nn
 
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    page_only = ["--no-figures", "--layers", "0"]
     torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, "good.pt")
     torch.save(nn.Linear(2, 2).state_dict(), "bad.pt")
-    assert main(["landscape", "mine:task", "--out", "a", "--top-k", "4"]) == 0
-    assert main(["landscape", "mine:task", "--out", "b", "--top-k", "4", "--checkpoint", "good.pt"]) == 0
+    assert main(["landscape", "mine:task", "--out", "a", "--top-k", "4", *page_only]) == 0
+    assert main(["landscape", "mine:task", "--out", "b", "--top-k", "4", "--checkpoint", "good.pt", *page_only]) == 0
     values = [Landscape.load(here / name)["0"].alpha.value for name in ("a", "b")]
     assert values[0] != values[1]
     assert main(["landscape", "mine:task", "--checkpoint", "bad.pt"]) == 2
@@ -179,7 +192,7 @@ def libraries(monkeypatch):
 
 @pytest.mark.parametrize("source", ["timm", "torchvision"])
 def test_library_model_on_random_data_says_so(here, libraries, capsys, source):
-    sizes = ["--samples", "6", "--batch-size", "4", "--image-size", "16", "--classes", "5"]
+    sizes = ["--samples", "6", "--batch-size", "4", "--image-size", "16", "--classes", "5", "--no-figures"]
     assert main(["landscape", f"{source}:tiny", "--top-k", "4", "--out", "o", *sizes]) == 0
     found = Landscape.load(here / "o")
     assert found.meta["samples"] == 6
@@ -190,7 +203,7 @@ def test_library_model_on_random_data_says_so(here, libraries, capsys, source):
 
 
 def test_library_model_on_own_data(here, libraries):
-    assert main(["landscape", "timm:tiny", "--data", "mine:images", "--top-k", "4", "--out", "o"]) == 0
+    assert main(["landscape", "timm:tiny", "--data", "mine:images", "--top-k", "4", "--out", "o", "--no-figures"]) == 0
     found = Landscape.load(here / "o")
     assert not any("random data" in note for note in found.meta["notes"])
 
@@ -215,7 +228,7 @@ def test_hugging_face_folder_without_weights(here, capsys):
         max_position_embeddings=16, num_labels=3, architectures=["BertForSequenceClassification"],
     )  # fmt: skip
     config.save_pretrained("tiny")
-    sizes = ["--samples", "4", "--batch-size", "2", "--length", "8", "--top-k", "5"]
+    sizes = ["--samples", "4", "--batch-size", "2", "--length", "8", "--top-k", "5", "--no-figures"]
     assert main(["landscape", "hf:tiny", "--out", "o", *sizes]) == 0
     found = Landscape.load(here / "o")
     assert any("holds no weights" in note for note in found.meta["notes"])
