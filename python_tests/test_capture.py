@@ -213,7 +213,7 @@ def test_layer_norm_and_block_are_recognised():
     found = capture_factors(net, LOSS, [(torch.randn(8, 4), torch.randint(5, (8,)))], layers).layers
     assert [name for name, layer in found.items() if layer.behind_norm] == ["1.fc"]
     assert {name: layer.block for name, layer in found.items()} == {"0": "", "1.fc": "1", "2": ""}
-    torch.testing.assert_close(found["1.fc"].C_delta_out, found["1.fc"].C_delta)  # the branch ends in fc: the same error
+    torch.testing.assert_close(found["1.fc"].C_delta_out, found["1.fc"].C_delta)  # the branch ends in fc
 
 
 def test_hooks_do_not_survive_an_error():

@@ -9,8 +9,8 @@
 namespace spectral_ext::cpu {
 namespace {
 
-// Multiply-adds that cost as much as packing one number.
-constexpr double kPackCost = 24;
+// Multiply-adds that cost as much as packing one number, and as clearing and reading one number of a region's matrix.
+constexpr double kPackCost = 24, kRegionCost = 64;
 
 double cost(const Geometry& geometry, std::array<bool, kAxes> fold, int lanes) {
   const LagPlan plan(geometry, fold);
@@ -27,7 +27,8 @@ double cost(const Geometry& geometry, std::array<bool, kAxes> fold, int lanes) {
     pixels += c.symmetric ? here * (panels + 1) / (2.0 * panels) : here;
   }
   const double tile = static_cast<double>(panels * lanes);
-  return pixels * tile * rows + packed * tile * kPackCost;
+  return static_cast<double>(geometry.batch) * (pixels * rows + packed * kPackCost) * tile +
+         static_cast<double>(plan.regions) * tile * tile * kRegionCost;
 }
 
 template <class T>
@@ -86,7 +87,8 @@ void lag_sums(const Geometry& geometry, const Input& input, Update update, T* st
   RegionSums<T> sums(plan, input, false, context);
   for (int64_t group = 0; group < geometry.groups; ++group) {
     sums.run(group);
-    store_state<T>(plan, view_of(sums), positions_of(geometry), update, state + group * plan.group_state_size(), context);
+    store_state<T>(plan, view_of(sums), positions_of(geometry), update, state + group * plan.group_state_size(),
+                   context);
   }
 }
 
@@ -106,9 +108,9 @@ void expand_lag_sums(const Geometry& geometry, const T* state, bool channels_las
   }
 }
 
-#define SPECTRAL_EXT_INSTANTIATE(T)                                                                            \
-  template void input_factor<T>(const Geometry&, const Input&, bool, Update, T*, const Context&);              \
-  template void lag_sums<T>(const Geometry&, const Input&, Update, T*, const Context&);                        \
+#define SPECTRAL_EXT_INSTANTIATE(T)                                                               \
+  template void input_factor<T>(const Geometry&, const Input&, bool, Update, T*, const Context&); \
+  template void lag_sums<T>(const Geometry&, const Input&, Update, T*, const Context&);           \
   template void expand_lag_sums<T>(const Geometry&, const T*, bool, T*, const Context&);
 SPECTRAL_EXT_INSTANTIATE(float)
 SPECTRAL_EXT_INSTANTIATE(double)

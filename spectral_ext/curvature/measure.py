@@ -79,9 +79,9 @@ def directional_curvature(
     data = [to_device(batch, first.device) for batch in as_batches(batches)]
     with measurement(model):
         run = Run(model, loss_fn, chosen, skipped, process_group)
-        run.together(lambda: run.first_pass(data, memory_budget, method))
-        found = run.find_directions(directions, top_k)
         check = method == "auto" if self_check is None else self_check
+        run.together(lambda: run.first_pass(data, memory_budget, method, check))
+        found = run.find_directions(directions, top_k)
         run.together(lambda: run.measure(found, method, check, progress))
         results = run.results(found, split)
     mode = "train" if model.training else "eval"

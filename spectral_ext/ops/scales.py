@@ -1,7 +1,7 @@
 """How libraries scale their Kronecker factors, by name.
 
-With B samples, S positions of a sample, the patches a and the per-sample errors d (B times what a hook sees under a mean
-loss), every convention is a number times Σ a aᵀ and a number times Σ d dᵀ:
+With B samples, S positions of a sample, the patches a and the per-sample errors d (B times what a hook sees under a
+mean loss), every convention is a number times Σ a aᵀ and a number times Σ d dᵀ:
 
 ============  ==================  ==================  ================================================================
 name          input factor        output factor       source
@@ -15,8 +15,8 @@ kfac-pytorch  1/(BS³)             1/(B³S³)            gpauloski/kfac-pytorch,
 sum           1                   1                   plain sums
 ============  ==================  ==================  ================================================================
 
-``reduction="reduce"`` (KFAC-reduce) replaces a by its mean and d by its sum over positions, one row a sample (S = 1 in the
-table).
+``reduction="reduce"`` (KFAC-reduce) replaces a by its mean and d by its sum over positions, one row a sample (S = 1 in
+the table).
 """
 
 from __future__ import annotations

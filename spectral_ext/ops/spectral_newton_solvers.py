@@ -1,7 +1,7 @@
-"""Solvers of spectral_newton in plain PyTorch, each on a batch of wide matrices G (B, n, N), n ≤ N, real, float32 or 64.
+"""Solvers of spectral_newton in plain PyTorch, each on a batch of wide matrices G (B, n, N), n ≤ N, float32 or float64.
 
-All share one scheme. G is divided by a power of two s ≥ max|G|, exactly, so that neither R = G Gᵀ nor σ^α leaves the
-range of the dtype; with σ = s·σ', T(G) = f(R') G' where f weighs direction k by s/(σ_k^α + d). Scalars are float64.
+All share one scheme. G is divided by a power of two s ≤ max|G|, exactly, so that neither R = G Gᵀ nor σ^α leaves the
+range of the dtype; with σ = s σ', T(G) = f(R') G' where f weighs direction k by s/(σ_k^α + d). Scalars are float64.
 A matrix with a NaN or an infinity gives NaN throughout, and leaves the rest of the batch alone.
 """
 
@@ -12,11 +12,12 @@ from torch import Tensor
 
 
 def power_of_two_scale(G: Tensor) -> tuple[Tensor, Tensor]:
-    """``(G/s, s)`` with s (B, 1, 1) the largest power of two ≤ max|G|, 1 for a zero matrix; non-finite G becomes zero, s NaN."""
+    """``(G/s, s)``, s (B, 1, 1) the largest power of two ≤ max|G|, 1 for zero; non-finite G becomes zero, its s NaN."""
     largest = G.abs().amax((-2, -1), keepdim=True)
     finite = largest.isfinite()
     exponent = torch.frexp(torch.where(finite & (largest > 0), largest, torch.ones_like(largest)))[1] - 1
-    scaled = torch.ldexp(torch.where(finite, G, torch.zeros_like(G)), -exponent)
+    half = exponent // 2  # two steps: 2^|exponent| itself can overflow for denormal G
+    scaled = torch.ldexp(torch.ldexp(torch.where(finite, G, torch.zeros_like(G)), -half), half - exponent)
     return scaled, torch.where(finite, torch.ldexp(torch.ones_like(largest), exponent), torch.nan)
 
 
@@ -28,26 +29,92 @@ def damping_of(sigma: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> Tens
     return damping * (powers.amax(-1, keepdim=True) if mode == "spectral" else powers.mean(-1, keepdim=True))
 
 
-def weights_of(sigma: Tensor, scale: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> Tensor:
-    """s/(σ^α + d), (B, n), where σ' = ``sigma`` are the singular values of G/s; zero for G = 0."""
+def weights_of(sigma: Tensor, scale: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+    """``(s/(σ^α + d), σ^α/(σ^α + d))``, (B, n), from the singular values ``sigma`` of G/s; zeros for G = 0."""
     scale = scale.flatten(1).double()
     sigma = sigma.double() * scale
-    d = damping_of(sigma, alpha, damping, mode)
     powers = sigma**alpha
-    return torch.where(sigma.amax(-1, keepdim=True) == 0, torch.zeros_like(powers), scale / (powers + d))
+    total = powers + damping_of(sigma, alpha, damping, mode)
+    empty = sigma.amax(-1, keepdim=True) == 0
+    zero = torch.zeros_like(powers)
+    return torch.where(empty, zero, scale / total), torch.where(empty, zero, powers / total)
+
+
+def eigh_with_error(G: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+    """T(G) = Q diag(f(λ)) Qᵀ G with R = G Gᵀ = Q diag(λ) Qᵀ, and an estimate (B,) of its relative error.
+
+    Rounding moves eigenvalues by η = ε λ_max; direction k of T(G) then moves by (α/2) (σ^α/(σ^α + d)) η/λ_k of itself.
+    """
+    scaled, scale = power_of_two_scale(G)
+    eigenvalues, Q = torch.linalg.eigh(scaled @ scaled.mT)
+    eigenvalues = eigenvalues.clamp(min=0).double()
+    weights, share = weights_of(eigenvalues.sqrt(), scale, alpha, damping, mode)
+    result = (Q * weights.to(G.dtype).unsqueeze(-2)) @ Q.mT @ scaled
+    eta = torch.finfo(G.dtype).eps * eigenvalues.amax(-1, keepdim=True)
+    floored = torch.maximum(eigenvalues, eta)
+    transfer = weights * floored.sqrt()
+    moved = transfer * (0.5 * alpha * share * eta / floored).clamp(max=1.0).nan_to_num()
+    return result, moved.norm(dim=-1) / transfer.norm(dim=-1).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def eigh(G: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> Tensor:
-    """T(G) = Q diag(f(λ)) Qᵀ G with R = G Gᵀ = Q diag(λ) Qᵀ: any α, (B, 1), exact."""
-    G, scale = power_of_two_scale(G)
-    eigenvalues, Q = torch.linalg.eigh(G @ G.mT)
-    weights = weights_of(eigenvalues.clamp(min=0).double().sqrt(), scale, alpha, damping, mode)
-    return (Q * weights.to(G.dtype).unsqueeze(-2)) @ Q.mT @ G
+    """T(G) from the eigendecomposition of G Gᵀ: any α, (B, 1)."""
+    return eigh_with_error(G, alpha, damping, mode)[0]
 
 
 def svd(G: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> Tensor:
-    """T(G) = U diag(T(σ)) Vᵀ from the singular value decomposition in float64: the reference, and exact for any d."""
+    """T(G) = U diag(T(σ)) Vᵀ from the singular value decomposition in float64: the reference, for any α and d."""
     scaled, scale = power_of_two_scale(G)
     U, sigma, Vh = torch.linalg.svd(scaled.double(), full_matrices=False)
-    weights = weights_of(sigma, scale, alpha, damping, mode)
+    weights, _ = weights_of(sigma, scale, alpha, damping, mode)
     return ((U * (weights * sigma).unsqueeze(-2)) @ Vh).to(G.dtype)
+
+
+def exact(G: Tensor, alpha: Tensor, damping: Tensor, mode: str, tolerance: float) -> Tensor:
+    """T(G) by eigh, then by eigh in float64 and by svd for the matrices whose estimated error exceeds the tolerance.
+
+    Reads the estimates, so it waits for the device: for CPU tensors.
+    """
+    result, error = eigh_with_error(G, alpha, damping, mode)
+    left = (error > tolerance).nonzero().flatten()
+    if G.dtype == torch.float32 and len(left):
+        result64, error = eigh_with_error(G[left].double(), alpha[left], damping[left], mode)
+        result[left] = result64.to(G.dtype)
+        left = left[error > tolerance]
+    if len(left):
+        result[left] = svd(G[left], alpha[left], damping[left], mode)
+    return result
+
+
+def largest_eigenvalue(R: Tensor, steps: int) -> Tensor:
+    """λ_max (B,) in float64 of positive semidefinite R (B, n, n), a lower bound: ``steps`` of Lanczos, and the largest
+    eigenvalue of the tridiagonal matrix by repeated squaring, which needs no LAPACK."""
+    n = R.shape[-1]
+    steps = min(steps, n)
+    # Quasi-random start: no generator state is touched, and no structured matrix is orthogonal to it.
+    start = torch.frac(torch.arange(1, n + 1, device=R.device, dtype=torch.float64) * 0.6180339887498949) - 0.5
+    v = (start / start.norm()).to(R.dtype).expand(len(R), n).unsqueeze(-1)
+    basis, diagonal, off = [v], [], []
+    tiny = torch.finfo(R.dtype).tiny
+    for k in range(steps):
+        w = R @ basis[k]
+        diagonal.append((w * basis[k]).sum((-2, -1)))
+        V = torch.cat(basis, -1)
+        for _ in range(2):
+            w = w - V @ (V.mT @ w)
+        length = w.norm(dim=-2, keepdim=True)
+        off.append(length.flatten())
+        basis.append(w / length.clamp(min=tiny))
+    T = torch.diag_embed(torch.stack(diagonal, -1).double())
+    if steps > 1:
+        side = torch.stack(off[:-1], -1).double()
+        T = T + torch.diag_embed(side, 1) + torch.diag_embed(side, -1)
+    # Shifted to be positive semidefinite: a breakdown may leave spurious small eigenvalues, never large ones.
+    power = T / T.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    for _ in range(24):
+        power = power @ power
+        power = power / power.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    top = (T * power).sum((-2, -1)) / power.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(
+        min=torch.finfo(torch.float64).tiny
+    )
+    return top.clamp(min=0)

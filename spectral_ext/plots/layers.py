@@ -126,10 +126,11 @@ def panels(landscape: Landscape, panel: Panel, theme: Theme, *, columns: int = 4
     return figure
 
 
-def single(row: LayerLandscape, panel: Panel, theme: Theme) -> Figure:
-    """One panel on its own: the page lays them out to fit the screen."""
+def single(row: LayerLandscape, panel: Panel, theme: Theme, title: str) -> Figure:
+    """One panel on its own, for a page that lays them out to fit the screen and names the layer elsewhere."""
     figure, (axes,) = new_figure(3.1, 2.7)
     panel(axes, row, theme)
+    axes.set_title(title)
     return figure
 
 

@@ -151,7 +151,7 @@ def to_svg(figure: Figure, name: str) -> str:
         svg = svg.replace(colour, f"var(--{role})")
     svg = re.sub(r"font: (bold )?([\d.]+)px [^;\"]*", r"font-size: \2px; font-weight: \1", svg)
     svg = re.sub(r" font-weight: (?=[;\"])|font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)
     used = set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", svg)
     svg = re.sub(r'(xlink:href="#|url\(#)([^")]+)', rf"\g<1>{name}-\2", svg)

@@ -1,0 +1,66 @@
+// T(G) = U diag(σ/(σ^α + d)) Vᵀ as f(R) G on the small side, R = G Gᵀ, with f a sum of partial fractions: no
+// eigendecomposition. In units δ = d^{2/α} of the eigenvalues of R, f = φ(R/δ)/d with φ(y) = 1/(y^{α/2} + 1), and
+//   φ(y) ≈ (constant + Σ_j residue_j/(y + pole_j)) / Q(y)   on 0 ≤ y ≤ reach,   Q = 1 or y² + b y + 1 (α > 2).
+// α = 2 is one pole, α = 4 is Q alone, both exact; every matrix to invert is positive definite.
+#pragma once
+
+#include <cstdint>
+
+namespace spectral_ext {
+
+struct Parallel {
+  int64_t threads;
+  void (*run)(int64_t tasks, void (*body)(void* context, int64_t task), void* context);
+};
+
+struct PartialFractions {
+  double lowest, reach, constant, b;  // for lowest ≤ σ_max²/δ ≤ reach
+  bool quadratic;
+  int64_t poles;
+  const double *pole, *residue;
+};
+
+enum class DampingMode : int64_t { kAbsolute, kSpectral, kMean };
+
+struct TransferSettings {
+  double alpha, damping, tolerance;
+  DampingMode mode;
+  const PartialFractions* levels;
+  int64_t level_count;
+};
+
+template <class T>
+struct GradientMatrix {  // any strides; `out` is row-major and contiguous
+  int64_t rows, columns, row_stride, column_stride;
+  const T* data;
+  T* out;
+};
+
+enum class TransferStatus : int64_t {
+  kSinglePrecision,  // done in the precision of G
+  kDoubleGram,       // done with R and f(R) in double, the last product in float
+  kDoublePrecision,  // done in double throughout
+  kNeedsReach,       // no level reaches y_max; nothing written
+  kIllConditioned,   // the tolerance needs singular values in double; nothing written
+  kNonFinite,        // filled with NaN
+};
+
+struct TransferResult {
+  TransferStatus status;
+  double y_max;  // σ_max²/δ
+};
+
+// One instruction set. `scratch` holds scratch_bytes(…) bytes, 64-byte aligned.
+struct TransferKernels {
+  const char* name;
+  TransferResult (*run_float)(const GradientMatrix<float>&, const TransferSettings&, void* scratch, const Parallel&);
+  TransferResult (*run_double)(const GradientMatrix<double>&, const TransferSettings&, void* scratch, const Parallel&);
+  int64_t (*scratch_bytes)(int64_t rows, int64_t columns, int64_t threads);
+};
+
+const TransferKernels& transfer_kernels_avx512();
+const TransferKernels& transfer_kernels_avx2();
+const TransferKernels& transfer_kernels_portable();
+const TransferKernels& transfer_kernels();  // the widest that this processor runs
+
+}  // namespace spectral_ext

@@ -1,0 +1,189 @@
+// Dense symmetric helpers of spectral_newton over the packed products: threaded products, the inverse of a positive
+// definite matrix, the largest eigenvalue. Included once per instruction set, after spectral_newton_product.h.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/spectral_newton_product.h"
+
+namespace spectral_ext {
+namespace {
+
+template <class T>
+struct Workspace {
+  T* packing;  // `packing_size` elements a thread
+  int64_t packing_size;
+  const Parallel* parallel;
+};
+
+constexpr int64_t kRowBlock = 1024;    // rows of C per call: bounds the packed copy of A
+constexpr double kWorthThreads = 4e6;  // multiply-adds below which threads cost more than they save
+
+template <class SA, class SB, class T>
+struct ProductTask {
+  int64_t m, n, k, tasks;
+  T sign;
+  Operand<SA> A;
+  Operand<SB> B;
+  bool accumulate, lower;
+  T* C;
+  int64_t ldc;
+  const Workspace<T>* workspace;
+
+  // Rows of task t: equal areas, also of a triangle, in whole panels.
+  int64_t row(int64_t t) const {
+    if (t == tasks) return m;
+    const double share = static_cast<double>(t) / tasks;
+    return round_up<T>(static_cast<int64_t>(m * (lower ? std::sqrt(share) : share)));
+  }
+  void run(int64_t t) const {
+    T* packing = workspace->packing + t * workspace->packing_size;
+    const int64_t end = row(t + 1) < m ? row(t + 1) : m;
+    for (int64_t i = row(t); i < end; i += kRowBlock) {
+      const int64_t rows = end - i < kRowBlock ? end - i : kRowBlock;
+      const int64_t columns = lower && i + rows < n ? i + rows : n;
+      product<SA, SB, T>(rows, columns, k, sign, A.from_row(i), B, accumulate, C + i * ldc, ldc, lower, i, packing);
+    }
+  }
+  static void call(void* self, int64_t t) { static_cast<const ProductTask*>(self)->run(t); }
+};
+
+// C (m × n) (+)= sign · A B on all threads of the workspace; `lower` as in product().
+template <class SA, class SB, class T>
+void multiply(const Workspace<T>& workspace, int64_t m, int64_t n, int64_t k, T sign, Operand<SA> A, Operand<SB> B,
+              bool accumulate, T* C, int64_t ldc, bool lower) {
+  const bool threaded = workspace.parallel->threads > 1 && static_cast<double>(m) * n * k > kWorthThreads;
+  ProductTask<SA, SB, T> task{
+      m, n, k, threaded ? workspace.parallel->threads : 1, sign, A, B, accumulate, lower, C, ldc, &workspace};
+  if (threaded)
+    workspace.parallel->run(task.tasks, &ProductTask<SA, SB, T>::call, &task);
+  else
+    task.run(0);
+}
+
+template <class T>
+void mirror(T* X, int64_t n, int64_t ld) {
+  constexpr int64_t block = 16;
+  for (int64_t i0 = 0; i0 < n; i0 += block)
+    for (int64_t j0 = 0; j0 <= i0; j0 += block)
+      for (int64_t i = i0; i < i0 + block && i < n; ++i)
+        for (int64_t j = j0; j < j0 + block && j < i; ++j) X[j * ld + i] = X[i * ld + j];
+}
+
+// Gauss–Jordan on one panel-sized block. False if a pivot is not positive: the matrix is not positive definite.
+template <class T>
+bool invert_block(T* X, int64_t n, int64_t ld) {
+  using L = Lanes<T>;
+  constexpr int64_t W = L::width;
+  T t[W][W];
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < W; ++j) t[i][j] = j >= n ? T(0) : j <= i ? X[i * ld + j] : X[j * ld + i];
+  for (int64_t k = 0; k < n; ++k) {
+    if (!(t[k][k] > T(0))) return false;
+    const T inverse = T(1) / t[k][k];
+    t[k][k] = T(1);
+    const auto p0 = L::load(t[k]) * inverse, p1 = L::load(t[k] + L::count) * inverse;
+    for (int64_t i = 0; i < n; ++i) {
+      const T factor = t[i][k];
+      t[i][k] = T(0);
+      L::store(t[i], L::load(t[i]) - factor * p0);
+      L::store(t[i] + L::count, L::load(t[i] + L::count) - factor * p1);
+    }
+    L::store(t[k], p0);
+    L::store(t[k] + L::count, p1);
+  }
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) X[i * ld + j] = t[i > j ? i : j][i > j ? j : i];
+  return true;
+}
+
+// X ← X⁻¹ for X positive definite, of which the lower triangle is read and the whole written: n³ operations by blocks,
+//   [A Bᵀ; B C]⁻¹ = [A⁻¹ + Wᵀ S⁻¹ W, ·; −S⁻¹ W, S⁻¹],  W = B A⁻¹,  S = C − W Bᵀ.
+// `spare` holds n²/2 elements. False if X is not positive definite.
+template <class T>
+bool invert(const Workspace<T>& workspace, T* X, int64_t n, int64_t ld, T* spare) {
+  if (n <= Lanes<T>::width) return invert_block(X, n, ld);
+  const int64_t h = round_up<T>(n / 2 < Lanes<T>::width ? Lanes<T>::width : n / 2), rest = n - h;
+  T *const A = X, *const B = X + h * ld, *const C = B + h, *const W = spare;
+  if (!invert(workspace, A, h, ld, spare)) return false;
+  const Operand<T> a{A, ld, 1}, b{B, ld, 1}, c{C, ld, 1}, w{W, h, 1};
+  multiply<T, T, T>(workspace, rest, h, h, T(1), b, a, false, W, h, false);
+  multiply<T, T, T>(workspace, rest, rest, h, T(-1), w, b.transposed(), true, C, ld, true);
+  if (!invert(workspace, C, rest, ld, spare + rest * h)) return false;
+  multiply<T, T, T>(workspace, rest, h, rest, T(-1), c, w, false, B, ld, false);
+  multiply<T, T, T>(workspace, h, h, rest, T(-1), w.transposed(), b, true, A, ld, true);
+  mirror(X, n, ld);
+  return true;
+}
+
+template <class T>
+double dot(const T* x, const T* y, int64_t n) {
+  using L = Lanes<T>;
+  typename L::Vector s0 = {}, s1 = {};
+  int64_t i = 0;
+  for (; i + L::width <= n; i += L::width) {
+    s0 += L::load(x + i) * L::load(y + i);
+    s1 += L::load(x + i + L::count) * L::load(y + i + L::count);
+  }
+  s0 += s1;
+  double sum = 0;
+  for (int l = 0; l < L::count; ++l) sum += s0[l];
+  for (; i < n; ++i) sum += static_cast<double>(x[i]) * y[i];
+  return sum;
+}
+
+// Largest eigenvalue of the symmetric tridiagonal matrix (diagonal a, off-diagonal b), by bisection on Sturm counts.
+inline double largest_of_tridiagonal(const double* a, const double* b, int64_t n, double low, double high) {
+  for (int step = 0; step < 60 && high - low > 1e-14 * high; ++step) {
+    const double middle = 0.5 * (low + high);
+    bool above = false;
+    for (double q = 1, i = 0; !above && i < n; ++i) {
+      const int64_t k = static_cast<int64_t>(i);
+      q = a[k] - middle - (k ? b[k - 1] * b[k - 1] / q : 0);
+      if (q == 0) q = -1e-300;
+      above = q > 0;
+    }
+    (above ? low : high) = middle;
+  }
+  return low;
+}
+
+constexpr int64_t kLanczosSteps = 96;
+
+// λ_max of a positive semidefinite R (n × n, full) by Lanczos with full reorthogonalisation: Ritz values rise to λ_max
+// with the square of the vector's error. Stops when four steps add less than `tolerance`. `basis`: 97 n elements.
+template <class T>
+double largest_eigenvalue(const T* R, int64_t n, double tolerance, T* basis) {
+  double a[kLanczosSteps], b[kLanczosSteps], trace = 0, value = 0;
+  for (int64_t i = 0; i < n; ++i) trace += R[i * n + i];
+  uint64_t state = 0x9E3779B97F4A7C15ull;
+  for (int64_t i = 0; i < n; ++i) {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    basis[i] = static_cast<T>(static_cast<int64_t>(state >> 33) - (int64_t{1} << 30)) / T(1 << 30);
+  }
+  double norm = std::sqrt(dot(basis, basis, n));
+  for (int64_t i = 0; i < n; ++i) basis[i] = static_cast<T>(basis[i] / norm);
+  for (int64_t k = 0; k < kLanczosSteps; ++k) {
+    const T* v = basis + k * n;
+    T* next = basis + (k + 1) * n;
+    for (int64_t i = 0; i < n; ++i) next[i] = static_cast<T>(dot(R + i * n, v, n));
+    a[k] = dot(next, v, n);
+    for (int pass = 0; pass < 2; ++pass)
+      for (int64_t j = k; j >= 0; --j) {
+        const T c = static_cast<T>(dot(next, basis + j * n, n));
+        for (int64_t i = 0; i < n; ++i) next[i] -= c * basis[j * n + i];
+      }
+    b[k] = std::sqrt(dot(next, next, n));
+    const bool exhausted = k + 1 >= n || b[k] <= 1e-7 * trace / n;
+    if (exhausted || k % 4 == 3) {
+      const double before = value;
+      value = largest_of_tridiagonal(a, b, k + 1, value, trace * (1 + 1e-6) + 1e-300);
+      if (exhausted || value - before <= tolerance * value) break;
+    }
+    for (int64_t i = 0; i < n; ++i) next[i] = static_cast<T>(next[i] / b[k]);
+  }
+  return value;
+}
+
+}  // namespace
+}  // namespace spectral_ext

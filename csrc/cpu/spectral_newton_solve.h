@@ -1,0 +1,234 @@
+// One matrix of spectral_newton, from G to T(G), with its own error estimate. Included once per instruction set.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "cpu/spectral_newton_matrix.h"
+
+namespace spectral_ext {
+namespace {
+
+constexpr double kEigenvalueEstimate = 1e-2;  // where λ_max only decides
+constexpr int64_t kConversionColumns = 256;
+
+template <class T>
+constexpr double unit_roundoff() {
+  return std::numeric_limits<T>::epsilon() / 2;
+}
+
+// Relative error of T(G) from rounding. Each matrix X that is inverted carries a perturbation of `epsilon` ‖X‖, from R
+// and from the inversion, so a term 1/x moves by epsilon ‖X‖/x of itself. The largest over the spectrum of the sum of
+// terms, relative or, where T is small, against ‖T(G)‖_F ≥ T(y_max) √(tr R/λ_max), with q = √(n λ_max/tr R).
+inline double rounding_error(const PartialFractions& phi, double alpha, double y_max, double epsilon, double q) {
+  const auto transfer = [&](double y) { return std::sqrt(y) / (std::pow(y, 0.5 * alpha) + 1); };
+  double worst = 0;
+  for (int point = 0; point < 24; ++point) {
+    const double y = y_max * std::exp2(-2.0 * point);
+    double sum = phi.constant, moved = 0;
+    for (int64_t j = 0; j < phi.poles; ++j) {
+      const double x = y + phi.pole[j], term = phi.residue[j] / x;
+      sum += term;
+      moved += std::fabs(term) * std::min(epsilon * (y_max + phi.pole[j]) / x, 1.0);
+    }
+    double relative = moved / std::fabs(sum);
+    if (phi.quadratic) relative += epsilon * (y_max * y_max + std::fabs(phi.b) * y_max + 1) / (y * y + phi.b * y + 1);
+    worst = std::max(worst, std::min(relative, relative * q * transfer(y) / transfer(y_max)));
+  }
+  return worst;
+}
+
+inline const PartialFractions* level_for(const TransferSettings& settings, double y_max) {
+  for (int64_t l = 0; l < settings.level_count; ++l)
+    if (settings.levels[l].lowest <= y_max && y_max <= settings.levels[l].reach) return settings.levels + l;
+  return nullptr;
+}
+
+template <class T>
+struct Buffers {
+  T *R, *X, *F, *spare, *diagonal, *packing;  // n² each; spare n²/2, or 97 n for the Lanczos basis; diagonal n
+  int64_t packing_size;
+  Buffers(void* scratch, int64_t n, int64_t N) {
+    T* next = static_cast<T*>(scratch);
+    const auto take = [&](int64_t count) {
+      T* taken = next;
+      next += (count + 63) / 64 * 64;
+      return taken;
+    };
+    R = take(n * n), X = take(n * n), F = take(n * n);
+    spare = take(n * n / 2 + (kLanczosSteps + 1) * n), diagonal = take(n);
+    packing_size = product_scratch<T>(std::min(N, kRowBlock), N);
+    packing = next;
+  }
+};
+
+inline int64_t scratch_bytes(int64_t rows, int64_t columns, int64_t threads) {
+  const int64_t n = std::min(rows, columns), N = std::max(rows, columns);
+  const int64_t packing = product_scratch<double>(std::min(N, kRowBlock), N);
+  return 8 * (7 * n * n / 2 + 98 * n + threads * packing + kConversionColumns * rows + 512);
+}
+
+// F ← φ(R/δ) · gain, full, from R (full, overwritten) in a unit where δ is `delta`. False if a term is not positive
+// definite.
+template <class T>
+bool partial_fractions(const Workspace<T>& workspace, const PartialFractions& phi, int64_t n, double delta, double gain,
+                       Buffers<T>& at) {
+  const int64_t size = n * n;
+  bool empty = true;
+  if (phi.poles == 0 && !phi.quadratic) std::fill(at.F, at.F + size, T(0));
+  for (int64_t j = 0; j < phi.poles; ++j) {
+    T* const X = empty ? at.F : at.X;
+    std::copy(at.R, at.R + size, X);
+    for (int64_t i = 0; i < n; ++i) X[i * n + i] += static_cast<T>(delta * phi.pole[j]);
+    if (!invert(workspace, X, n, n, at.spare)) return false;
+    const T weight = static_cast<T>(gain * delta * phi.residue[j]);
+    if (empty)
+      for (int64_t i = 0; i < size; ++i) at.F[i] *= weight;
+    else
+      for (int64_t i = 0; i < size; ++i) at.F[i] += weight * X[i];
+    empty = false;
+  }
+  if ((!empty || !phi.quadratic) && phi.constant != 0)
+    for (int64_t i = 0; i < n; ++i) at.F[i * n + i] += static_cast<T>(gain * phi.constant);
+  if (!phi.quadratic) return true;
+
+  T* const X = empty ? at.F : at.X;
+  const Operand<T> r{at.R, n, 1}, x{at.X, n, 1}, f{at.F, n, 1};
+  multiply<T, T, T>(workspace, n, n, n, T(1), r, r, false, X, n, true);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j <= i; ++j) X[i * n + j] += static_cast<T>(delta * phi.b) * at.R[i * n + j];
+    X[i * n + i] += static_cast<T>(delta * delta);
+  }
+  if (!invert(workspace, X, n, n, at.spare)) return false;
+  const T weight = static_cast<T>(delta * delta * (empty ? gain * phi.constant : 1));
+  for (int64_t i = 0; i < size; ++i) X[i] *= weight;
+  if (empty) return true;
+  multiply<T, T, T>(workspace, n, n, n, T(1), x, f, false, at.R, n, true);  // the factors commute: half is enough
+  mirror(at.R, n, n);
+  std::swap(at.R, at.F);
+  return true;
+}
+
+// Largest |G|, NaN if any element is not finite.
+template <class S>
+double largest_magnitude(const GradientMatrix<S>& G) {
+  double largest = 0;
+  for (int64_t i = 0; i < G.rows; ++i)
+    for (int64_t j = 0; j < G.columns; ++j) {
+      const double x = std::fabs(static_cast<double>(G.data[i * G.row_stride + j * G.column_stride]));
+      if (!(x <= std::numeric_limits<double>::max())) return std::numeric_limits<double>::quiet_NaN();
+      largest = std::max(largest, x);
+    }
+  return largest;
+}
+
+// out = F G or G F, in double with a rounding at the end.
+template <class S>
+void apply_in_double(const Workspace<double>& workspace, const GradientMatrix<S>& G, Operand<S> g, bool wide,
+                     const double* F, int64_t n, double* block) {
+  const Operand<double> f{F, n, 1};
+  for (int64_t j = 0; j < G.columns; j += kConversionColumns) {
+    const int64_t width = std::min(kConversionColumns, G.columns - j);
+    if (wide)
+      multiply<double, S, double>(workspace, G.rows, width, n, 1.0, f, g.from_column(j), false, block, width, false);
+    else
+      multiply<S, double, double>(workspace, G.rows, width, n, 1.0, g, f.from_column(j), false, block, width, false);
+    for (int64_t i = 0; i < G.rows; ++i)
+      for (int64_t c = 0; c < width; ++c) G.out[i * G.columns + j + c] = static_cast<S>(block[i * width + c]);
+  }
+}
+
+// One attempt with R and f(R) in T, and the last product in S, or in double where `exact_apply`.
+template <class S, class T>
+TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& settings, void* scratch,
+                       const Parallel& parallel, bool exact_apply) {
+  const bool wide = G.rows <= G.columns;
+  const int64_t n = std::min(G.rows, G.columns), N = std::max(G.rows, G.columns);
+  Buffers<T> at(scratch, n, N);
+  const Workspace<T> workspace{at.packing, at.packing_size, &parallel};
+  Operand<S> g{G.data, G.row_stride, G.column_stride};
+  const auto gram = [&] {
+    const Operand<S> rows = wide ? g : g.transposed();
+    multiply<S, S, T>(workspace, n, n, N, T(1), rows, rows.transposed(), false, at.R, n, true);
+    double trace = 0;
+    for (int64_t i = 0; i < n; ++i) trace += at.R[i * n + i];
+    return trace;
+  };
+  const auto fill = [&](double value) { std::fill(G.out, G.out + G.rows * G.columns, static_cast<S>(value)); };
+
+  double trace = gram(), scale = 1;
+  const double range = std::sqrt(std::sqrt(static_cast<double>(std::numeric_limits<S>::max())));
+  if (!(trace > 1 / range && trace < range)) {
+    const double largest = largest_magnitude(G);
+    if (std::isnan(largest)) return fill(largest), TransferResult{TransferStatus::kNonFinite, largest};
+    if (largest == 0) return fill(0), TransferResult{TransferStatus::kSinglePrecision, 0};
+    const int limit = std::numeric_limits<S>::max_exponent - 2;
+    scale = std::exp2(std::clamp(std::ilogb(largest), -limit, limit));
+    g.scale = static_cast<S>(1 / scale);
+    trace = gram();
+  }
+  mirror(at.R, n, n);
+
+  const double alpha = settings.alpha;
+  const bool exactly = settings.mode == DampingMode::kSpectral;
+  const double lambda =
+      largest_eigenvalue(at.R, n, exactly ? 0.02 * settings.tolerance : kEigenvalueEstimate, at.spare);
+  double damping = settings.damping;
+  if (settings.mode == DampingMode::kSpectral) damping *= std::pow(scale * std::sqrt(lambda), alpha);
+  if (settings.mode == DampingMode::kMean)
+    damping *= std::pow(scale, alpha) * (alpha == 2 ? trace : dot(at.R, at.R, n * n)) / n;
+  const double delta = std::pow(damping, 2 / alpha) / (scale * scale), y_max = lambda / delta;
+  if (!(delta > 0 && std::isfinite(y_max))) return {TransferStatus::kIllConditioned, y_max};
+  const PartialFractions* phi = level_for(settings, y_max);
+  if (phi == nullptr) return {TransferStatus::kNeedsReach, y_max};
+
+  const TransferResult refused{TransferStatus::kIllConditioned, y_max};
+  const double q = std::sqrt(n * lambda / trace);
+  if (rounding_error(*phi, alpha, y_max, unit_roundoff<T>(), q) > settings.tolerance) return refused;
+  const double unit = std::exp2(std::ceil(std::log2(std::max(lambda, delta))));
+  const T shrink = static_cast<T>(1 / unit);
+  for (int64_t i = 0; i < n * n; ++i) at.R[i] *= shrink;
+  for (int64_t i = 0; i < n; ++i) at.diagonal[i] = at.R[i * n + i];
+  if (!partial_fractions(workspace, *phi, n, delta / unit, scale / damping, at)) return refused;
+
+  // Rounding of the last product against ‖T(G)‖_F ≥ ‖G‖_F · T(σ_max)/σ_max.
+  if (!exact_apply) {
+    double rounding = 0;
+    for (int64_t i = 0; i < n; ++i) rounding += dot(at.F + i * n, at.F + i * n, n) * at.diagonal[i];
+    const double norm = scale / damping / (std::pow(y_max, 0.5 * alpha) + 1) * std::sqrt(trace / unit);
+    if (unit_roundoff<S>() * std::sqrt(rounding) > settings.tolerance * norm) return refused;
+    const Workspace<S> workspace_out{reinterpret_cast<S*>(at.packing), at.packing_size, &parallel};
+    const Operand<T> f{at.F, n, 1};
+    if (wide)
+      multiply<T, S, S>(workspace_out, n, N, n, S(1), f, g, false, G.out, N, false);
+    else
+      multiply<S, T, S>(workspace_out, N, n, n, S(1), g, f, false, G.out, n, false);
+  } else if constexpr (std::is_same_v<T, double>) {
+    apply_in_double(workspace, G, g, wide, at.F, n, at.packing + parallel.threads * at.packing_size);
+  }
+  return {std::is_same_v<T, float> ? TransferStatus::kSinglePrecision
+          : exact_apply            ? TransferStatus::kDoublePrecision
+                                   : TransferStatus::kDoubleGram,
+          y_max};
+}
+
+inline TransferResult run_float(const GradientMatrix<float>& G, const TransferSettings& settings, void* scratch,
+                                const Parallel& parallel) {
+  TransferResult result = attempt<float, float>(G, settings, scratch, parallel, false);
+  if (result.status == TransferStatus::kIllConditioned)
+    result = attempt<float, double>(G, settings, scratch, parallel, false);
+  if (result.status == TransferStatus::kIllConditioned)
+    result = attempt<float, double>(G, settings, scratch, parallel, true);
+  return result;
+}
+
+inline TransferResult run_double(const GradientMatrix<double>& G, const TransferSettings& settings, void* scratch,
+                                 const Parallel& parallel) {
+  TransferResult result = attempt<double, double>(G, settings, scratch, parallel, false);
+  if (result.status == TransferStatus::kSinglePrecision || result.status == TransferStatus::kDoubleGram)
+    result.status = TransferStatus::kDoublePrecision;
+  return result;
+}
+
+}  // namespace
+}  // namespace spectral_ext

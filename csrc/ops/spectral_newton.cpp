@@ -1,0 +1,156 @@
+// spectral_newton_cpu_: T(G) for every matrix of a list of batches in one parallel loop. Levels and their layout are
+// those of spectral_ext/transfer: rows [α, lowest, reach, constant, b, quadratic, poles, pole…, residue…].
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "cpu/spectral_newton.h"
+
+namespace spectral_ext {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kHeader = 7;
+
+struct Job {
+  const Tensor* G;
+  const Tensor* out;
+  int64_t item, index;  // which matrix of the batch; which row of the per-matrix tensors
+  double cost;
+};
+
+struct Release {
+  void operator()(void* p) const { std::free(p); }
+};
+using Scratch = std::unique_ptr<void, Release>;
+
+Scratch allocate(int64_t bytes) {
+  Scratch memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+  STD_TORCH_CHECK(memory != nullptr, "spectral_newton: no memory for ", bytes, " bytes of scratch");
+  return memory;
+}
+
+template <class T>
+GradientMatrix<T> matrix_of(const Job& job) {
+  const Tensor &G = *job.G, &out = *job.out;
+  const int64_t m = G.size(1), n = G.size(2);
+  return {m,
+          n,
+          G.stride(1),
+          G.stride(2),
+          static_cast<const T*>(G.data_ptr()) + job.item * G.stride(0),
+          static_cast<T*>(out.data_ptr()) + job.item * m * n};
+}
+
+void run_tasks(int64_t tasks, void (*body)(void*, int64_t), void* context) {
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) body(context, task);
+  });
+}
+
+std::vector<PartialFractions> levels_of(const Tensor& levels, double alpha) {
+  std::vector<PartialFractions> found;
+  const int64_t columns = levels.size(1), capacity = (columns - kHeader) / 2;
+  for (int64_t l = 0; l < levels.size(0); ++l) {
+    const double* row = static_cast<const double*>(levels.data_ptr()) + l * columns;
+    if (row[0] != alpha) continue;
+    const double* poles = row + kHeader;
+    found.push_back(
+        {row[1], row[2], row[3], row[4], row[5] != 0, static_cast<int64_t>(row[6]), poles, poles + capacity});
+  }
+  return found;
+}
+
+void check(const std::vector<Tensor>& G, const std::vector<Tensor>& out, const std::vector<Tensor>& per_matrix,
+           const Tensor& levels) {
+  STD_TORCH_CHECK(G.size() == out.size(), "spectral_newton: G and out differ in length");
+  int64_t count = 0;
+  for (size_t i = 0; i < G.size(); ++i) {
+    STD_TORCH_CHECK(G[i].dim() == 3 && G[i].is_cpu() && out[i].is_contiguous() && out[i].dim() == 3 &&
+                        G[i].scalar_type() == out[i].scalar_type() &&
+                        (G[i].scalar_type() == ScalarType::Float || G[i].scalar_type() == ScalarType::Double),
+                    "spectral_newton: G must be batches of float or double matrices on the CPU, out contiguous");
+    for (int64_t axis = 0; axis < 3; ++axis)
+      STD_TORCH_CHECK(G[i].size(axis) == out[i].size(axis), "spectral_newton: G and out differ in shape");
+    count += G[i].size(0);
+  }
+  for (const Tensor& t : per_matrix)
+    STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == count && t.is_contiguous(),
+                    "spectral_newton: per-matrix tensors must be contiguous, with one value a matrix");
+  STD_TORCH_CHECK(levels.dim() == 2 && levels.size(1) >= kHeader && levels.is_contiguous() &&
+                      levels.scalar_type() == ScalarType::Double,
+                  "spectral_newton: levels must be a contiguous double matrix");
+}
+
+void spectral_newton_cpu_(std::vector<Tensor> G, std::vector<Tensor> out, Tensor alpha, Tensor damping, int64_t mode,
+                          double tolerance, Tensor levels, Tensor status, Tensor y_max) {
+  check(G, out, {alpha, damping, status, y_max}, levels);
+  const auto* alphas = static_cast<const double*>(alpha.data_ptr());
+  const auto* dampings = static_cast<const double*>(damping.data_ptr());
+  auto* statuses = static_cast<int64_t*>(status.data_ptr());
+  auto* extents = static_cast<double*>(y_max.data_ptr());
+
+  std::vector<Job> jobs;
+  double left = 0;
+  int64_t index = 0;
+  for (size_t i = 0; i < G.size(); ++i)
+    for (int64_t item = 0; item < G[i].size(0); ++item, ++index) {
+      const double side = std::min(G[i].size(1), G[i].size(2)), other = std::max(G[i].size(1), G[i].size(2));
+      jobs.push_back({&G[i], &out[i], item, index, side * side * (side + 3 * other)});
+      left += jobs.back().cost;
+    }
+  std::sort(jobs.begin(), jobs.end(), [](const Job& a, const Job& b) { return a.cost > b.cost; });
+
+  const TransferKernels& kernels = transfer_kernels();
+  const auto scratch_for = [&](const Job& job, int64_t threads) {
+    return kernels.scratch_bytes(job.G->size(1), job.G->size(2), threads);
+  };
+  const auto run = [&](const Job& job, void* scratch, const Parallel& parallel) {
+    const double a = alphas[job.index];
+    const std::vector<PartialFractions> found = levels_of(levels, a);
+    const TransferSettings settings{a,
+                                    dampings[job.index],
+                                    tolerance,
+                                    static_cast<DampingMode>(mode),
+                                    found.data(),
+                                    static_cast<int64_t>(found.size())};
+    const TransferResult result = job.G->scalar_type() == ScalarType::Float
+                                      ? kernels.run_float(matrix_of<float>(job), settings, scratch, parallel)
+                                      : kernels.run_double(matrix_of<double>(job), settings, scratch, parallel);
+    statuses[job.index] = static_cast<int64_t>(result.status);
+    extents[job.index] = result.y_max;
+  };
+
+  // A matrix that would keep one thread busy for longer than all the rest goes first, on all threads.
+  const int64_t threads = torch::stable::get_num_threads();
+  size_t first = 0;
+  for (; threads > 1 && first < jobs.size() && jobs[first].cost * threads > 1.05 * left; ++first) {
+    const Scratch scratch = allocate(scratch_for(jobs[first], threads));
+    run(jobs[first], scratch.get(), {threads, &run_tasks});
+    left -= jobs[first].cost;
+  }
+  if (first == jobs.size()) return;
+  int64_t bytes = 0;
+  for (size_t j = first; j < jobs.size(); ++j) bytes = std::max(bytes, scratch_for(jobs[j], 1));
+  std::atomic<size_t> next{first};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    const Scratch scratch = allocate(bytes);
+    for (size_t j; (j = next++) < jobs.size();) run(jobs[j], scratch.get(), {1, nullptr});
+  });
+}
+
+}  // namespace
+}  // namespace spectral_ext
+
+STABLE_TORCH_LIBRARY_IMPL(spectral_ext, CPU, m) {
+  m.impl("spectral_newton_cpu_", TORCH_BOX(&spectral_ext::spectral_newton_cpu_));
+}

@@ -1,0 +1,93 @@
+"""The compiled CPU path of spectral_newton: every matrix of a list in one parallel loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spectral_ext._extension import compiled as _compiled  # noqa: F401  (registers the op)
+from spectral_ext.transfer import LADDER, PartialFractions, fit_partial_fractions, reach_of
+
+NEEDS_REACH, ILL_CONDITIONED = 3, 4
+MODE_NUMBER = {"absolute": 0, "spectral": 1, "mean": 2}
+POLE_LIMIT = 14
+"""Above this many poles an eigendecomposition costs less (measured at n = 128 to 1024)."""
+
+_levels: dict[tuple[float, float], dict[float, PartialFractions | None]] = {}
+
+
+def level(alpha: float, reach: float, tolerance: float) -> PartialFractions | None:
+    """Coefficients that reach that far, None where more than POLE_LIMIT poles would be needed. Remembered."""
+    known = _levels.setdefault((alpha, tolerance), {})
+    if reach not in known:
+        try:
+            fit = fit_partial_fractions(alpha, reach, tolerance, POLE_LIMIT)
+        except ValueError:
+            fit = None
+        known[reach] = fit
+    return known[reach]
+
+
+def _rounded_reach(y_max: float) -> float:
+    """The next power of LADDER: absolute damping meets few distinct levels over a training run."""
+    return LADDER ** math.ceil(math.log(max(y_max, 1e-300), LADDER) + 1e-9)
+
+
+def _table(alphas: set[float], tolerance: float) -> Tensor:
+    rows = [fit for a in sorted(alphas) for fit in _levels.get((a, tolerance), {}).values() if fit is not None]
+    width = max((len(fit.poles) for fit in rows), default=0)
+    table = torch.zeros(len(rows), 7 + 2 * width, dtype=torch.float64)
+    for index, fit in enumerate(rows):
+        row, b, count = table[index], fit.quadratic, len(fit.poles)
+        head = [fit.alpha, fit.lowest, fit.reach, fit.constant, b or 0.0, float(b is not None), float(count)]
+        row[:7] = torch.tensor(head, dtype=torch.float64)
+        row[7 : 7 + count] = torch.tensor(fit.poles, dtype=torch.float64)
+        row[7 + width : 7 + width + count] = torch.tensor(fit.residues, dtype=torch.float64)
+    return table
+
+
+def partial_fractions_(
+    G: Sequence[Tensor],
+    out: Sequence[Tensor],
+    alphas: Sequence[float],
+    dampings: Sequence[float],
+    mode: str,
+    tolerance: float,
+) -> list[tuple[int, int]]:
+    """Writes T of every matrix of the batches G (B_i, m, n) to out; α, d flat over all. float32 or float64, ``mean``
+    only at α = 2 or 4.
+
+    Returns:
+        ``(tensor, matrix)`` of those left undone: too ill-conditioned for the tolerance, or too many poles.
+    """
+    if mode == "spectral":
+        for a, d in set(zip(alphas, dampings)):
+            level(a, reach_of(a, d), tolerance)
+    elif not all(any(_levels.get((a, tolerance), {}).values()) for a in set(alphas)):
+        for a in set(alphas):
+            level(a, 16.0, tolerance)
+    owners = [(i, b) for i, g in enumerate(G) for b in range(len(g))]
+    pending = list(range(len(owners)))
+    undone = []
+    batches, outs = list(G), list(out)
+    while pending:
+        status = torch.empty(len(pending), dtype=torch.int64)
+        y_max = torch.empty(len(pending), dtype=torch.float64)
+        a = torch.tensor([alphas[p] for p in pending], dtype=torch.float64)
+        d = torch.tensor([dampings[p] for p in pending], dtype=torch.float64)
+        torch.ops.spectral_ext.spectral_newton_cpu_(
+            batches, outs, a, d, MODE_NUMBER[mode], tolerance, _table(set(alphas), tolerance), status, y_max
+        )
+        again = []
+        for p, state, y in zip(pending, status.tolist(), y_max.tolist()):
+            if state == NEEDS_REACH and mode != "spectral" and level(alphas[p], _rounded_reach(y), tolerance):
+                again.append(p)
+            elif state in (NEEDS_REACH, ILL_CONDITIONED):
+                undone.append(owners[p])
+        pending = again
+        batches = [G[i][b : b + 1] for i, b in (owners[p] for p in pending)]
+        outs = [out[i][b : b + 1] for i, b in (owners[p] for p in pending)]
+    return undone

@@ -1,0 +1,108 @@
+"""spectral_newton by partial fractions in batched torch calls: the path of devices without the compiled CPU loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spectral_ext.ops.spectral_newton_solvers import largest_eigenvalue, power_of_two_scale
+from spectral_ext.transfer import PartialFractions
+
+STEPS = 40
+SHIFT = 4.0
+FUSED_SIDE = 160
+"""The small side up to which the CUDA kernel holds a matrix on chip."""
+
+
+def _spd_inverse(X: Tensor) -> tuple[Tensor, Tensor]:
+    """``(X⁻¹, failed)`` for a batch of positive definite matrices, without a host synchronisation."""
+    L, info = torch.linalg.cholesky_ex(X)
+    identity = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device).expand_as(X)
+    inverse = torch.linalg.solve_triangular(L, identity, upper=False)
+    return inverse.mT @ inverse, info != 0
+
+
+def rational(G: Tensor, alpha: float, damping: Tensor, mode: str, levels: Sequence[PartialFractions]) -> Tensor:
+    """T(G) by partial fractions, one α for the batch, without a host synchronisation.
+
+    The coefficients of the level that serves σ_max²/d^{2/α} are chosen on the device. Each matrix to invert gets
+    ``SHIFT`` · ε · λ_max more on its diagonal, of the order of the rounding of R, so that it stays positive definite. A
+    matrix that fails all the same, or that no level serves, gets G/(σ_max^α + d): finite, and along the gradient.
+    """
+    scaled, scale = power_of_two_scale(G)
+    s = scale.flatten().double()
+    n = G.shape[-2]
+    R = scaled @ scaled.mT
+    top = largest_eigenvalue(R, STEPS)
+    d = damping.flatten()
+    if mode == "spectral":
+        d = d * (s * top.sqrt()) ** alpha
+    elif mode == "mean":
+        mean = R.diagonal(dim1=-2, dim2=-1).double().mean(-1) if alpha == 2 else R.double().square().sum((-2, -1)) / n
+        d = d * s**alpha * mean
+    empty = top == 0
+    d = torch.where(empty, torch.ones_like(d), d)
+    delta = d ** (2 / alpha) / s**2
+
+    reach = torch.tensor([level.reach for level in levels], dtype=torch.float64, device=G.device)
+    index = torch.searchsorted(reach, top / delta * (1 - 1e-4))
+    failed = index >= len(levels)
+    count = max(len(level.poles) for level in levels)
+    table = torch.tensor([_row(level, count) for level in levels], dtype=torch.float64, device=G.device)
+    chosen = table[index.clamp(max=len(levels) - 1)]
+    constant, poles, residues = chosen[:, :1], chosen[:, 1 : count + 1], chosen[:, count + 1 :]
+    jitter = SHIFT * torch.finfo(R.dtype).eps
+
+    if levels[0].quadratic is None and G.is_cuda and G.dtype == torch.float32 and n <= FUSED_SIDE:
+        shifts = (delta[:, None] * poles + jitter * top[:, None]).float()
+        weights = (delta[:, None] * residues).float()
+        product = torch.empty_like(scaled)
+        status = torch.empty(len(G), dtype=torch.int32, device=G.device)
+        torch.ops.spectral_ext.spectral_newton_poles_(
+            product, status, scaled, constant[:, 0].float(), weights, shifts, 1.0, 0.0
+        )
+        failed = failed | (status != 0)
+    else:
+        unit = torch.maximum(top, delta)
+        F, bad = _matrix_function(
+            R / unit.to(R.dtype)[:, None, None],
+            (delta / unit)[:, None],
+            jitter * (top / unit)[:, None],
+            constant,
+            poles,
+            residues,
+            levels[0].quadratic,
+        )
+        failed, product = failed | bad, F @ scaled
+    gain = (s / d).to(G.dtype)[:, None, None]
+    safe = (s / (d + (s * top.sqrt()) ** alpha)).to(G.dtype)[:, None, None]
+    result = torch.where(failed[:, None, None], safe * scaled, gain * product)
+    result = torch.where(empty[:, None, None], torch.zeros_like(result), result)
+    return result * torch.where(s.isnan(), s, torch.ones_like(s)).to(G.dtype)[:, None, None]
+
+
+def _row(level: PartialFractions, count: int) -> list[float]:
+    """constant, poles, residues, padded to ``count`` terms by 0/(x + 1)."""
+    spare = count - len(level.poles)
+    return [level.constant, *level.poles, *[1.0] * spare, *level.residues, *[0.0] * spare]
+
+
+def _matrix_function(
+    Z: Tensor, delta: Tensor, jitter: Tensor, constant: Tensor, poles: Tensor, residues: Tensor, b: float | None
+) -> tuple[Tensor, Tensor]:
+    """``(φ(Z/δ), failed)`` for Z (B, n, n) and per-matrix coefficients (B, ·)."""
+    identity = torch.eye(Z.shape[-1], dtype=Z.dtype, device=Z.device)
+    F = constant.to(Z.dtype)[:, :, None] * identity
+    failed = torch.zeros(len(Z), dtype=torch.bool, device=Z.device)
+    if poles.shape[1]:
+        shifts = (delta * poles + jitter).to(Z.dtype)
+        inverse, bad = _spd_inverse(Z[:, None] + shifts[:, :, None, None] * identity)
+        F = F + ((delta * residues).to(Z.dtype)[:, :, None, None] * inverse).sum(1)
+        failed = failed | bad.any(-1)
+    if b is None:
+        return F, failed
+    u = delta.to(Z.dtype)[:, :, None]
+    inverse, bad = _spd_inverse(Z @ Z + b * u * Z + (u * u + jitter.to(Z.dtype)[:, :, None]) * identity)
+    return (u * u * inverse) @ F, failed | bad

@@ -1,0 +1,177 @@
+"""Partial fractions for T(σ; α, d): real poles for 0 < α ≤ 2, one real quadratic beside them for α > 2.
+
+In the unit δ = d^{2/α} of the eigenvalues x = σ² of R = G Gᵀ, T(G) = φ(R/δ) G / d with φ(y) = 1/(y^β + 1), β = α/2.
+φ has a cut on the negative axis and, for β > 1, one pair of poles e^{±iπ/β}. So Q φ, with Q = 1 for β ≤ 1 and
+Q(y) = y² − 2 cos(π/β) y + 1 above, is an integral of 1/(y + t) over t > 0 (a Stieltjes function up to a constant), and
+
+    φ(y) ≈ (c + Σ_j r_j / (y + p_j)) / Q(y),   p_j > 0,
+
+converges exponentially in the number of poles. Every matrix to invert, R/δ + p_j and Q(R/δ), is positive definite.
+α = 2 is one pole, α = 4 is Q alone, α = 6 is both: exact.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectral_ext.transfer.scalar import check_exponent
+
+Array = NDArray[np.float64]
+MAX_POLES = 24
+FLOOR = 1.0 / 32.0
+"""Errors count relative to max(T(σ), FLOOR · T(σ_max)): where T is small they are measured against the whole."""
+LADDER = 4.0
+"""A fit serves σ_max²/δ from reach/LADDER to reach; below, T(σ_max) would be smaller than its error is measured by."""
+
+
+def reach_of(alpha: float, damping: float) -> float:
+    """σ_max²/δ for ``spectral`` damping, where d is in the unit σ_max^α: d^{−2/α}, and a little more for rounding."""
+    exponent = -2.0 / alpha * math.log(damping)
+    return (1.0 + 1e-5) * math.exp(exponent) if exponent < 700.0 else math.inf
+
+
+@dataclass(frozen=True)
+class PartialFractions:
+    """φ(y) ≈ (constant + Σ residue/(y + pole)) / Q(y), y = σ²/d^{2/α}, for spectra with lowest ≤ y_max ≤ reach."""
+
+    alpha: float
+    lowest: float
+    reach: float
+    constant: float
+    poles: tuple[float, ...]
+    residues: tuple[float, ...]
+    error: float
+    """Bound on |T̂(σ) − T(σ)| / max(T(σ), T(σ_max)/32) on a dense grid of [0, σ_max], for any d."""
+
+    @property
+    def quadratic(self) -> float | None:
+        """b of Q(y) = y² + b y + 1, or None where Q = 1."""
+        return quadratic_coefficient(self.alpha)
+
+    def __call__(self, y: Array) -> Array:
+        """The approximation of φ at y."""
+        y = np.asarray(y, dtype=np.float64)
+        total = self.constant + sum(r / (y + p) for p, r in zip(self.poles, self.residues))
+        return np.asarray(total / denominator(self.alpha, y))
+
+
+def quadratic_coefficient(alpha: float) -> float | None:
+    """b = −2 cos(2π/α) of Q(y) = y² + b y + 1 for α > 2, else None."""
+    return -2.0 * math.cos(2.0 * math.pi / alpha) if alpha > 2.0 else None
+
+
+def denominator(alpha: float, y: Array) -> Array:
+    """Q(y)."""
+    b = quadratic_coefficient(alpha)
+    return np.ones_like(y) if b is None else y * y + b * y + 1.0
+
+
+def error_weight(alpha: float, y: Array) -> Array:
+    """What |error of φ| is multiplied by to be relative to max(T(σ), FLOOR · T(σ_max)); y ends with y_max."""
+    transfer = np.sqrt(y) / (y ** (alpha / 2) + 1.0)
+    return np.sqrt(y) / np.maximum(transfer, FLOOR * transfer[-1])
+
+
+def _grid(reach: float, tolerance: float, points: int) -> Array:
+    """From 0 to `reach`, geometric; below the first positive point σ is too small to matter at this tolerance."""
+    smallest = (tolerance * FLOOR / 4.0) ** 2 * min(1.0, reach)
+    return np.concatenate([[0.0], np.geomspace(smallest, reach, points)])
+
+
+@lru_cache(maxsize=512)
+def fit_partial_fractions(alpha: float, reach: float, tolerance: float, max_poles: int = MAX_POLES) -> PartialFractions:
+    """Few poles with an error bound of at most `tolerance` on 0 ≤ σ²/d^{2/α} ≤ reach. Cached.
+
+    Raises:
+        ValueError: α outside (0, 6], or no fit with `max_poles` (α near 0, or reach too large): use ``eigh``.
+    """
+    check_exponent(alpha)
+    if not 0.0 < reach < math.inf or not 0.0 < tolerance < 1.0:
+        raise ValueError(f"reach must be positive and finite and tolerance in (0, 1), not {reach!r}, {tolerance!r}")
+    exact = {2.0: ((1.0,), (1.0,), 0.0), 4.0: ((), (), 1.0), 6.0: ((1.0,), (1.0,), 0.0)}
+    if alpha in exact:
+        poles, residues, constant = exact[alpha]
+        return PartialFractions(alpha, 0.0, math.inf, constant, poles, residues, 0.0)
+    if reach ** (alpha / 2) < 0.5 * tolerance:  # T(G) = G/d
+        return PartialFractions(alpha, 0.0, reach, 1.0, (), (), 0.5 * tolerance)
+    y = _grid(reach, tolerance, 220)
+    two = _minimax(alpha, y, np.geomspace(0.1 * min(1.0, reach), 3.0 * max(1.0, reach), 2), 15)
+    fit = four = _minimax(alpha, y, _spread(two[0], 4), 20)
+    decay = min(math.sqrt(four[2] / two[2]), 0.5)
+    count = 4 + max(0, math.floor(math.log(tolerance / four[2]) / math.log(decay))) if four[2] > tolerance else 1
+    for terms in range(count, max_poles + 1):
+        fit = _minimax(alpha, y, _spread(fit[0], terms), 45)
+        if fit[2] <= 1.2 * tolerance:
+            certified = _certified(alpha, reach, tolerance, fit[0], fit[1])
+            if certified.error <= tolerance:
+                return certified
+    raise ValueError(
+        f"alpha={alpha:g} with sigma_max²/damping^(2/alpha) = {reach:.3g} needs more than {max_poles} poles for a "
+        f"relative error of {tolerance:g}: use solver='eigh'"
+    )
+
+
+def _spread(poles: Array, count: int) -> Array:
+    """`count` poles distributed as `poles` are, over a range that widens by half a spacing for each pole more."""
+    logs = np.log(poles)
+    spacing = (logs[-1] - logs[0]) / max(len(logs) - 1, 1) if len(logs) > 1 else 2.0
+    wider = 0.25 * spacing * (count - len(logs))
+    low, high = float(logs[0] - 1.5 * wider), float(logs[-1] + 0.5 * wider)
+    if len(logs) < 2:
+        return np.exp(np.linspace(low, high, count))
+    inside = np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(logs)), logs)
+    return np.asarray(np.exp(np.interp(inside, [logs[0], logs[-1]], [low, high])))
+
+
+def _basis(y: Array, poles: Array) -> Array:
+    return np.column_stack([np.ones_like(y), poles / (y[:, None] + poles)])
+
+
+def _minimax(alpha: float, y: Array, poles: Array, iterations: int) -> tuple[Array, Array, float]:
+    """Poles and coefficients (c, r/p) of least maximal error: Gauss–Newton on the logarithms of the poles with the
+    linear coefficients projected out, under weights that grow where the error is large (Lawson)."""
+    q = denominator(alpha, y)
+    scale = error_weight(alpha, y) / q
+    target = q / (y ** (alpha / 2) + 1.0) * scale
+    weights = np.ones_like(y)
+    best: tuple[Array, Array, float] = (poles, np.zeros(len(poles) + 1), math.inf)
+    damping = 1e-3
+    for _ in range(iterations):
+        B = _basis(y, poles) * scale[:, None]
+        Qw, Rw = np.linalg.qr(B * weights[:, None])
+        coefficients = np.linalg.lstsq(Rw, Qw.T @ (target * weights), rcond=1e-14)[0]
+        residual = target - B @ coefficients
+        size = float(np.abs(residual).max())
+        if size < best[2]:
+            best, damping = (poles, coefficients, size), damping * 0.5
+        else:
+            damping = min(damping * 3.0, 1.0)
+        slope = coefficients[1:] * poles * y[:, None] / (y[:, None] + poles) ** 2 * (scale * weights)[:, None]
+        J = slope - Qw @ (Qw.T @ slope)
+        normal = J.T @ J
+        normal[np.diag_indices_from(normal)] *= 1.0 + damping
+        step = np.linalg.lstsq(normal, J.T @ (residual * weights), rcond=1e-14)[0]
+        poles = np.sort(poles * np.exp(np.clip(step, -0.7, 0.7)))
+        weights = weights * (np.abs(residual) / size + 0.02) ** 0.25
+        weights /= weights.max()
+    return best
+
+
+def _certified(alpha: float, reach: float, tolerance: float, poles: Array, coefficients: Array) -> PartialFractions:
+    fit = PartialFractions(
+        alpha,
+        reach / LADDER,
+        reach,
+        float(coefficients[0]),
+        tuple(map(float, poles)),
+        tuple(map(float, coefficients[1:] * poles)),
+        0.0,
+    )
+    y = _grid(reach, tolerance * 1e-3, 6000)
+    error = np.abs(fit(y) - 1.0 / (y ** (alpha / 2) + 1.0)) * error_weight(alpha, y)
+    return PartialFractions(alpha, fit.lowest, reach, fit.constant, fit.poles, fit.residues, float(error.max()))
