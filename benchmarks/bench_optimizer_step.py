@@ -8,6 +8,7 @@ installed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +36,18 @@ class ResNet18Weights(nn.Module):
         self.layers = nn.ModuleList([*layers, nn.Linear(inputs, classes)])
 
 
+def set_gradients(model: nn.Module) -> None:
+    """Matrices with singular values near k^−1.5, as gradients have them in the middle of training; noise elsewhere."""
+    for parameter in model.parameters():
+        gradient = torch.randn_like(parameter)
+        if parameter.dim() > 1:
+            rows = gradient.flatten(1)
+            rank = torch.arange(1, len(rows) + 1, dtype=rows.dtype)
+            mixing = torch.randn(len(rows), len(rows)) / len(rows) ** 0.5
+            gradient = (mixing * rank**-1.5 @ rows).reshape(gradient.shape)
+        parameter.grad = 1e-2 * gradient
+
+
 def steps(model: nn.Module, quick: bool) -> dict[str, Callable[[], object]]:
     """One step of each optimizer; they share the weights, and the gradients stay."""
     matrices, rest = sort_parameters(model)
@@ -44,11 +57,14 @@ def steps(model: nn.Module, quick: bool) -> dict[str, Callable[[], object]]:
         PEER: lambda: (muon.step(), muon_rest.step()),
         "AdamW": torch.optim.AdamW(model.parameters(), 1e-4).step,
         "SpectralNewton": SpectralNewton(model, 1e-4).step,
-        "SpectralNewton, absolute, update scale spectral": SpectralNewton(
-            model, 1e-4, damping_mode="absolute", update_scale="spectral"
-        ).step,
-        "SpectralNewton, alpha=1.5": SpectralNewton(model, 1e-4, alpha=1.5).step,
     }
+    settings: dict[str, dict[str, Any]] = {
+        "absolute damping, update scale spectral": {"damping_mode": "absolute", "update_scale": "spectral"},
+        "spectral damping, alpha=1.5": {"damping_mode": "spectral", "alpha": 1.5},
+        "mean damping, alpha=1.5 (eigh)": {"alpha": 1.5},
+    }
+    for name, options in settings.items():
+        methods[f"SpectralNewton, {name}"] = SpectralNewton(model, 1e-4, **options).step
     try:
         from pytorch_optimizer import SOAP
     except ImportError:
@@ -62,8 +78,7 @@ def steps(model: nn.Module, quick: bool) -> dict[str, Callable[[], object]]:
 def bench(quick: bool = False) -> list[Row]:
     torch.manual_seed(0)
     model = ResNet18Weights((16, 32, 64, 128) if quick else (64, 128, 256, 512))
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter) * 1e-2
+    set_gradients(model)
     timings = interleaved(steps(model, quick), PEER, rounds=3 if quick else 5)
     case = "ResNet-18 at a quarter of the width" if quick else "ResNet-18"
     return [Row(case, name, 1e3 * timing.seconds, timing.ratio) for name, timing in timings.items()]

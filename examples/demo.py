@@ -9,9 +9,11 @@ landscape of the network that Spectral Newton trained first. Read demo_output/in
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,19 +21,20 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from examples.small_resnet import Images, SmallResNet, load_images
 from spectral_ext import plots
 from spectral_ext.landscape import measure
 from spectral_ext.optim import SpectralNewton
 from spectral_ext.report import Section, print_landscape, write_report
+from spectral_ext.tracker import LandscapeTracker, Track
 
 BATCH = 100
 # Learning rates: for each the best of 0.003, 0.01, 0.02, 0.04 on 1,000 held-out training images, seeds 10 and 11.
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.01),
-    "Spectral Newton": lambda model: SpectralNewton(model, lr=0.02, weight_decay=0.01),
+    "Spectral Newton": lambda model: SpectralNewton(model, lr=0.04, weight_decay=0.01),
 }
 
 
@@ -42,12 +45,28 @@ def accuracy(model: nn.Module, images: Images) -> float:
         return 100 * (model(images.test).argmax(1) == images.test_labels).float().mean().item()
 
 
+def measurement_data(images: Images, samples: int) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(images.train[:samples].split(128), images.train_labels[:samples].split(128)))
+
+
 def train(
-    name: str, seed: int, epochs: int, images: Images, advance: Callable[[], None]
-) -> tuple[nn.Module, list[float], float]:
-    """One run with a linearly falling learning rate: the model, its test accuracy by epoch, seconds of training."""
+    name: str,
+    seed: int,
+    epochs: int,
+    images: Images,
+    advance: Callable[[], None],
+    watch: Callable[[nn.Module], LandscapeTracker] | None = None,
+) -> tuple[nn.Module, list[float], float, LandscapeTracker | None]:
+    """One run with a linearly falling learning rate.
+
+    Returns:
+        The model, its test accuracy by epoch, seconds of training (measurements left out), and the tracker, if any.
+    """
     torch.manual_seed(seed)
     model = SmallResNet()
+    tracker = watch(model) if watch else None
+    if tracker:
+        tracker.start()
     optimizer = OPTIMIZERS[name](model)
     steps = epochs * -(-len(images.train) // BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
@@ -64,16 +83,34 @@ def train(
             advance()
         seconds += time.perf_counter() - start
         curve.append(accuracy(model, images))
-    return model, curve, seconds
+        if tracker:
+            tracker.end_epoch()
+    return model, curve, seconds, tracker
 
 
-def race(
-    images: Images, seeds: int, epochs: int, console: Console
-) -> tuple[nn.Module, dict[str, list[list[float]]], dict[str, float]]:
-    """Every optimizer with every seed, in turns: Spectral Newton's first model, curves by optimizer, seconds a run."""
+class Race(NamedTuple):
+    """Every optimizer with every seed."""
+
+    model: nn.Module
+    """The network that Spectral Newton trained with seed 0."""
+    track: Track
+    """Its landscapes: at the start and after every epoch."""
+    curves: dict[str, list[list[float]]]
+    """Optimizer to runs to test accuracy by epoch, in per cent."""
+    seconds: dict[str, float]
+    """Optimizer to mean seconds of training a run."""
+
+
+def race(images: Images, seeds: int, epochs: int, samples: int, console: Console) -> Race:
+    """Train every optimizer with every seed, in turns, and watch the landscape of one run."""
+
+    def watch(model: nn.Module) -> LandscapeTracker:
+        data = measurement_data(images, samples)
+        return LandscapeTracker(model, nn.CrossEntropyLoss(), data, tensorboard=False, on_error="raise", split=False)
+
     curves: dict[str, list[list[float]]] = {name: [] for name in OPTIMIZERS}
     seconds = dict.fromkeys(OPTIMIZERS, 0.0)
-    models = {}
+    watched: tuple[nn.Module, Track] | None = None
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
     )
@@ -82,38 +119,42 @@ def race(
         tasks = {name: bar.add_task(f"{name}, {seeds} seeds", total=total) for name in OPTIMIZERS}
         for seed in range(seeds):
             for name, task in tasks.items():
-                model, curve, spent = train(name, seed, epochs, images, lambda task=task: bar.advance(task))
-                models[name, seed] = model
+                followed = watch if name == "Spectral Newton" and seed == 0 else None
+                step = functools.partial(bar.advance, task)
+                model, curve, spent, tracker = train(name, seed, epochs, images, step, followed)
+                if tracker:
+                    watched = model, tracker.track
                 curves[name].append(curve)
                 seconds[name] += spent / seeds
-    return models["Spectral Newton", 0], curves, seconds
+    assert watched is not None  # there is at least one seed
+    return Race(*watched, curves, seconds)
 
 
-def training_section(
-    curves: dict[str, list[list[float]]], seconds: dict[str, float], epochs: int, images: int
-) -> Section:
+def training_section(race: Race, epochs: int, images: int) -> Section:
     """The race as a section of the page."""
     with plots.drawn_in(plots.VARIABLE):
-        drawing = plots.learning_curves(curves, plots.VARIABLE)
+        drawing = plots.learning_curves(race.curves, plots.VARIABLE)
         figure = plots.to_svg(drawing, "race")
-    runs = len(next(iter(curves.values())))
+    runs = len(next(iter(race.curves.values())))
     return Section(
         title="Training: Spectral Newton beside AdamW",
         text=f"{runs} seeds each, {epochs} epochs over {images} images of Fashion-MNIST, batches of {BATCH}, a "
-        "learning rate that falls to zero; each optimizer with its best learning rate of a coarse sweep on held-out training "
-        "images. Thin lines are single seeds. Test accuracy is over 1,000 images, so its standard error is about one "
-        "point, the same for both: differences below that mean little.",
+        "learning rate that falls to zero; each optimizer with its best learning rate of a coarse sweep on held-out "
+        "training images. Thin lines are single seeds. Test accuracy is over 1,000 images, so its standard error is "
+        "about one point, the same for both: differences below that mean little.",
         header=("optimizer", "test accuracy, mean", "each seed", "training, s a run"),
-        rows=_race_rows(curves, seconds),
+        rows=_race_rows(race),
         figures=(figure,),
     )
 
 
-def _race_rows(curves: dict[str, list[list[float]]], seconds: dict[str, float]) -> list[tuple[str, ...]]:
+def _race_rows(race: Race) -> list[tuple[str, ...]]:
     rows = []
-    for name, runs in curves.items():
+    for name, runs in race.curves.items():
         final = [run[-1] for run in runs]
-        rows.append((name, f"{np.mean(final):.1f} %", ", ".join(f"{v:.1f}" for v in final), f"{seconds[name]:.1f}"))
+        rows.append(
+            (name, f"{np.mean(final):.1f} %", ", ".join(f"{v:.1f}" for v in final), f"{race.seconds[name]:.1f}")
+        )
     return rows
 
 
@@ -135,25 +176,26 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     images = load_images(train=400, test=100) if args.quick else load_images()
 
-    model, curves, seconds = race(images, args.seeds, args.epochs, console)
+    samples = min(args.samples, len(images.train))
+    result = race(images, args.seeds, args.epochs, samples, console)
     table = Table(title="Training", title_justify="left")
     for heading in ("optimizer", "test accuracy", "each seed", "s a run"):
         table.add_column(heading)
-    for row in _race_rows(curves, seconds):
+    for row in _race_rows(result):
         table.add_row(*row)
     console.print(table)
 
-    model.eval()
-    count = min(args.samples, len(images.train))
-    batches = list(zip(images.train[:count].split(128), images.train_labels[:count].split(128)))
-    landscape = measure(model, nn.CrossEntropyLoss(), batches, top_k=20)
+    result.model.eval()
+    landscape = measure(result.model, nn.CrossEntropyLoss(), measurement_data(images, samples), top_k=20)
     print_landscape(landscape, console)
 
     title = "Curvature landscape of a small ResNet"
-    section = training_section(curves, seconds, args.epochs, len(images.train))
-    page = write_report(landscape, args.out, title=title, sections=[section])
+    section = training_section(result, args.epochs, len(images.train))
+    page = write_report(landscape, args.out, title=title, sections=[section], track=result.track, unit="epoch")
     with plots.drawn_in(plots.THEMES["light"]):
-        plots.save_png(plots.learning_curves(curves, plots.THEMES["light"]), args.out / "figures" / "training.png")
+        plots.save_png(
+            plots.learning_curves(result.curves, plots.THEMES["light"]), args.out / "figures" / "training.png"
+        )
     console.print(f"\nDone in {time.perf_counter() - start:.0f} s. Open [bold]{page}[/bold] in a browser;")
     console.print(f"figures are in {args.out / 'figures'}, the numbers in {args.out / 'landscape.json'}.")
     return 0

@@ -32,10 +32,11 @@ from torch import nn
 from benchmarks.peer_optimizers import FlattenedMuon, sort_parameters
 from experiments import cifar10
 from experiments.small_resnet import SmallResNet
-from spectral_ext.optim import SpectralNewton
+from spectral_ext.optim import ScalarSpectralAdam, SpectralNewton
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = RESULTS / "train_optimizers.jsonl"
+EXPONENTS = RESULTS / "small_resnet_exponents.json"
 EPOCHS, BATCH, WIDTH, WEIGHT_DECAY = 4, 128, 16, 0.01
 TUNING_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
 Factory = Callable[[nn.Module, float], list[torch.optim.Optimizer]]
@@ -84,10 +85,37 @@ def variants() -> dict[str, tuple[float, Factory]]:
     return table
 
 
+def exponents() -> dict[str, dict[str, float]]:
+    """Layer → α and γ, from ``experiments.measure_small_resnet``."""
+    return json.loads(EXPONENTS.read_text())
+
+
+def measured(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """The default SpectralNewton with the measured α of each layer."""
+    alphas = {layer: row["alpha"] for layer, row in exponents().items()}
+    return [SpectralNewton.from_landscape(model, alphas, lr, weight_decay=WEIGHT_DECAY)]
+
+
+def scalar(beta: float) -> Factory:
+    """The paper's negative control: Adam with rates from s = αγ, with AdamW's decoupled weight decay."""
+    return lambda model, lr: [
+        ScalarSpectralAdam(
+            model,
+            {layer: row["alpha"] * row["gamma"] for layer, row in exponents().items()},
+            lr,
+            beta,
+            weight_decay=WEIGHT_DECAY,
+            decoupled_weight_decay=True,
+        )
+    ]
+
+
 OPTIMIZERS: dict[str, tuple[float, Factory]] = {
     "AdamW": (2**-8, adamw),
     "Muon match_rms_adamw": (2**-6, muon("match_rms_adamw")),
     "Muon original": (2**-5, muon("original", 2**-8)),
+    "SpectralNewton measured alpha": (2**-6, measured),
+    **{f"ScalarSpectralAdam beta={beta:g}": (2**-8, scalar(beta)) for beta in (-1.0, 1.0)},
     **variants(),
 }
 

@@ -145,6 +145,24 @@ def test_layers_that_cannot_be_measured_say_why():
     assert [name for name, layer in found.layers.items() if layer.is_head] == ["head"]
 
 
+def test_checkpointed_layers_say_why():
+    from torch.utils.checkpoint import checkpoint
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.head(checkpoint(lambda v: torch.tanh(self.body(v)), x, use_reentrant=False))
+
+    net = Net()
+    layers, _ = find_layers(net)
+    found = capture_factors(net, LOSS, [(torch.randn(8, 4), torch.randint(5, (8,)))], layers)
+    assert list(found.layers) == ["head"]
+    assert "checkpointing" in found.missing["body"]
+
+
 def test_tokens_sequence_first_and_folded_rows():
     torch.manual_seed(0)
 
@@ -213,7 +231,7 @@ def test_layer_norm_and_block_are_recognised():
     found = capture_factors(net, LOSS, [(torch.randn(8, 4), torch.randint(5, (8,)))], layers).layers
     assert [name for name, layer in found.items() if layer.behind_norm] == ["1.fc"]
     assert {name: layer.block for name, layer in found.items()} == {"0": "", "1.fc": "1", "2": ""}
-    torch.testing.assert_close(found["1.fc"].C_delta_out, found["1.fc"].C_delta)  # the branch ends in fc: the same error
+    torch.testing.assert_close(found["1.fc"].C_delta_out, found["1.fc"].C_delta)  # the branch ends in fc
 
 
 def test_hooks_do_not_survive_an_error():

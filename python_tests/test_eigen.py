@@ -1,4 +1,4 @@
-"""top_eigenpairs against torch.linalg.eigh; eigenvalues relative to the largest, vectors by residual and orthogonality."""
+"""top_eigenpairs against known spectra and torch.linalg.eigh: values relative to the largest, vectors by residual."""
 
 import pytest
 import torch

@@ -13,6 +13,7 @@ from spectral_ext.exponents import (
     fit_gamma,
     fit_rank_models,
     fit_s,
+    log_correlation,
     squared_correlation,
 )
 
@@ -146,6 +147,13 @@ def test_r2_is_the_squared_correlation():
     x, y = np.random.default_rng(0).standard_normal((2, 30))
     assert squared_correlation(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
     assert np.isnan(squared_correlation(x, np.ones(30)))
+
+
+def test_log_correlation():
+    assert log_correlation(K**-1.0, 3 * K**-2.0) == pytest.approx(1)
+    assert log_correlation([1, 2, -3, 4], [1, 0.5, 7, 0.25]) == pytest.approx(-1)
+    assert np.isnan(log_correlation([], []))
+    assert np.isnan(log_correlation([1, 1, 1], [1, 2, 3]))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Participation ratios, effective ranks, and the bounds on them: formulas against sums."""
 
+import itertools
 import math
 
 import numpy as np
@@ -31,7 +32,7 @@ def test_participation_ratio():
 def test_appending_a_smaller_number_never_lowers_it(values):
     falling = sorted(values, reverse=True)
     ratios = [participation_ratio(falling[: n + 1]) for n in range(len(falling))]
-    assert all(after >= before - 1e-9 for before, after in zip(ratios, ratios[1:]))
+    assert all(after >= before - 1e-9 for before, after in itertools.pairwise(ratios))
 
 
 def test_zeta_bound():

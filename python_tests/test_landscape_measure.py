@@ -93,6 +93,25 @@ def test_parts_add_up_to_h(landscape):
             assert any("not split" in note for note in row.notes)
 
 
+def test_gauss_newton_part_is_the_ggn_form(landscape):
+    curvlinops = pytest.importorskip("curvlinops", reason="curvlinops is the outside oracle here")
+    net = conv_net().double().eval()
+    x, y = images()
+    for name in ("3", "6"):
+        row, weight = landscape[name], net.get_submodule(name).weight
+        (gradient,) = torch.autograd.grad(LOSS(net(x.double()), y), weight)
+        U, _, Vh = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
+        directions = torch.einsum("mk,kn->mnk", U, Vh)[..., : row.top_k].reshape(*weight.shape, row.top_k)
+        data = [(x.double(), y)]
+        for operator, expected in (
+            (curvlinops.GGNLinearOperator, row.arrays.h_gauss_newton),
+            (curvlinops.HessianLinearOperator, row.arrays.h),
+        ):
+            (product,) = operator(net, LOSS, [weight], data, check_deterministic=False) @ [directions]
+            form = (directions * product).flatten(0, -2).sum(0).detach().numpy()
+            np.testing.assert_allclose(form, expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
+
+
 def test_head_is_a_softmax_head(landscape):
     head = landscape["8"]
     assert head.softmax.is_softmax
@@ -201,6 +220,15 @@ def test_shared_and_repeated_layers_are_listed():
     assert "called 2 times" in found.skipped["again"]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_a_parametrized_weight_is_listed(norm):
+    net = nn.Sequential(norm(nn.Linear(4, 8)), nn.Tanh(), nn.Linear(8, 3))
+    found = run(net, [(torch.randn(8, 4), torch.randint(3, (8,)))])
+    assert list(found) == ["2"]
+    assert "computed from other parameters" in found.skipped["0"]
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
@@ -239,7 +267,7 @@ def test_dropout_in_train_mode_is_refused():
         (lambda: run(conv_net(), [images()], top_k=0), ValueError, "top_k must be at least 1"),
         (lambda: run(conv_net(), [images()], level=1.0), ValueError, "level must lie"),
         (lambda: run(conv_net(), [images()], layers="nope*"), KeyError, "no module"),
-        (lambda: run(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192)), [images()]), ValueError, "no layer can be measured"),
+        (lambda: run(nn.BatchNorm2d(3), [images()]), ValueError, "no layer can be measured"),
         (lambda: run(conv_net(), [images(0)]), ValueError, "no samples"),
     ],
 )

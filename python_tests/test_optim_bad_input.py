@@ -36,6 +36,7 @@ def named(*shape):
         {"update_scale": "muon"},
         {"solver": "magic"},
         {"tolerance": 0.0},
+        {"tolerance": 1.0},
         {"split": 2},
         {"batch_dims": 3, "use_adamw": False},
         {"alpha": [1.0, 2.0]},

@@ -79,6 +79,10 @@ class Zoo(nn.Module):
         self.linear = nn.Linear(8, 8)
         self.frozen = nn.Linear(8, 8).requires_grad_(False)
         self.bare = nn.Parameter(torch.zeros(3, 8))
+        self.temperature = nn.Parameter(torch.ones(()))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.pos_embed = nn.Parameter(torch.zeros(5, 8))
+        self.layer_scale = nn.Parameter(torch.zeros(1, 8, 1, 1))
         self.head = nn.Linear(8, 11, bias=False)
 
 

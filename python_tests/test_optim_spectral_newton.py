@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from spectral_ext import reference
-from spectral_ext.optim import NonFiniteGradientError, SpectralNewton
+from spectral_ext.optim import SpectralNewton
 
 LR, DECAY = 0.02, 0.1
 
@@ -26,9 +26,7 @@ def run(optimizer, weight, gradients):
     return weight.detach()
 
 
-def plain(
-    weight, gradients, alpha=2.0, damping=0.1, mode="spectral", mu=0.95, momentum_mode="ema", nesterov=True, c=1.0
-):
+def plain(weight, gradients, alpha=2.0, damping=0.1, mode="mean", mu=0.95, momentum_mode="ema", nesterov=True, c=1.0):
     """The class docstring, line by line."""
     w, buffer = weight.detach().clone(), torch.zeros_like(weight)
     for g in gradients:
@@ -52,6 +50,7 @@ def test_the_step_is_the_formula(mode, momentum_mode, nesterov, alpha):
     weight, gradients = weight_and_gradients(5, 7)
     expected = plain(weight, gradients, alpha, 0.3, mode, 0.9, momentum_mode, nesterov)
     settings = {"momentum_mode": momentum_mode, "nesterov": nesterov, "weight_decay": DECAY, "update_scale": None}
+    settings["tolerance"] = None
     optimizer = SpectralNewton([weight], LR, alpha, 0.3, mode, 0.9, **settings)
     torch.testing.assert_close(run(optimizer, weight, gradients), expected)
 
@@ -136,7 +135,7 @@ def test_per_parameter_settings_as_lists_and_patterns():
         expected = [plain(w, g, *case) for (w, g), case in zip(weights, cases)]
         keys = ("alpha", "damping", "damping_mode")
         values = [dict(zip("abc", column)) if as_mapping else list(column) for column in zip(*cases)]
-        settings = dict(zip(keys, values)) | {"update_scale": None, "weight_decay": DECAY}
+        settings = dict(zip(keys, values)) | {"update_scale": None, "weight_decay": DECAY, "tolerance": None}
         optimizer = SpectralNewton([(name, w) for name, (w, _) in zip("abc", weights)], LR, **settings)
         for step in range(3):
             for weight, gradients in weights:
@@ -232,81 +231,6 @@ def test_odd_strides_and_gradients_of_another_layout():
     torch.testing.assert_close(*weights)
 
 
-class TestNonFinite:
-    def model(self):
-        return nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
-
-    def set_gradients(self, model, bad=None):
-        for name, p in model.named_parameters():
-            p.grad = torch.randn_like(p)
-            if name == bad:
-                p.grad.view(-1)[1] = math.inf if "bias" in name else math.nan
-
-    @pytest.mark.parametrize("bad", ["0.weight", "1.bias"])
-    def test_raise_names_the_parameter_and_changes_nothing(self, bad):
-        model = self.model()
-        optimizer = SpectralNewton(model)
-        self.set_gradients(model)
-        optimizer.step()
-        before, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict()["state"])
-        self.set_gradients(model, bad)
-        with pytest.raises(NonFiniteGradientError, match=f"'{bad}' is not finite"):
-            optimizer.step()
-        self.assert_same(model, optimizer, before, state)
-
-    @pytest.mark.parametrize("capturable", [False, True])
-    @pytest.mark.parametrize("momentum_mode", ["ema", "sum"])
-    @pytest.mark.parametrize("bad", ["0.weight", "1.bias"])
-    def test_skip_changes_nothing_and_goes_on(self, bad, capturable, momentum_mode):
-        model = self.model()
-        settings = {"nonfinite": "skip", "capturable": capturable, "momentum_mode": momentum_mode}
-        optimizer = SpectralNewton(model, **settings)
-        self.set_gradients(model)
-        optimizer.step()
-        before, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict()["state"])
-        self.set_gradients(model, bad)
-        optimizer.step()
-        self.assert_same(model, optimizer, before, state)
-        self.set_gradients(model)
-        optimizer.step()
-        assert all(not torch.equal(p, before[name]) and p.isfinite().all() for name, p in model.named_parameters())
-
-    @pytest.mark.parametrize("capturable", [False, True])
-    @pytest.mark.parametrize("dtype, value", [(torch.float16, 6e4), (torch.float32, 3e38)])
-    def test_large_gradients_are_finite(self, capturable, dtype, value):
-        model = self.model().to(dtype)
-        optimizer = SpectralNewton(model, nonfinite="skip", capturable=capturable)
-        before = model[0].weight.detach().clone()
-        for p in model.parameters():
-            p.grad = torch.full_like(p, value)
-        optimizer.step()
-        assert not torch.equal(model[0].weight, before) and model[0].weight.isfinite().all()
-
-    @staticmethod
-    def assert_same(model, optimizer, before, state):
-        for name, p in model.state_dict().items():
-            assert torch.equal(p, before[name]), name
-        for index, entries in optimizer.state_dict()["state"].items():
-            for key, value in entries.items():
-                assert torch.equal(value, state[index][key]), (index, key)
-
-    def test_capturable_steps_equal_ordinary_ones(self):
-        models = [self.model() for _ in range(2)]
-        models[1].load_state_dict(models[0].state_dict())
-        optimizers = [
-            SpectralNewton(models[0]),
-            SpectralNewton(models[1], torch.tensor(0.01), capturable=True, nonfinite="skip"),
-        ]
-        for _ in range(3):
-            self.set_gradients(models[0])
-            for p, q in zip(models[0].parameters(), models[1].parameters()):
-                q.grad = p.grad.clone()
-            for optimizer in optimizers:
-                optimizer.step()
-        for p, q in zip(models[0].parameters(), models[1].parameters()):
-            torch.testing.assert_close(p, q)
-
-
 def test_it_minimises_and_the_loss_scale_does_not_matter():
     x = torch.randn(256, 10)
     y = (x @ torch.randn(10, 5)).argmax(1)
@@ -323,51 +247,3 @@ def test_it_minimises_and_the_loss_scale_does_not_matter():
         results.append(loss.item())
     assert results[0] < 0.3
     assert results[1] == pytest.approx(results[0], rel=1e-2)
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-class TestCuda:
-    def nets(self):
-        host = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 33), nn.ReLU(), nn.Linear(33, 5))
-        return host, copy.deepcopy(host).cuda()
-
-    def set_gradients(self, host, device):
-        for p, q in zip(host.parameters(), device.parameters()):
-            p.grad = torch.randn_like(p)
-            q.grad = p.grad.cuda() if q.grad is None else q.grad.copy_(p.grad)
-
-    def test_steps_equal_those_on_the_host(self):
-        host, device = self.nets()
-        optimizers = [SpectralNewton(model, 0.02) for model in (host, device)]
-        for _ in range(3):
-            self.set_gradients(host, device)
-            for optimizer in optimizers:
-                optimizer.step()
-        for p, q in zip(host.parameters(), device.parameters()):
-            torch.testing.assert_close(p, q.cpu(), atol=2e-4, rtol=1e-3)
-
-    def test_a_captured_step_replays(self):
-        host, device = self.nets()
-        settings = {"capturable": True, "nonfinite": "skip"}
-        lr = torch.tensor(0.02, device="cuda")
-        expected, captured = SpectralNewton(host, 0.02), SpectralNewton(device, lr, **settings)
-        self.set_gradients(host, device)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            expected.step()
-            captured.step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured.step()
-        for rate in (0.02, 0.01):
-            lr.fill_(rate)
-            for group in expected.param_groups:
-                group["lr"] = rate
-            self.set_gradients(host, device)
-            expected.step()
-            graph.replay()
-        for p, q in zip(host.parameters(), device.parameters()):
-            torch.testing.assert_close(p, q.cpu(), atol=2e-4, rtol=1e-3)

@@ -28,7 +28,8 @@ def test_triangle_exponents():
     layers = triangle_layers()
     assert len(layers) == 24
     for layer in layers:
-        alpha, gamma, s = fit_alpha(layer["sigma"], layer["h_exact"]), fit_gamma(layer["sigma"]), fit_s(layer["h_exact"])
+        sigma, h = layer["sigma"], layer["h_exact"]
+        alpha, gamma, s = fit_alpha(sigma, h), fit_gamma(sigma), fit_s(h)
         assert alpha.value == pytest.approx(layer["alpha"], **CLOSE), layer["name"]
         assert alpha.r2 == pytest.approx(layer["r2_alpha"], **CLOSE)
         assert gamma.value == pytest.approx(layer["gamma"], **CLOSE)

@@ -18,7 +18,7 @@ CONVOLVE_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_t
 
 
 def assert_same(found, expected, tolerance):
-    """Sums of squares have no cancellation, so that the error is relative, entry by entry; S sums stand in for gauss_newton."""
+    """Sums of squares have no cancellation, so that the error is relative, entry by entry (but for gauss_newton)."""
     for name, a, b in zip(found._fields, found, expected):
         assert a.shape == b.shape, name
         scale = expected.sum_of_products.abs() if name == "gauss_newton" else b.abs()
@@ -26,7 +26,9 @@ def assert_same(found, expected, tolerance):
         assert worst <= tolerance, f"{name}: relative error {worst:.2e}"
 
 
-def make(batch, channels, outputs, size, K, *, dtype=torch.float64, kernel_size=1, bias=False, device="cpu", **geometry):
+def make(
+    batch, channels, outputs, size, K, *, dtype=torch.float64, kernel_size=1, bias=False, device="cpu", **geometry
+):
     """Random operands of a convolution whose output the geometry gives."""
     dims = len(size)
     k = reference.as_tuple(kernel_size, dims)
@@ -47,7 +49,17 @@ GEOMETRIES = [
     dict(batch=5, channels=8, outputs=4, size=(8, 8), K=130, kernel_size=1, stride=2),
     dict(batch=5, channels=33, outputs=17, size=(6, 7), K=4, kernel_size=1),
     dict(batch=2, channels=4, outputs=4, size=(12, 12), K=5, kernel_size=3, padding=2, dilation=2),
-    dict(batch=2, channels=4, outputs=4, size=(15, 17), K=5, kernel_size=(3, 5), padding=(3, 2), dilation=(2, 1), stride=(3, 2)),
+    dict(
+        batch=2,
+        channels=4,
+        outputs=4,
+        size=(15, 17),
+        K=5,
+        kernel_size=(3, 5),
+        padding=(3, 2),
+        dilation=(2, 1),
+        stride=(3, 2),
+    ),
     dict(batch=9, channels=2, outputs=3, size=(101,), K=6, kernel_size=9, stride=4, padding=5),
     dict(batch=1, channels=6, outputs=3, size=(1000,), K=3, kernel_size=3, padding=1),
     dict(batch=4, channels=3, outputs=5, size=(5, 6, 7), K=9, kernel_size=3, padding=1, stride=(1, 2, 1)),
@@ -69,7 +81,7 @@ def test_convolution_float64(case, budget, device):
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2e-6), (torch.float16, 2e-6)])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_convolution_of_lower_precision(dtype, tolerance, channels_last, device):
-    """Against float64 on the same rounded operands: half types are widened exactly, so float32's bound holds for them."""
+    """Against float64 on the same rounded operands: half types are widened exactly, so that float32's bound holds."""
     x, delta, U, V = make(32, 24, 16, (16, 16), 20, kernel_size=3, padding=1, dtype=dtype, device=device)
     if channels_last:
         x, delta = (t.to(memory_format=torch.channels_last) for t in (x, delta))
@@ -80,7 +92,9 @@ def test_convolution_of_lower_precision(dtype, tolerance, channels_last, device)
     assert_same(found, exact, tolerance if device.type == "cpu" else 5e-3)
 
 
-@pytest.mark.parametrize("leading", [(1,), (37,), (1000,), (3, 40), (17, 3), (2, 5, 9), (1, 1, 1), (6, 197), (70, 2)], ids=str)
+@pytest.mark.parametrize(
+    "leading", [(1,), (37,), (1000,), (3, 40), (17, 3), (2, 5, 9), (1, 1, 1), (6, 197), (70, 2)], ids=str
+)
 @pytest.mark.parametrize("n,m,K", [(1, 1, 1), (64, 10, 20), (33, 70, 49)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear_float64(leading, n, m, K, bias, device):
@@ -143,7 +157,9 @@ def test_padding_modes_pad_first(padding_mode):
     x, delta, U, V = make(3, 4, 5, (7, 8), 2, kernel_size=3, padding=1)
     padded = F.pad(x, (1, 1, 1, 1), mode=padding_mode)
     expected = reference.rayleigh_quotients(padded, delta, U, V, kernel_size=3)
-    assert_same(rayleigh_quotients(x, delta, U, V, kernel_size=3, padding="same", padding_mode=padding_mode), expected, 1e-12)
+    assert_same(
+        rayleigh_quotients(x, delta, U, V, kernel_size=3, padding="same", padding_mode=padding_mode), expected, 1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -187,7 +203,9 @@ def test_mixed_types_compute_in_the_wider_one():
 )
 def test_nothing_to_sum_gives_zeros(shape_x, shape_delta, K, geometry):
     n = shape_x[-1] if not geometry else 18
-    found = rayleigh_quotients(torch.ones(shape_x), torch.ones(shape_delta), torch.ones(3, K), torch.ones(n, K), **geometry)
+    found = rayleigh_quotients(
+        torch.ones(shape_x), torch.ones(shape_delta), torch.ones(3, K), torch.ones(n, K), **geometry
+    )
     for field in found:
         assert field.shape == (K,)
         assert torch.equal(field, torch.zeros(K, dtype=torch.float64))
@@ -218,7 +236,10 @@ def test_narrower_vector_instructions(level):
         for kernel_size, sizes in ((3, ((33, 5, 9, 8), (33, 7, 9, 8))), (None, ((6, 33, 40), (6, 33, 7)))):
             x, delta = (torch.randn(size, dtype=torch.float64) for size in sizes)
             geometry = dict(kernel_size=3, padding=1) if kernel_size else {}
-            U, V = torch.randn(7, 29, dtype=torch.float64), torch.randn(45 if kernel_size else 40, 29, dtype=torch.float64)
+            U, V = (
+                torch.randn(7, 29, dtype=torch.float64),
+                torch.randn(45 if kernel_size else 40, 29, dtype=torch.float64),
+            )
             exact = reference.rayleigh_quotients(x, delta, U, V, **geometry)
             assert_same(rayleigh_quotients(x, delta, U, V, **geometry), exact, 1e-12)
             single = [t.half() for t in (x, delta)] + [U.float(), V.float()]
@@ -328,7 +349,9 @@ def test_groups_need_directions_a_group():
 
 def test_integer_input_is_a_type_error():
     with pytest.raises(TypeError, match="x must be a float32"):
-        rayleigh_quotients(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3), torch.zeros(3, 1), torch.zeros(3, 1))
+        rayleigh_quotients(
+            torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3), torch.zeros(3, 1), torch.zeros(3, 1)
+        )
 
 
 @pytest.mark.parametrize("convolution", [False, True])
@@ -337,9 +360,7 @@ def test_opcheck(convolution, device):
     U, V = torch.randn(1, 3, 2, device=device), torch.randn(1, 27 if convolution else 3, 2, device=device)
     sizes = [[3, 3], [1, 1], [1, 1], [1, 1]] if convolution else [[]] * 4
     geometry = (*sizes, 1, False, False, [0, 0] if convolution else [])
-    torch.library.opcheck(
-        torch.ops.spectral_ext.rayleigh_quotients.default, (x, delta, U, V, *geometry, 1 << 20)
-    )
+    torch.library.opcheck(torch.ops.spectral_ext.rayleigh_quotients.default, (x, delta, U, V, *geometry, 1 << 20))
 
 
 def test_compiles_as_one_graph():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spectral_ext.spectra import predict_singular_values, separable_distribution
+from spectral_ext.spectra import predict_singular_values, predicted_rank_law, separable_distribution
 
 
 def test_flat_factors_give_marchenko_pastur():
@@ -65,3 +65,9 @@ def test_bad_input():
         predict_singular_values(np.ones(4), np.ones(5), np.ones(3))
     with pytest.raises(ValueError, match="gradient is zero"):
         predict_singular_values(np.ones(4), np.ones(5), np.zeros(4))
+
+
+def test_rank_rule():
+    assert predicted_rank_law(4.7, 50.0) == "exponential"
+    assert predicted_rank_law(19.4, 50.0) == "lognormal"
+    assert predicted_rank_law(float("nan"), 50.0) == ""

@@ -57,6 +57,9 @@ def test_plain_loop_by_epoch(tmp_path):
     assert set(writer.scalars["rank model wins/lognormal"]) == {0, 3, 6}
     again = Track.load(tmp_path)
     assert again.series("gamma") == track.series("gamma")
+    written = track.plot(tmp_path / "figures")
+    assert {path.name for path in written.values()} == {"exponents_over_time.png", "phase_transition.png"}
+    assert all(path.stat().st_size > 5000 for path in written.values())
     with pytest.raises(KeyError, match="no quantity 'beta_max'"):
         track.series("beta_max")
 
@@ -93,7 +96,7 @@ def test_a_resumed_training_goes_on_with_its_track(tmp_path):
 
 
 def test_a_failed_measurement_does_not_stop_training():
-    model, batch, optimizer = setting()
+    model, batch, _ = setting()
     bad = batch[0] * float("nan"), batch[1]
     tracker = LandscapeTracker(model, LOSS, [bad], top_k=4)
     with pytest.warns(RuntimeWarning, match="no landscape at step 0: the loss on batch 0 is nan"):

@@ -1,3 +1,63 @@
-"""Spectral curvature of neural networks: Kronecker factors, directional curvature, the Spectral Newton optimizer."""
+"""Spectral curvature of neural networks: Kronecker factors, directional curvature, the Spectral Newton optimizer.
+
+The names below are the public face; each module's own functions stand beside them. They are loaded at first use, so
+that `import spectral_ext` costs no more than torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from spectral_ext.curvature import directional_curvature as directional_curvature
+    from spectral_ext.exponents import effective_rank as effective_rank
+    from spectral_ext.exponents import fit_alpha as fit_alpha
+    from spectral_ext.exponents import fit_gamma as fit_gamma
+    from spectral_ext.exponents import fit_rank_models as fit_rank_models
+    from spectral_ext.exponents import fit_s as fit_s
+    from spectral_ext.exponents import participation_ratio as participation_ratio
+    from spectral_ext.exponents import zeta_bound as zeta_bound
+    from spectral_ext.factors import KroneckerAccumulator as KroneckerAccumulator
+    from spectral_ext.factors import top_eigenpairs as top_eigenpairs
+    from spectral_ext.landscape import Landscape as Landscape
+    from spectral_ext.landscape import measure as measure
+    from spectral_ext.ops import input_factor as input_factor
+    from spectral_ext.ops import output_factor as output_factor
+    from spectral_ext.ops import rayleigh_quotients as rayleigh_quotients
+    from spectral_ext.ops import spectral_newton as spectral_newton
+    from spectral_ext.optim import ScalarSpectralAdam as ScalarSpectralAdam
+    from spectral_ext.optim import SpectralNewton as SpectralNewton
+    from spectral_ext.tracker import LandscapeTracker as LandscapeTracker
+
+_HOME = {
+    "curvature": ["directional_curvature"],
+    "exponents": [
+        "effective_rank",
+        "fit_alpha",
+        "fit_gamma",
+        "fit_rank_models",
+        "fit_s",
+        "participation_ratio",
+        "zeta_bound",
+    ],
+    "factors": ["KroneckerAccumulator", "top_eigenpairs"],
+    "landscape": ["Landscape", "measure"],
+    "ops": ["input_factor", "output_factor", "rayleigh_quotients", "spectral_newton"],
+    "optim": ["ScalarSpectralAdam", "SpectralNewton"],
+    "tracker": ["LandscapeTracker"],
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+__all__ = ["__version__", *sorted(_MODULE_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"spectral_ext.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module 'spectral_ext' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

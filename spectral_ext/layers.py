@@ -80,6 +80,8 @@ def find_layers(
             skipped[name] = f"{type(module).__name__} has no weight matrix that is measured"
         elif not module.weight.requires_grad:
             skipped[name] = "its weight does not require a gradient"
+        elif id(module.weight) not in owners:
+            skipped[name] = "its weight is computed from other parameters (parametrization, weight norm): remove that"
         elif len(owners[id(module.weight)]) > 1 and not shared:
             others = ", ".join(other or "(model)" for other in owners[id(module.weight)] if other != name)
             skipped[name] = f"its weight is shared with {others}"

@@ -26,7 +26,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     cuda = torch.cuda.is_initialized()
     rng = torch.get_rng_state()
     cuda_rng = torch.cuda.get_rng_state_all() if cuda else None
-    precision = torch.get_float32_matmul_precision()
+    precision = _matmul_precision()
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         yield
@@ -47,8 +47,19 @@ def preserved(model: nn.Module) -> Iterator[None]:
         torch.set_rng_state(rng)
         if cuda_rng is not None:
             torch.cuda.set_rng_state_all(cuda_rng)
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+        if _matmul_precision() != precision or torch.backends.cuda.matmul.allow_tf32 != tf32[0]:
+            torch.set_float32_matmul_precision(precision or "highest")
+            if torch.backends.cuda.matmul.allow_tf32 != tf32[0]:
+                torch.backends.cuda.matmul.allow_tf32 = tf32[0]
+        torch.backends.cudnn.allow_tf32 = tf32[1]
+
+
+def _matmul_precision() -> str | None:
+    """None where the user has set allow_tf32 by itself: torch then refuses to name a precision."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -18,8 +18,7 @@ namespace spectral_ext::cuda {
 // Makes the device of a tensor the current one for a scope, and knows its current stream and size.
 class Device {
  public:
-  explicit Device(const torch::stable::Tensor& tensor)
-      : index_(tensor.get_device_index()), guard_(index_) {
+  explicit Device(const torch::stable::Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
     stream_ = static_cast<cudaStream_t>(stream);
@@ -44,11 +43,16 @@ class Device {
 inline Dtype dtype_of(const torch::stable::Tensor& tensor) {
   using torch::headeronly::ScalarType;
   switch (tensor.scalar_type()) {
-    case ScalarType::Double: return Dtype::kFloat64;
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    case ScalarType::Half: return Dtype::kFloat16;
-    default: STD_TORCH_CHECK(false, "dtype must be float32, float64, bfloat16 or float16");
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "dtype must be float32, float64, bfloat16 or float16");
   }
 }
 

@@ -221,7 +221,8 @@ struct LagPlan {
 };
 
 // How regions add up to blocks. Taps are numbered (i0 · taps1 + i1) · taps2 + i2 over the plan's (unfolded) taps.
-// Block (a, b) = Σ regions[first … last), block (b, a) its transpose; a pair of taps in no entry never meets: its block is zero.
+// Block (a, b) = Σ regions[first … last), block (b, a) its transpose; a pair of taps in no entry never meets: its block
+// is zero.
 struct BlockTable {
   struct Block {
     int32_t tap_a, tap_b;
@@ -240,8 +241,8 @@ struct BlockTable {
     const auto tap = [&](int64_t i, int64_t j, int64_t k) {
       return static_cast<int32_t>((i * plan.axes[1].taps + j) * plan.axes[2].taps + k);
     };
-    const auto add = [](std::vector<int64_t>& to, int64_t first, const auto& p, const auto& q, const auto& r, int64_t n1,
-                        int64_t n2) {
+    const auto add = [](std::vector<int64_t>& to, int64_t first, const auto& p, const auto& q, const auto& r,
+                        int64_t n1, int64_t n2) {
       for (int32_t i = p.segment_begin; i < p.segment_end; ++i)
         for (int32_t j = q.segment_begin; j < q.segment_end; ++j)
           for (int32_t k = r.segment_begin; k < r.segment_end; ++k) to.push_back(first + (i * n1 + j) * n2 + k);

@@ -1,5 +1,5 @@
-// Sums of outer products of convolution patches: lag sums over packed panels, or im2col folded into channels where that is
-// less work. Torch-free: the caller lends memory and threads.
+// Sums of outer products of convolution patches: lag sums over packed panels, or im2col folded into channels where that
+// is less work. Torch-free: the caller lends memory and threads.
 #pragma once
 #include <array>
 #include <cstdint>

@@ -9,7 +9,7 @@
 #define SPECTRAL_EXT_ROWS 4
 #define SPECTRAL_EXT_PANELS 1
 #define SPECTRAL_EXT_TABLE avx2_kernels
-#include "cpu/input_factor_kernels.inl"
+#include "cpu/input_factor_kernels_body.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

@@ -4,5 +4,4 @@
 #define SPECTRAL_EXT_ROWS 2
 #define SPECTRAL_EXT_PANELS 1
 #define SPECTRAL_EXT_TABLE baseline_kernels
-#include "cpu/input_factor_kernels.inl"
-
+#include "cpu/input_factor_kernels_body.h"

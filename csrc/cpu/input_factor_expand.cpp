@@ -6,6 +6,7 @@
 namespace spectral_ext::cpu {
 namespace {
 
+constexpr int64_t kAtOnce = 32;            // regions of a block that are added in registers
 constexpr int64_t kBufferNumbers = 40000;  // an output tile that is put in order before it is written, within L2
 
 template <class T>
@@ -27,7 +28,12 @@ template <class T>
 class Expander {
  public:
   Expander(const LagPlan& plan, const RegionView<T>& view, bool channels_last_order, Update update, T* out)
-      : plan_(plan), view_(view), table_(plan), beta_(static_cast<T>(update.beta)), scale_(static_cast<T>(update.scale)), out_(out) {
+      : plan_(plan),
+        view_(view),
+        table_(plan),
+        beta_(static_cast<T>(update.beta)),
+        scale_(static_cast<T>(update.scale)),
+        out_(out) {
     const Geometry& g = plan.geometry;
     const auto& axes = plan.axes;
     n_ = g.n(), channels_ = plan.channels, panels_ = (channels_ + kLanes<T> - 1) / kLanes<T>;
@@ -43,8 +49,8 @@ class Expander {
     for (int64_t v = 0; v < channels_; ++v) {
       const int64_t c = channels_last_order ? v % g.group_channels() : v / fold;
       const int64_t t = channels_last_order ? v / g.group_channels() : v % fold;
-      const int64_t full = t / (folded[1] * folded[2]) * weight[0] + t / folded[2] % folded[1] * weight[1] +
-                           t % folded[2] * weight[2];
+      const int64_t full =
+          t / (folded[1] * folded[2]) * weight[0] + t / folded[2] % folded[1] * weight[1] + t % folded[2] * weight[2];
       channel_offset_.push_back(patch_index(g, channels_last_order, c, full));
       consecutive_ = consecutive_ && channel_offset_.back() == v;
     }
@@ -87,29 +93,44 @@ class Expander {
   // Tile (rows [first, first + rows) of panel p, panel q) of block (a, b): tile[i · kLanes + j].
   void fetch(const PairRegions& pair, int64_t p, int64_t first, int64_t rows, int64_t q, T* tile) const {
     const bool transposed = pair.transposed || (pair.symmetric && view_.upper_only && p > q);
-    const int64_t from_row = transposed ? q : p, from_column = transposed ? p : q;
-    // Plain matrices end with their last channel, tiles are padded.
-    const int64_t rows_there = std::min(channels_ - p * kLanes<T>, kLanes<T> + int64_t(0)) - first;
-    const int64_t columns = std::min<int64_t>(channels_ - q * kLanes<T>, kLanes<T>);
-    rows = std::min(rows, rows_there);
-    for (int64_t i = 0; i < rows * kLanes<T>; ++i) tile[i] = T(0);
-    for (int64_t r = 0; r < pair.count; ++r) {
-      const T* from = view_.data + pair.regions[r] * view_.region_stride + from_row * view_.panel_row_stride +
-                      from_column * view_.panel_column_stride;
-      const int64_t ld = view_.row_stride;
-      if (transposed)
-        for (int64_t j = 0; j < columns; ++j)
-          for (int64_t i = 0; i < rows; ++i) tile[i * kLanes<T> + j] += from[j * ld + first + i];
-      else if (columns == kLanes<T>)
-        for (int64_t i = 0; i < rows; ++i)
-          for (int64_t j = 0; j < kLanes<T>; ++j) tile[i * kLanes<T> + j] += from[(first + i) * ld + j];
-      else
-        for (int64_t i = 0; i < rows; ++i)
-          for (int64_t j = 0; j < columns; ++j) tile[i * kLanes<T> + j] += from[(first + i) * ld + j];
+    const bool padded = view_.row_stride == kLanes<T> || std::max(p, q) < channels_ / kLanes<T>;
+    if (rows == kLanes<T> && padded && pair.count <= kAtOnce) {
+      const T* from[kAtOnce];
+      for (int64_t r = 0; r < pair.count; ++r)
+        from[r] = transposed ? tile_of(pair.regions[r], q, p) : tile_of(pair.regions[r], p, q);
+      kernel_.add_tiles(from, pair.count, view_.row_stride, transposed, tile);
+    } else if (transposed) {
+      alignas(64) T turned[kLanes<T> * kLanes<T>];
+      add_up(pair, q, 0, kLanes<T>, p, first, rows, turned);
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < kLanes<T>; ++j) tile[i * kLanes<T> + j] = turned[j * kLanes<T> + i];
+    } else {
+      add_up(pair, p, first, rows, q, 0, kLanes<T>, tile);
     }
   }
 
  private:
+  // Σ of the pair's regions as they are stored: rows [row, row + rows) of panel p, columns [column, column + columns)
+  // of panel q; zero beyond the last channel, where plain matrices end.
+  void add_up(const PairRegions& pair, int64_t p, int64_t row, int64_t rows, int64_t q, int64_t column, int64_t columns,
+              T* tile) const {
+    const int64_t rows_there = std::min(rows, channels_ - p * kLanes<T> - row);
+    const int64_t columns_there = std::min(columns, channels_ - q * kLanes<T> - column);
+    for (int64_t i = 0; i < rows * kLanes<T>; ++i) tile[i] = T(0);
+    for (int64_t r = 0; r < pair.count; ++r) {
+      const T* from = tile_of(pair.regions[r], p, q) + row * view_.row_stride + column;
+      for (int64_t i = 0; i < rows_there; ++i, from += view_.row_stride)
+        if (columns_there == kLanes<T>)
+          for (int64_t j = 0; j < kLanes<T>; ++j) tile[i * kLanes<T> + j] += from[j];
+        else
+          for (int64_t j = 0; j < columns_there; ++j) tile[i * kLanes<T> + j] += from[j];
+    }
+  }
+
+  const T* tile_of(int64_t region, int64_t p, int64_t q) const {
+    return view_.data + region * view_.region_stride + p * view_.panel_row_stride + q * view_.panel_column_stride;
+  }
+
   // Element by element, or 64 bytes at a time where the panel's channels are consecutive in a row.
   void direct(int64_t p) const {
     alignas(64) T tile[kLanes<T> * kLanes<T>];
@@ -117,7 +138,7 @@ class Expander {
     for (int64_t a = 0; a < taps_; ++a)
       for (int64_t b = 0; b < taps_; ++b)
         for (int64_t q = 0; q < panels_; ++q) {
-          fetch(pairs_[a * taps_ + b], p, 0, rows, q, tile);
+          fetch(pairs_[a * taps_ + b], p, 0, kLanes<T>, q, tile);
           const int64_t columns = std::min<int64_t>(channels_ - q * kLanes<T>, kLanes<T>);
           for (int64_t i = 0; i < rows; ++i) {
             T* row = out_ + (tap_offset_[a] + channel_offset_[p * kLanes<T> + i]) * n_ + tap_offset_[b];
@@ -140,7 +161,7 @@ class Expander {
         const int64_t columns = std::min<int64_t>(channels_ - q * kLanes<T>, kLanes<T>);
         for (int64_t a = 0; a < taps_; ++a)
           for (int64_t b = 0; b < taps_; ++b) {
-            fetch(pairs_[a * taps_ + b], p, first, rows, q, tile);
+            fetch(pairs_[a * taps_ + b], p, first, rows_, q, tile);
             for (int64_t i = 0; i < rows; ++i) {
               T* to = buffer + (i * taps_ + a) * kLanes<T> * taps_ + b;
               for (int64_t j = 0; j < kLanes<T>; ++j) to[j * taps_] = tile[i * kLanes<T> + j];
@@ -156,6 +177,7 @@ class Expander {
 
   const LagPlan& plan_;
   const RegionView<T>& view_;
+  const Kernels<T>& kernel_ = kernels<T>();
   BlockTable table_;
   T beta_, scale_;
   T* out_;
@@ -168,8 +190,8 @@ class Expander {
 }  // namespace
 
 template <class T>
-void expand(const LagPlan& plan, const RegionView<T>& regions, double positions, bool channels_last_order, Update update,
-            T* out, const Context& context) {
+void expand(const LagPlan& plan, const RegionView<T>& regions, double positions, bool channels_last_order,
+            Update update, T* out, const Context& context) {
   const Expander<T> expander(plan, regions, channels_last_order, update, out);
   T* buffers = static_cast<T*>(context.allocate(context.threads * expander.buffer_numbers() * sizeof(T)));
   context.parallel(context.threads, [&](int64_t thread) {
@@ -196,7 +218,7 @@ void store_state(const LagPlan& plan, const RegionView<T>& regions, double posit
       const int64_t region = task / panels, p = task % panels;
       const int64_t rows = std::min<int64_t>(channels - p * kLanes<T>, kLanes<T>);
       for (int64_t q = 0; q < panels; ++q) {
-        expander.fetch({&region, 1, false, symmetric[region]}, p, 0, rows, q, tile);
+        expander.fetch({&region, 1, false, symmetric[region]}, p, 0, kLanes<T>, q, tile);
         for (int64_t i = 0; i < rows; ++i)
           write(state + (region * channels + p * kLanes<T> + i) * channels + q * kLanes<T>, tile + i * kLanes<T>,
                 std::min<int64_t>(channels - q * kLanes<T>, kLanes<T>), beta, scale);
@@ -214,8 +236,8 @@ void store_state(const LagPlan& plan, const RegionView<T>& regions, double posit
   write(sums + plan.sum_regions * channels, &count, 1, beta, scale);
 }
 
-#define SPECTRAL_EXT_INSTANTIATE(T)                                                                           \
-  template void expand<T>(const LagPlan&, const RegionView<T>&, double, bool, Update, T*, const Context&);   \
+#define SPECTRAL_EXT_INSTANTIATE(T)                                                                        \
+  template void expand<T>(const LagPlan&, const RegionView<T>&, double, bool, Update, T*, const Context&); \
   template void store_state<T>(const LagPlan&, const RegionView<T>&, double, Update, T*, const Context&);
 SPECTRAL_EXT_INSTANTIATE(float)
 SPECTRAL_EXT_INSTANTIATE(double)

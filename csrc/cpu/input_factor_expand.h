@@ -16,8 +16,8 @@ struct RegionView {
 
 // out: (n, n) = beta · out + scale · factor.
 template <class T>
-void expand(const LagPlan& plan, const RegionView<T>& regions, double positions, bool channels_last_order, Update update,
-            T* out, const Context& context);
+void expand(const LagPlan& plan, const RegionView<T>& regions, double positions, bool channels_last_order,
+            Update update, T* out, const Context& context);
 
 // state: one group's part of the state.
 template <class T>

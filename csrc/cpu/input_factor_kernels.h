@@ -1,6 +1,7 @@
 // The inner loops of input_factor, one table of functions an instruction set and a number type.
 //
-// A *panel* is 64 bytes of consecutive channels of one pixel (kLanes numbers), and a *run* k panels, one a (pixel, sample).
+// A *panel* is 64 bytes of consecutive channels of one pixel (kLanes numbers), and a *run* k panels, one a (pixel,
+// sample).
 #pragma once
 #include <cstdint>
 
@@ -26,6 +27,8 @@ struct Kernels {
   void (*multiply_lanes)(int64_t k, const T* a, const T* b, T* to);
   // to[i·to_stride + l] = l < lanes ? from[l][i] : 0, for i < count
   void (*transpose)(const T* const* from, int lanes, int64_t count, T* to, int64_t to_stride);
+  // tile = Σ_r from[r], kLanes × kLanes with rows of from_stride, or its transpose
+  void (*add_tiles)(const T* const* from, int64_t count, int64_t from_stride, bool transposed, T* tile);
   // to[i] = from[i·step], converted
   void (*load[3])(const void* from, int64_t step, int64_t count, T* to);
 };

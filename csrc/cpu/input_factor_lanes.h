@@ -17,7 +17,9 @@ class LaneSums {
 
  private:
   void add(int64_t piece, int64_t panel);
-  double region(int64_t region, int64_t channel) const { return sums_[region * packing_.panels() * kLanes<T> + channel]; }
+  double region(int64_t region, int64_t channel) const {
+    return sums_[region * packing_.panels() * kLanes<T> + channel];
+  }
 
   const LagPlan& plan_;
   const Context& context_;

@@ -54,9 +54,9 @@ Packing<T>::Packing(const LagPlan& plan, const Input& input, bool channels_last_
 
 template <class T>
 void Packing<T>::pack(int64_t group, int64_t sample, T* buffer, int64_t slot, int64_t samples, T* scratch) const {
-  const char* from = static_cast<const char*>(input_.data) +
-                     (sample * input_.batch_stride + group * plan_.geometry.group_channels() * input_.channel_stride) *
-                         element_;
+  const char* from =
+      static_cast<const char*>(input_.data) +
+      (sample * input_.batch_stride + group * plan_.geometry.group_channels() * input_.channel_stride) * element_;
   for (const Phase& phase : phases_) {
     if (!phase.used) continue;
     T* to = buffer + phase.offset * samples + slot * kLanes<T>;
@@ -83,10 +83,10 @@ void Packing<T>::pack_plane(const Phase& phase, const T* from, T* to, int64_t sa
       for (int64_t u1 = 0; u1 < rows; ++u1) {
         const T* rows_of[kLanes<T>];
         for (int l = 0; l < lanes; ++l)
-          rows_of[l] = from + (p * kLanes<T> + l) * input_.channel_stride + u0 * input_.strides[0] +
-                       u1 * input_.strides[1];
-        kernel.transpose(rows_of, lanes, count, to + (p * phase.pixels + (u0 * rows + u1) * count) * samples * kLanes<T>,
-                         samples * kLanes<T>);
+          rows_of[l] =
+              from + (p * kLanes<T> + l) * input_.channel_stride + u0 * input_.strides[0] + u1 * input_.strides[1];
+        kernel.transpose(rows_of, lanes, count,
+                         to + (p * phase.pixels + (u0 * rows + u1) * count) * samples * kLanes<T>, samples * kLanes<T>);
       }
   }
 }
@@ -112,7 +112,8 @@ void Packing<T>::pack_pixels(const Phase& phase, const char* from, T* to, int64_
       }
 }
 
-// Any strides, phases and folded taps: a row of each lane into scratch, zeros where it reads the padding, then transpose.
+// Any strides, phases and folded taps: a row of each lane into scratch, zeros where it reads the padding, then
+// transpose.
 template <class T>
 void Packing<T>::pack_rows(const Phase& phase, const char* from, T* to, int64_t samples, T* scratch) const {
   const Kernels<T>& kernel = kernels<T>();

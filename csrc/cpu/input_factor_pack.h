@@ -1,4 +1,5 @@
-// One group's pixels as panels: [phase][panel][pixel of the phase][sample][kLanes], so that every lag is a run at an offset.
+// One group's pixels as panels: [phase][panel][pixel of the phase][sample][kLanes], so that every lag is a run at an
+// offset.
 #pragma once
 #include <vector>
 
@@ -17,7 +18,8 @@ class Packing {
   int64_t panels() const { return panels_; }
   int64_t sample_numbers() const { return sample_numbers_; }  // packed numbers a sample
 
-  // Start of a phase triple's panel 0, in a buffer of `samples` samples; a panel has panel_stride(phase) · samples numbers.
+  // Start of a phase triple's panel 0, in a buffer of `samples` samples; a panel has panel_stride(phase) · samples
+  // numbers.
   int64_t offset(int64_t phase, int64_t samples) const { return phases_[phase].offset * samples; }
   int64_t panel_stride(int64_t phase) const { return phases_[phase].pixels * kLanes<T>; }
   int64_t phase(int64_t f0, int64_t f1, int64_t f2) const {

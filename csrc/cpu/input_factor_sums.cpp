@@ -7,11 +7,11 @@
 namespace spectral_ext::cpu {
 namespace {
 
-constexpr int64_t kPackedBytes = 4 << 20;   // packed at a time, unless one sample is more
-constexpr int64_t kTileBytes = 4 << 20;     // accumulators that may be duplicated for more streams
-constexpr int64_t kRun = 256;               // panels a microkernel call: a run of A and three of B stay in L1
-constexpr int64_t kRowBytes = 192 << 10;    // packed pixels a row block: a few of them stay in L2
-constexpr int64_t kUnits = 32, kStreams = 16;
+constexpr int64_t kPackedBytes = 4 << 20;  // packed at a time, unless one sample is more
+constexpr int64_t kTileBytes = 4 << 20;    // accumulators that may be duplicated for more streams
+constexpr int64_t kRun = 256;              // panels a microkernel call: a run of A and three of B stay in L1
+constexpr int64_t kRowBytes = 192 << 10;   // packed pixels a row block: a few of them stay in L2
+constexpr int64_t kUnits = 96, kStreams = 16;
 constexpr int64_t kUpdates = 64;  // runs added to a tile before it is folded into its total
 
 int64_t segments_of(const LagPlan& plan, const LagClass& c) {
@@ -54,15 +54,14 @@ RegionSums<T>::RegionSums(const LagPlan& plan, const Input& input, bool channels
   tile_numbers_ = plan.regions * np * np * kLanes<T> * kLanes<T>;
   sum_numbers_ = plan.sum_regions * np * kLanes<T>;
   schedule_ = make_schedule(plan, packing_.sample_numbers() * sizeof(T), tile_numbers_ * sizeof(T),
-                            static_cast<int64_t>(plan.classes.size()) * np);
+                            std::max<int64_t>(static_cast<int64_t>(plan.classes.size()) * np, 1));
   stream_numbers_ = schedule_.samples * packing_.sample_numbers();
   block_ = std::max<int64_t>(kRowBytes / std::max<int64_t>(np * schedule_.samples * 64, 1), 1);
   block_ = std::max(block_, (kRun + schedule_.samples - 1) / std::max<int64_t>(schedule_.samples, 1));
 
   packed_ = static_cast<T*>(context.allocate(schedule_.streams * stream_numbers_ * sizeof(T)));
   tiles_ = static_cast<T*>(context.allocate(schedule_.streams * tile_numbers_ * sizeof(T)));
-  if (schedule_.fold_every)
-    totals_ = static_cast<T*>(context.allocate(schedule_.streams * tile_numbers_ * sizeof(T)));
+  if (schedule_.fold_every) totals_ = static_cast<T*>(context.allocate(schedule_.streams * tile_numbers_ * sizeof(T)));
   sums_ = static_cast<double*>(context.allocate(schedule_.streams * sum_numbers_ * sizeof(double)));
   scratch_ = static_cast<T*>(context.allocate(context.threads * packing_.scratch_numbers() * sizeof(T)));
 
@@ -76,26 +75,30 @@ RegionSums<T>::RegionSums(const LagPlan& plan, const Input& input, bool channels
         std::fill(of.begin() + one.segments[s].begin, of.begin() + one.segments[s].end, static_cast<int32_t>(s));
     }
   }
-  // Longest first to the least loaded thread: which thread adds up a tile does not change its value.
-  std::vector<Item> all;
+  share_out();
+}
+
+// Equal shares of consecutive items: a thread keeps to few streams and few classes, whose pixels stay in its cache.
+// Which thread adds up a tile does not change its value.
+template <class T>
+void RegionSums<T>::share_out() {
+  const int64_t np = packing_.panels();
+  std::vector<Item> items;
+  std::vector<double> cost;
   for (int64_t stream = 0; stream < schedule_.streams; ++stream)
-    for (size_t c = 0; c < plan.classes.size(); ++c)
-      for (int64_t p = 0; p < np; ++p)
-        all.push_back({stream, p, static_cast<int32_t>(c),
-                       static_cast<double>(pixels_of(plan, plan.classes[c])) *
-                               (plan.classes[c].symmetric ? np - p : np) +
-                           0.01 * segments_of(plan, plan.classes[c])});
-  std::vector<size_t> order(all.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](size_t i, size_t j) { return all[i].cost > all[j].cost; });
-  std::vector<double> load(context.threads, 0);
-  std::vector<int> owner(all.size());
-  for (size_t i : order) {
-    const auto least = std::min_element(load.begin(), load.end()) - load.begin();
-    load[least] += all[i].cost, owner[i] = static_cast<int>(least);
+    for (size_t c = 0; c < plan_.classes.size(); ++c)
+      for (int64_t p = 0; p < np; ++p) {
+        const double panels = static_cast<double>(plan_.classes[c].symmetric ? np - p : np);
+        items.push_back({stream, p, static_cast<int32_t>(c)});
+        cost.push_back(panels * static_cast<double>(pixels_of(plan_, plan_.classes[c])));
+      }
+  const double share = std::accumulate(cost.begin(), cost.end(), 0.0) / context_.threads;
+  items_.resize(context_.threads);
+  double before = 0;
+  for (size_t i = 0; i < items.size(); before += cost[i++]) {
+    const auto thread = static_cast<int64_t>((before + cost[i] / 2) / share);
+    items_[std::min<int64_t>(thread, context_.threads - 1)].push_back(items[i]);
   }
-  items_.resize(context.threads);
-  for (size_t i = 0; i < all.size(); ++i) items_[owner[i]].push_back(all[i]);
 }
 
 template <class T>
@@ -152,8 +155,7 @@ void RegionSums<T>::multiply(int64_t thread, int64_t round) {
     for (int64_t u0 = 0; u0 < plan_.axes[0].length(0); ++u0)
       for (int64_t u1 = 0; u1 < plan_.axes[1].length(0); ++u1)
         for (int64_t u2 = 0; u2 < plan_.axes[2].length(0); u2 += block_)
-          for (size_t i = first; i < last && samples > 0; ++i)
-            multiply_row(items[i], samples, u0, u1, u2, u2 + block_);
+          for (size_t i = first; i < last && samples > 0; ++i) multiply_row(items[i], samples, u0, u1, u2, u2 + block_);
     first = last;
   }
   if (plan_.sums.empty()) return;
@@ -254,7 +256,8 @@ void RegionSums<T>::reduce() {
   if (schedule_.streams == 1) return;
   T* sum = totals_ ? totals_ : tiles_;
   context_.parallel(context_.threads, [&](int64_t thread) {
-    const int64_t begin = tile_numbers_ * thread / context_.threads, end = tile_numbers_ * (thread + 1) / context_.threads;
+    const int64_t begin = tile_numbers_ * thread / context_.threads,
+                  end = tile_numbers_ * (thread + 1) / context_.threads;
     for (int64_t stream = 1; stream < schedule_.streams; ++stream) {
       const T* from = sum + stream * tile_numbers_;
       for (int64_t i = begin; i < end; ++i) sum[i] += from[i];

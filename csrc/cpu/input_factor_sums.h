@@ -6,8 +6,8 @@
 
 namespace spectral_ext::cpu {
 
-// The samples are cut into pieces: `streams` pieces at a time are packed side by side, each with its own accumulators. Only the
-// geometry decides the cut, so that results do not depend on the number of threads.
+// The samples are cut into pieces: `streams` pieces at a time are packed side by side, each with its own accumulators.
+// Only the geometry decides the cut, so that results do not depend on the number of threads.
 struct Schedule {
   int64_t samples;  // a piece
   int64_t streams;
@@ -32,8 +32,8 @@ class RegionSums {
   struct Item {
     int64_t stream, panel;
     int32_t of_class;
-    double cost;
   };
+  void share_out();
   void pack(int64_t group, int64_t round);
   void multiply(int64_t thread, int64_t round);
   void multiply_row(const Item& item, int64_t samples, int64_t u0, int64_t u1, int64_t begin, int64_t end);

@@ -7,110 +7,13 @@
 #include <utility>
 
 #include "common/simd.h"
+#include "cpu/rayleigh_quotients_box.h"
 
 namespace spectral_ext::cpu {
 namespace {
 
-constexpr int kPositionsAtOnce = 8;   // P and Q of so many positions stay in L1; also the length of a float sum
-constexpr int kErrorPositions = 16;   // a vector's worth of positions, so that whole cache lines are transposed
 constexpr int64_t kMostBlocks = 128;  // bounds the partial sums; fixed, because results must not depend on threads
 constexpr int64_t kMergedStrip = 32;  // positions of a lane where rows have no sample to belong to
-
-struct BFloat16 { uint16_t bits; };
-struct Half { uint16_t bits; };
-
-// Byte offsets within a thread's scratch, and element counts of the packed directions.
-struct RayleighLayout {
-  int64_t totals, pixels, errors, products, masks, bytes;
-  int64_t V, directions_of_group;
-
-  RayleighLayout(const RayleighPlan& plan, int64_t size) {
-    const auto& problem = plan.problem;
-    const int64_t vector = plan.lanes * size, C = problem.input.group_channels();
-    int64_t at = 0;
-    const auto take = [&](int64_t n) { return std::exchange(at, at + (n + 63) / 64 * 64); };
-    totals = take(plan.columns() * 4 * plan.lanes * int64_t(sizeof(double)));
-    int64_t most = vector * C;
-    for (int i = 0; i < kAxes; ++i) most *= box_reads(plan, i, plan.box[i]);
-    pixels = take(most);
-    errors = take(plan.error_positions * problem.outputs * vector);
-    products = take(2 * kPositionsAtOnce * plan.tile * vector);
-    masks = take(kPositionsAtOnce * vector);
-    bytes = at;
-    V = problem.input.taps() * C * plan.columns();
-    directions_of_group = V + plan.columns() * (1 + problem.outputs);
-  }
-
-  // At most so many input coordinates are packed along an axis for `out` output positions.
-  static int64_t box_reads(const RayleighPlan& plan, int i, int64_t out) {
-    const Axis& axis = plan.problem.input.axes[i];
-    if (plan.interleaved) return out;
-    int64_t most = ((out - 1) * axis.down() + axis.extent() - 1) / axis.up() + 1;
-    if (i < 2) most = std::min(most, out * axis.kernel);
-    return plan.strips > 1 && i == plan.strip_axis ? most : std::clamp<int64_t>(most, 1, axis.size);
-  }
-};
-
-// Which input rows a box of output positions reads, and where each tap of each position lies among them.
-struct BoxReads {
-  struct ColumnRun {
-    int64_t column, tap, length;
-  };
-  std::array<std::vector<int64_t>, 2> rows;  // depth and height coordinates, ascending; only those that a tap reads
-  std::array<std::vector<int64_t>, 2> slot;  // [position][tap]: index into rows, or -1 outside the input
-  int64_t first_column = 0, columns = 0;
-  std::vector<ColumnRun> column_runs;  // consecutive taps on consecutive columns
-  std::vector<int64_t> column_begin;
-
-  static constexpr int64_t kNone = std::numeric_limits<int64_t>::min();
-
-  static int64_t coordinate(const RayleighPlan& plan, int i, int64_t position, int64_t tap) {
-    const Axis& axis = plan.problem.input.axes[i];
-    const int64_t numerator = position * axis.down() + axis.offset(tap);
-    if (plan.interleaved) return position;
-    if (numerator % axis.up() != 0) return kNone;
-    const int64_t at = numerator / axis.up();
-    const bool open = plan.strips > 1 && i == plan.strip_axis;  // a strip's neighbours are zero-filled lane by lane
-    return open || (at >= 0 && at < axis.size) ? at : kNone;
-  }
-
-  void locate(const RayleighPlan& plan, const std::array<int64_t, kAxes>& low,
-              const std::array<int64_t, kAxes>& high) {
-    const auto& axes = plan.problem.input.axes;
-    for (int i = 0; i < 2; ++i) {
-      auto &at = slot[i], &row = rows[i];
-      at.clear(), row.clear();
-      for (int64_t o = low[i]; o < high[i]; ++o)
-        for (int64_t tap = 0; tap < axes[i].kernel; ++tap) at.push_back(coordinate(plan, i, o, tap));
-      for (int64_t c : at)
-        if (c != kNone) row.push_back(c);
-      std::sort(row.begin(), row.end());
-      row.erase(std::unique(row.begin(), row.end()), row.end());
-      for (int64_t& c : at) c = c == kNone ? -1 : std::lower_bound(row.begin(), row.end(), c) - row.begin();
-    }
-    column_runs.clear();
-    column_begin.assign(1, 0);
-    int64_t first = std::numeric_limits<int64_t>::max(), last = kNone;
-    for (int64_t o = low[2]; o < high[2]; ++o) {
-      const size_t begin = column_runs.size();
-      for (int64_t tap = 0; tap < axes[2].kernel; ++tap) {
-        const int64_t c = coordinate(plan, 2, o, tap);
-        if (c == kNone) continue;
-        first = std::min(first, c), last = std::max(last, c);
-        ColumnRun* run = column_runs.size() > begin ? &column_runs.back() : nullptr;
-        if (run && run->column + run->length == c && run->tap + run->length == tap) {
-          ++run->length;
-        } else {
-          column_runs.push_back({c, tap, 1});
-        }
-      }
-      column_begin.push_back(int64_t(column_runs.size()));
-    }
-    first_column = last == kNone ? 0 : first;
-    columns = last == kNone ? 0 : last - first + 1;
-    for (auto& run : column_runs) run.column -= first_column;
-  }
-};
 
 // Accumulators of a tile are one register each: 32 registers hold 24 of them, 16 hold 12.
 using NarrowTiles = std::integer_sequence<int, 1, 2, 4, 6, 8, 10, 12>;
@@ -194,7 +97,9 @@ void choose_lanes(RayleighPlan& plan) {
   const Axis& axis = axes[plan.strip_axis];
   if (pointwise(plan.problem.input) && all == out[2]) {
     const int64_t by_sample = ceil_div(batch, lanes) * all, by_position = batch * ceil_div(all, lanes);
-    if (plan.merged || by_position <= by_sample) {
+    // Adjacent positions that are adjacent in memory need no transposition.
+    const bool in_order = plan.problem.x.axis[2] == 1 && plan.problem.delta.axis[2] == 1;
+    if (plan.merged || by_position <= (in_order ? by_sample + by_sample / 3 : by_sample)) {
       plan.interleaved = true;
       plan.strip_axis = 2;
       plan.strip = plan.merged ? std::min(kMergedStrip, ceil_div(all, lanes)) : ceil_div(all, lanes);
@@ -223,27 +128,22 @@ void choose_lanes(RayleighPlan& plan) {
   plan.lane_out[plan.strip_axis] = plan.strip;
 }
 
-// Shrinks the box until its pixels fit, the outer axes first, a row of vector width last.
+// Shrinks the box until its pixels fit: rows first, because the next box keeps the rows they share, whole rows last,
+// because those follow each other in memory.
 void choose_box(RayleighPlan& plan, int64_t size, int64_t budget) {
   plan.box = plan.lane_out;
-  const int64_t vector = plan.lanes * size * plan.problem.input.group_channels();
+  const int64_t vector = plan.lanes * size,
+                pixel = vector * RayleighLayout::spread(plan.problem.input.group_channels(), vector);
   const auto bytes = [&] {
-    int64_t most = vector;
+    int64_t most = pixel;
     for (int i = 0; i < kAxes; ++i) most *= RayleighLayout::box_reads(plan, i, plan.box[i]);
     return most;
   };
-  while (bytes() > budget && plan.box != std::array<int64_t, kAxes>{1, 1, 1}) {
-    int largest = 0;
-    for (int i = 1; i < kAxes; ++i)
-      if (plan.box[i] > plan.box[largest]) largest = i;
-    if (largest == 2 && plan.box[2] <= kErrorPositions) largest = plan.box[0] > 1 ? 0 : plan.box[1] > 1 ? 1 : 2;
-    // Equal pieces: a last box of one row would read its whole surroundings again.
-    const int64_t pieces = ceil_div(plan.lane_out[largest], plan.box[largest]) + 1;
-    plan.box[largest] = std::min(plan.box[largest] - 1, ceil_div(plan.lane_out[largest], pieces));
-    plan.box[largest] = std::max<int64_t>(plan.box[largest], 1);
-  }
-  const int64_t error = plan.problem.outputs * plan.lanes * size;
-  plan.error_positions = std::clamp<int64_t>(budget / 2 / std::max<int64_t>(error, 1), 1, kErrorPositions);
+  for (int axis : {1, 0, 2})
+    for (int64_t pieces = 2; bytes() > budget * 5 / 8 && plan.box[axis] > 1; ++pieces)
+      plan.box[axis] = ceil_div(plan.lane_out[axis], pieces);  // equal pieces
+  const int64_t error = vector * RayleighLayout::spread(plan.problem.outputs, vector);
+  plan.error_positions = std::clamp<int64_t>(budget / 4 / std::max<int64_t>(error, 1), 1, kErrorPositions);
 }
 
 template <class T>
@@ -277,7 +177,7 @@ RayleighPlan make_rayleigh_plan(const RayleighProblem& problem, int64_t scratch_
   plan.tile = tile_width(ceil_div(problem.directions, plan.tiles));
   if (pointwise(problem.input)) flatten(plan);
   choose_lanes(plan);
-  choose_box(plan, size, scratch_budget / 2);
+  choose_box(plan, size, scratch_budget);
   plan.lane_groups_per_block = ceil_div(plan.lane_groups, std::max<int64_t>(1, kMostBlocks / problem.input.groups));
   plan.blocks_per_group = ceil_div(plan.lane_groups, plan.lane_groups_per_block);
   const RayleighLayout layout(plan, size);
@@ -290,10 +190,11 @@ void pack_rayleigh_directions(const RayleighPlan& plan, void* directions) {
   plan.problem.wide() ? pack(plan, (double*)directions) : pack(plan, (float*)directions);
 }
 
-void run_rayleigh_block(const RayleighPlan& plan, const void* directions, int64_t block, void* scratch, double* partial) {
+void run_rayleigh_block(const RayleighPlan& plan, const void* directions, int64_t block, void* scratch,
+                        double* partial) {
   const int bytes = plan.lanes * int(plan.problem.wide() ? sizeof(double) : sizeof(float));
   BoxReads reads;
-#define SPECTRAL_RUN(set)                                                                          \
+#define SPECTRAL_RUN(set)                                                                        \
   plan.problem.wide() ? set::run_block<double>(plan, directions, block, scratch, reads, partial) \
                       : set::run_block<float>(plan, directions, block, scratch, reads, partial)
 #ifdef SPECTRAL_X86

@@ -1,8 +1,8 @@
 // Second moments of layer inputs and errors along K pairs of directions, in one pass and without an N × K buffer.
 //
-// Per output position: p_k = v_k·a (a convolution with V as filters) and q_k = u_k·d stay in cache; only Σp², Σq², Σp²q²
-// and per-sample Σpq leave it. One SIMD lane holds one sample (or one strip of a sample): the input is repacked as
-// [pixel][channel][lane], so that every tap, stride and dilation is a run of aligned vectors, nothing is padded, and
+// Per output position: p_k = v_k·a (a convolution with V as filters) and q_k = u_k·d stay in cache; only Σp², Σq²,
+// Σp²q² and per-sample Σpq leave it. One SIMD lane holds one sample (or one strip of a sample): the input is repacked
+// as [pixel][channel][lane], so that every tap, stride and dilation is a run of aligned vectors, nothing is padded, and
 // the per-sample sums of the Gauss-Newton form are lane-wise.
 #pragma once
 #include <array>
@@ -37,12 +37,12 @@ struct RayleighProblem {
 
 // How a problem is cut. It depends on shapes, strides and the machine's vector width only: never on the thread count.
 struct RayleighPlan {
-  RayleighProblem problem;  // as given, or flattened: see make_rayleigh_plan
-  bool merged = false;      // one position a sample: samples became positions, and gauss_newton is sum_of_products
+  RayleighProblem problem;   // as given, or flattened: see make_rayleigh_plan
+  bool merged = false;       // one position a sample: samples became positions, and gauss_newton is sum_of_products
   bool interleaved = false;  // lane i holds positions i, i + lanes, … of one sample
   int lanes = 0, tile = 0, tiles = 0;  // directions are computed in tiles of `tile` columns
   int lanes_per_sample = 1, strip_axis = 0;
-  int64_t strip = 0;  // positions along strip_axis in one lane
+  int64_t strip = 0;                             // positions along strip_axis in one lane
   std::array<int64_t, kAxes> lane_out{}, box{};  // output positions of a lane, and of the box that is packed at a time
   int64_t strips = 1;                            // strips of a sample
   int64_t lane_groups = 0, lane_groups_per_block = 1, blocks_per_group = 0;
@@ -60,7 +60,8 @@ RayleighPlan make_rayleigh_plan(const RayleighProblem& problem, int64_t scratch_
 void pack_rayleigh_directions(const RayleighPlan& plan, void* directions);
 
 // Sums of one block into partial[4][K]; `scratch` is plan.scratch_bytes, 64-byte aligned, private to the caller.
-void run_rayleigh_block(const RayleighPlan& plan, const void* directions, int64_t block, void* scratch, double* partial);
+void run_rayleigh_block(const RayleighPlan& plan, const void* directions, int64_t block, void* scratch,
+                        double* partial);
 
 // Adds the blocks in order and divides: out[4][groups][K] is output, input, sum_of_products, gauss_newton.
 void finish_rayleigh(const RayleighPlan& plan, const double* partials, double* out);

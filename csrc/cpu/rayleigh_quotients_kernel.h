@@ -1,238 +1,11 @@
+// From lane groups to partial sums: what a block of the plan computes.
 // Included by rayleigh_quotients.cpp once an instruction set, inside a namespace of its own: no include guard.
-// SIMD_BYTES is the vector width, TileWidths the tiles of directions that the registers hold.
-
-template <class T>
-constexpr int kLanes = SIMD_BYTES / sizeof(T);
-template <class T>
-using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-
-template <class T>
-struct Simd {
-  typedef T vec __attribute__((vector_size(SIMD_BYTES), may_alias));
-  typedef Index<T> mask __attribute__((vector_size(SIMD_BYTES), may_alias));
-};
-template <class T>
-using Vec = typename Simd<T>::vec;
-template <class T>
-using Mask = typename Simd<T>::mask;
-
-// ---- loads of one vector from any element type
-
-template <class S, class T, int N>
-struct Load {
-  typedef S from __attribute__((vector_size(N * sizeof(S))));
-  static Vec<T> call(const S* p) {
-    from v;
-    std::memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(v, Vec<T>);
-  }
-};
-template <class T, int N>
-struct Load<T, T, N> {
-  static Vec<T> call(const T* p) {
-    Vec<T> v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-  }
-};
-
-template <int N, class U16 = uint16_t>
-struct Bits {
-  typedef U16 half __attribute__((vector_size(N * 2)));  // GCC checks conversions early unless the type is dependent
-  typedef uint32_t word __attribute__((vector_size(N * 4)));
-  typedef float real __attribute__((vector_size(N * 4)));
-  static word read(const void* p) {
-    half h;
-    std::memcpy(&h, p, sizeof h);
-    return __builtin_convertvector(h, word);
-  }
-};
-template <class T, int N>
-struct Load<BFloat16, T, N> {
-  static Vec<T> call(const BFloat16* p) {
-    return __builtin_convertvector((typename Bits<N>::real)(Bits<N>::read(p) << 16), Vec<T>);
-  }
-};
-template <class T, int N>
-struct Load<Half, T, N> {
-  // 2^112 moves the exponent to float's bias, subnormals included; what lands at or above 65536 was infinity or NaN.
-  static Vec<T> call(const Half* p) {
-    using B = Bits<N>;
-    typename B::word h = B::read(p), magnitude = (h & 0x7fffu) << 13;
-    typename B::real scaled = (typename B::real)magnitude * 0x1p112f;
-    typename B::word special = (typename B::word)(scaled >= 65536.0f) & 0x7f800000u;
-    typename B::word bits = (typename B::word)scaled | special | ((h & 0x8000u) << 16);
-    return __builtin_convertvector((typename B::real)bits, Vec<T>);
-  }
-};
-template <class S, class T>
-static inline Vec<T> load(const S* p) {
-  return Load<S, T, kLanes<T>>::call(p);
-}
-template <class S, class T>
-static T load_one(const S* p) {
-  S block[kLanes<T>] = {*p};
-  return load<S, T>(block)[0];
-}
-
-// ---- repacking into [pixel][channel][lane]
-
-template <class T, int Step, bool Low, int... I>
-static inline Vec<T> exchange(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
-  constexpr int n = sizeof...(I);
-  if constexpr (Low) {
-    const Mask<T> pick = {((I & Step) ? n + I - Step : I)...};
-    return __builtin_shuffle(a, b, pick);
-  } else {
-    const Mask<T> pick = {((I & Step) ? n + I : I + Step)...};
-    return __builtin_shuffle(a, b, pick);
-  }
-}
-template <class T, int Step>
-static inline void transpose_steps(Vec<T>* r) {
-  if constexpr (Step >= 1) {
-    using Sequence = std::make_integer_sequence<int, kLanes<T>>;
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T>; ++i) {
-      if (i & Step) continue;
-      const Vec<T> low = exchange<T, Step, true>(r[i], r[i + Step], Sequence{});
-      r[i + Step] = exchange<T, Step, false>(r[i], r[i + Step], Sequence{});
-      r[i] = low;
-    }
-    transpose_steps<T, Step / 2>(r);
-  }
-}
-
-// Element e of every lane to to[e·step + lane], for `count` elements that are adjacent in memory.
-template <class S, class T>
-static void pack_adjacent(const S* const* lane, int64_t offset, int64_t count, T* to, int64_t step) {
-  constexpr int L = kLanes<T>;
-  Vec<T> r[L];
-  int64_t e = 0;
-  while (e < count) {
-    if (count >= L) {
-      e = std::min(e, count - L);  // the last block overlaps the one before
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) r[i] = load<S, T>(lane[i] + offset + e);
-    } else {
-      for (int i = 0; i < L; ++i) {
-        S block[L] = {};
-        std::memcpy(block, lane[i] + offset, count * sizeof(S));
-        r[i] = load<S, T>(block);
-      }
-    }
-    transpose_steps<T, L / 2>(r);
-    const int64_t n = std::min<int64_t>(L, count - e);
-    if (n == L) {
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) *(Vec<T>*)(to + (e + i) * step) = r[i];
-    } else {
-      for (int64_t i = 0; i < n; ++i) *(Vec<T>*)(to + i * step) = r[i];
-    }
-    e += L;
-  }
-}
-
-template <class S, class T>
-static void pack_pixels(const S* const* lane, int64_t offset, int64_t pixels, int64_t pixel_stride, int64_t channels,
-                        int64_t channel_stride, T* to) {
-  constexpr int L = kLanes<T>;
-  bool side_by_side = true;
-  for (int i = 1; i < L; ++i) side_by_side &= lane[i] == lane[0] + i;
-  if (side_by_side) {
-    for (int64_t p = 0; p < pixels; ++p)
-      for (int64_t c = 0; c < channels; ++c)
-        *(Vec<T>*)(to + (p * channels + c) * L) = load<S, T>(lane[0] + offset + p * pixel_stride + c * channel_stride);
-  } else if (channel_stride == 1 && (pixel_stride != 1 || channels >= pixels)) {
-    for (int64_t p = 0; p < pixels; ++p)
-      pack_adjacent<S, T>(lane, offset + p * pixel_stride, channels, to + p * channels * L, L);
-  } else if (pixel_stride == 1) {
-    for (int64_t c = 0; c < channels; ++c)
-      pack_adjacent<S, T>(lane, offset + c * channel_stride, pixels, to + c * L, channels * L);
-  } else {
-    for (int64_t p = 0; p < pixels; ++p)
-      for (int64_t c = 0; c < channels; ++c)
-        for (int i = 0; i < L; ++i)
-          to[(p * channels + c) * L + i] = load_one<S, T>(lane[i] + offset + p * pixel_stride + c * channel_stride);
-  }
-}
-
-// ---- projections and sums
-
-template <class T>
-struct Run {
-  const T* x;      // `length` vectors
-  int64_t row;     // first row of the packed directions
-  int64_t length;
-};
-
-// out[k][lane] = start_k + Σ over the runs' rows r of x_r[lane] · v[r][k]
-template <class T, int KR>
-static void project(const Run<T>* run, int64_t runs, const T* v, const T* start, T* out) {
-  constexpr int L = kLanes<T>;
-  Vec<T> sum[KR];
-#pragma GCC unroll 32
-  for (int k = 0; k < KR; ++k) sum[k] = Vec<T>{} + (start ? start[k] : T(0));
-  for (; runs > 0; --runs, ++run) {
-    const T *x = run->x, *w = v + run->row * KR;
-    for (int64_t i = 0; i < run->length; ++i, x += L, w += KR) {
-      const Vec<T> value = *(const Vec<T>*)x;
-#pragma GCC unroll 32
-      for (int k = 0; k < KR; ++k) sum[k] += value * w[k];
-    }
-  }
-#pragma GCC unroll 32
-  for (int k = 0; k < KR; ++k) *(Vec<T>*)(out + k * L) = sum[k];
-}
-
-// Adds q², p², p²q² and pq over `count` positions to total[k][4][lane]; positions where a mask is 0 do not count.
-template <class T, int KR, bool Masked>
-static void reduce(const T* P, const T* Q, const Index<T>* masks, int count, double* total) {
-  constexpr int L = kLanes<T>;
-  for (int k = 0; k < KR; ++k, total += 4 * L) {
-    Vec<T> sum[4] = {};
-    for (int i = 0; i < count; ++i) {
-      Vec<T> p = *(const Vec<T>*)(P + (i * KR + k) * L), q = *(const Vec<T>*)(Q + (i * KR + k) * L);
-      if constexpr (Masked) {
-        const Mask<T> valid = *(const Mask<T>*)(masks + i * L);
-        p = (Vec<T>)((Mask<T>)p & valid);
-        q = (Vec<T>)((Mask<T>)q & valid);
-      }
-      sum[3] += p * q;
-      p *= p;
-      q *= q;
-      sum[0] += q;
-      sum[1] += p;
-      sum[2] += p * q;
-    }
-    for (int z = 0; z < 4; ++z)
-      for (int l = 0; l < L; ++l) total[z * L + l] += sum[z][l];
-  }
-}
-
-template <class T>
-struct TileKernels {
-  int width;
-  void (*project)(const Run<T>*, int64_t, const T*, const T*, T*);
-  void (*reduce)(const T*, const T*, const Index<T>*, int, double*);
-  void (*reduce_masked)(const T*, const T*, const Index<T>*, int, double*);
-};
-
-template <class T, int... Widths>
-static TileKernels<T> choose_kernels(int tile, std::integer_sequence<int, Widths...>) {
-  TileKernels<T> chosen{};
-  ((tile == Widths ? void(chosen = {Widths, &project<T, Widths>, &reduce<T, Widths, false>, &reduce<T, Widths, true>})
-                   : void()),
-   ...);
-  return chosen;
-}
-
-// ---- one block of lane groups
+#include "cpu/rayleigh_quotients_simd.h"
 
 template <class T>
 struct LaneGroup {
-  int64_t x[kLanes<T>], delta[kLanes<T>];  // element offsets
-  int64_t length[kLanes<T>];               // valid positions are [0, length)
+  int64_t x[kLanes<T>], delta[kLanes<T>];   // element offsets
+  int64_t length[kLanes<T>];                // valid positions are [0, length)
   int64_t low[kLanes<T>], high[kLanes<T>];  // coordinates along strip_axis that exist in this lane
   int64_t shortest = 0;
 
@@ -284,6 +57,7 @@ struct Block {
   const int64_t conv_group;
   const TileKernels<T> kernels;
   const int KR;
+  const int64_t pixel_step, error_step;
   const T *V, *start, *U;
   T *pixels, *errors, *P, *Q;
   Index<T>* masks;
@@ -293,8 +67,15 @@ struct Block {
   std::vector<int64_t> run_begin;
 
   Block(const RayleighPlan& plan, const T* directions, int64_t conv_group, char* scratch, BoxReads& reads)
-      : plan(plan), problem(plan.problem), input(problem.input), conv_group(conv_group),
-        kernels(choose_kernels<T>(plan.tile, TileWidths{})), KR(plan.tile), reads(reads) {
+      : plan(plan),
+        problem(plan.problem),
+        input(problem.input),
+        conv_group(conv_group),
+        kernels(choose_kernels<T>(plan.tile, TileWidths{})),
+        KR(plan.tile),
+        pixel_step(RayleighLayout::spread(input.group_channels(), sizeof(T) * L) * L),
+        error_step(RayleighLayout::spread(plan.problem.outputs, sizeof(T) * L) * L),
+        reads(reads) {
     const RayleighLayout layout(plan, sizeof(T));
     V = directions + conv_group * layout.directions_of_group;
     start = V + layout.V;
@@ -310,12 +91,15 @@ struct Block {
   template <class F>
   static void with_type(const RayleighOperand& operand, F f) {
     switch (operand.type) {
-      case Scalar::kFloat: return f((const float*)operand.data);
+      case Scalar::kFloat:
+        return f((const float*)operand.data);
       case Scalar::kDouble:
         if constexpr (sizeof(T) == 8) f((const double*)operand.data);
         return;
-      case Scalar::kBFloat16: return f((const BFloat16*)operand.data);
-      case Scalar::kHalf: return f((const Half*)operand.data);
+      case Scalar::kBFloat16:
+        return f((const BFloat16*)operand.data);
+      case Scalar::kHalf:
+        return f((const Half*)operand.data);
     }
   }
 
@@ -328,7 +112,7 @@ struct Block {
         for (int i = 0; i < L; ++i) {
           const int64_t at = coordinate + p * coordinate_step;
           const S* from = lane[i] + offset + p * problem.x.axis[2] + c * problem.x.channel;
-          to[(p * C + c) * L + i] = at >= group.low[i] && at < group.high[i] ? load_one<S, T>(from) : T(0);
+          to[p * pixel_step + c * L + i] = at >= group.low[i] && at < group.high[i] ? load_one<S, T>(from) : T(0);
         }
   }
 
@@ -343,34 +127,33 @@ struct Block {
         pack_ragged(lane, group, reads.first_column, reads.columns,
                     [&](const S* const* from, int64_t p, int64_t count) {
                       pack_pixels<S, T>(from, p * step, count, step, C, channel,
-                                        pixels + (p - reads.first_column) * C * L);
+                                        pixels + (p - reads.first_column) * pixel_step, pixel_step);
                     });
         return;
       }
       int64_t low = group.low[0], high = group.high[0];
       for (int i = 1; i < L; ++i) low = std::max(low, group.low[i]), high = std::min(high, group.high[i]);
-      int64_t pending = 0, pending_offset = 0;  // rows that follow each other in memory are packed as one
-      T* to = pixels;
+      // Rows that follow each other in memory, and will, are packed as one.
+      int64_t pending = 0, from = 0, to = 0;
       const auto flush = [&] {
-        if (pending) pack_pixels<S, T>(lane, pending_offset, pending, step, C, channel, to);
-        to += pending * C * L;
+        if (pending) pack_pixels<S, T>(lane, from, pending, step, C, channel, pixels + to * pixel_step, pixel_step);
         pending = 0;
       };
       const bool guarded = plan.strips > 1;
-      for (int64_t z : reads.rows[0])
-        for (int64_t y : reads.rows[1]) {
-          const int64_t row = z * problem.x.axis[0] + y * problem.x.axis[1] + reads.first_column * step;
-          const int64_t at[kAxes] = {z, y, reads.first_column};
+      for (const auto& z : reads.planes)
+        for (const auto& y : reads.rows) {
+          const int64_t source =
+              z.coordinate * problem.x.axis[0] + y.coordinate * problem.x.axis[1] + reads.first_column * step;
+          const int64_t target = (z.slot * reads.row_slots + y.slot) * reads.columns;
+          const int64_t at[kAxes] = {z.coordinate, y.coordinate, reads.first_column};
           const int64_t coordinate = at[plan.strip_axis], moves = plan.strip_axis == 2;
           const int64_t last = coordinate + moves * (reads.columns - 1);
           if (guarded && (coordinate < low || last >= high)) {
-            flush();
-            pack_row(lane, group, coordinate, moves, row, reads.columns, to);
-            to += reads.columns * C * L;
+            pack_row(lane, group, coordinate, moves, source, reads.columns, pixels + target * pixel_step);
             continue;
           }
-          if (pending && row != pending_offset + pending * step) flush();
-          if (!pending) pending_offset = row;
+          if (pending && (source != from + pending * step || target != to + pending)) flush();
+          if (!pending) from = source, to = target;
           pending += reads.columns;
         }
       flush();
@@ -406,7 +189,8 @@ struct Block {
         while (i + n < count && offset[i + n] == offset[i] + n * step && position[i + n] == position[i] + n) ++n;
         pack_ragged(lane, group, position[i], n, [&](const S* const* from, int64_t p, int64_t pixels_now) {
           const int64_t at = p - position[i];
-          pack_pixels<S, T>(from, offset[i] + at * step, pixels_now, step, m, channel, errors + (i + at) * m * L);
+          pack_pixels<S, T>(from, offset[i] + at * step, pixels_now, step, m, channel, errors + (i + at) * error_step,
+                            error_step);
         });
         i += n;
       }
@@ -424,7 +208,7 @@ struct Block {
       for (int i = 0; i < count; ++i) {
         const Run<T>* first = runs.data() + run_begin[i];
         kernels.project(first, run_begin[i + 1] - run_begin[i], V + t * n * KR, start + t * KR, P + i * KR * L);
-        const Run<T> error_run = {error + i * m * L, 0, m};
+        const Run<T> error_run = {error + i * error_step, 0, m};
         kernels.project(&error_run, 1, U + t * m * KR, nullptr, Q + i * KR * L);
       }
       double* total = totals + int64_t(t) * KR * 4 * L;
@@ -437,23 +221,29 @@ struct Block {
     const int64_t C = input.group_channels();
     const auto& axes = input.axes;
     for (int64_t i = 0; i < axes[0].kernel; ++i) {
-      const int64_t slot_z = reads.slot[0][z * axes[0].kernel + i];
+      const int64_t slot_z = reads.plane[z * axes[0].kernel + i];
       if (slot_z < 0) continue;
       for (int64_t j = 0; j < axes[1].kernel; ++j) {
-        const int64_t slot_y = reads.slot[1][y * axes[1].kernel + j];
+        const int64_t slot_y = reads.row[y * axes[1].kernel + j];
         if (slot_y < 0) continue;
-        const int64_t row = (slot_z * int64_t(reads.rows[1].size()) + slot_y) * reads.columns;
+        const int64_t row = (slot_z * reads.row_slots + slot_y) * reads.columns;
         const int64_t taps = (i * axes[1].kernel + j) * axes[2].kernel;
         for (int64_t r = reads.column_begin[x]; r < reads.column_begin[x + 1]; ++r) {
           const auto& run = reads.column_runs[r];
-          runs.push_back({pixels + (row + run.column) * C * L, (taps + run.tap) * C, run.length * C});
+          const T* from = pixels + (row + run.column) * pixel_step;
+          if (pixel_step == C * L) {
+            runs.push_back({from, (taps + run.tap) * C, run.length * C});
+          } else {
+            for (int64_t t = 0; t < run.length; ++t)
+              runs.push_back({from + t * pixel_step, (taps + run.tap + t) * C, C});
+          }
         }
       }
     }
   }
 
-  void run_box(const LaneGroup<T>& group, const std::array<int64_t, kAxes>& low, const std::array<int64_t, kAxes>& high) {
-    reads.locate(plan, low, high);
+  void run_box(const LaneGroup<T>& group, const Box& low, const Box& high) {
+    reads.move_to(plan, low, high);
     pack_input(group);
     const int64_t rows = high[1] - low[1], columns = high[2] - low[2], all = (high[0] - low[0]) * rows * columns;
     int64_t position[kErrorPositions], offset[kErrorPositions];
@@ -475,7 +265,7 @@ struct Block {
           add_runs(at / (columns * rows), at / columns % rows, at % columns);
           run_begin.push_back(int64_t(runs.size()));
         }
-        run_positions(group, position + i, now, errors + i * problem.outputs * L);
+        run_positions(group, position + i, now, errors + i * error_step);
       }
     }
   }
@@ -487,13 +277,14 @@ struct Block {
     for (int64_t g = index * plan.lane_groups_per_block; g < end; ++g) {
       const LaneGroup<T> group(plan, g);
       std::fill_n(totals, plan.columns() * 4 * L, 0.0);
-      std::array<int64_t, kAxes> low{}, high{};
+      Box low{}, high{};
       for (low[0] = 0; low[0] < plan.lane_out[0]; low[0] = high[0]) {
         high[0] = std::min(low[0] + plan.box[0], plan.lane_out[0]);
-        for (low[1] = 0; low[1] < plan.lane_out[1]; low[1] = high[1]) {
-          high[1] = std::min(low[1] + plan.box[1], plan.lane_out[1]);
-          for (low[2] = 0; low[2] < plan.lane_out[2]; low[2] = high[2]) {
-            high[2] = std::min(low[2] + plan.box[2], plan.lane_out[2]);
+        for (low[2] = 0; low[2] < plan.lane_out[2]; low[2] = high[2]) {
+          high[2] = std::min(low[2] + plan.box[2], plan.lane_out[2]);
+          reads.begin(plan, low, high);
+          for (low[1] = 0; low[1] < plan.lane_out[1]; low[1] = high[1]) {
+            high[1] = std::min(low[1] + plan.box[1], plan.lane_out[1]);
             run_box(group, low, high);
           }
         }

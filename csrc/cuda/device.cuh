@@ -19,11 +19,17 @@ __device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162
 template <typename T>
 __device__ __forceinline__ T narrow(float value);
 template <>
-__device__ __forceinline__ float narrow<float>(float value) { return value; }
+__device__ __forceinline__ float narrow<float>(float value) {
+  return value;
+}
 template <>
-__device__ __forceinline__ __half narrow<__half>(float value) { return __float2half_rn(value); }
+__device__ __forceinline__ __half narrow<__half>(float value) {
+  return __float2half_rn(value);
+}
 template <>
-__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float value) { return __float2bfloat16_rn(value); }
+__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
 
 // What sums of T are kept in.
 template <typename T>
@@ -65,10 +71,14 @@ cudaError_t launch(void (*kernel)(Formal...), dim3 grid, dim3 block, size_t shar
 template <typename Function>
 cudaError_t dispatch(Dtype dtype, const Function& function) {
   switch (dtype) {
-    case Dtype::kFloat64: return function(double{});
-    case Dtype::kFloat32: return function(float{});
-    case Dtype::kBFloat16: return function(__nv_bfloat16{});
-    case Dtype::kFloat16: return function(__half{});
+    case Dtype::kFloat64:
+      return function(double{});
+    case Dtype::kFloat32:
+      return function(float{});
+    case Dtype::kBFloat16:
+      return function(__nv_bfloat16{});
+    case Dtype::kFloat16:
+      return function(__half{});
   }
   return cudaErrorInvalidValue;
 }

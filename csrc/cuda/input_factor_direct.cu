@@ -1,8 +1,8 @@
 // Implicit-im2col symmetric rank-k update: correct for every geometry, the fallback of the lag kernel.
 //
-// A block sums one tile of the upper triangle of one group over one slice of the rows (output positions of all samples):
-// patches are read straight from x, zeros where a tap falls outside. Slices go to scratch and a second kernel adds them
-// in order, scales, and writes a tile and its mirror image: deterministic and exactly symmetric.
+// A block sums one tile of the upper triangle of one group over one slice of the rows (output positions of all
+// samples): patches are read straight from x, zeros where a tap falls outside. Slices go to scratch and a second kernel
+// adds them in order, scales, and writes a tile and its mirror image: deterministic and exactly symmetric.
 #include "cuda/device.cuh"
 #include "cuda/input_factor_direct.h"
 
@@ -13,9 +13,9 @@ constexpr int kDepth = 16;     // rows a step
 constexpr int kThreads = 256;  // 16 × 16, each with a (kTile/16)² fragment
 
 struct Column {
-  int64_t offset;    // of the channel
-  int start[3];      // tap·step + start
-  int kind;          // 0 outside the factor, 1 patch, 2 ones
+  int64_t offset;  // of the channel
+  int start[3];    // tap·step + start
+  int kind;        // 0 outside the factor, 1 patch, 2 ones
 };
 
 struct Row {
@@ -125,7 +125,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int j = 0; j < kFragment; ++j) partial[(ty + 16 * i) * kTile + tx + 16 * j] = sum[i][j];
 }
 
-// Grid (tiles · groups, kTile/16): adds the slices of sixteen rows of a tile in order, writes them and their mirror image.
+// Grid (tiles · groups, kTile/16): adds the slices of sixteen rows of a tile in order, writes them and their mirror
+// image.
 template <typename Acc, int kTile>
 __global__ void __launch_bounds__(kThreads)
     finish(const Acc* scratch, int tiles, int64_t slices, int n, FactorOutput out) {
@@ -185,8 +186,8 @@ cudaError_t run(const void* x, const DirectSizes& sizes, const FactorOutput& out
                                      sizes, l.tiles, sizes.rows(), l.rows_per_slice, static_cast<Acc*>(scratch));
     if (error != cudaSuccess) return error;
   }
-  return launch(finish<Acc, kTile>, dim3(grid.x, kTile / 16), dim3(kThreads), 0, stream, static_cast<const Acc*>(scratch), l.tiles,
-                l.slices, sizes.n(), out);
+  return launch(finish<Acc, kTile>, dim3(grid.x, kTile / 16), dim3(kThreads), 0, stream,
+                static_cast<const Acc*>(scratch), l.tiles, l.slices, sizes.n(), out);
 }
 
 }  // namespace
@@ -203,8 +204,7 @@ cudaError_t launch_input_factor_direct(const void* x, Dtype dtype, const DirectS
   if (l.slices > 65535 || static_cast<int64_t>(l.tiles) * sizes.groups > 0x7fffffff) return cudaErrorInvalidValue;
   return dispatch(dtype, [&](auto type) {
     using T = decltype(type);
-    return l.tile == 16 ? run<T, 16>(x, sizes, out, scratch, l, stream)
-                        : run<T, 64>(x, sizes, out, scratch, l, stream);
+    return l.tile == 16 ? run<T, 16>(x, sizes, out, scratch, l, stream) : run<T, 64>(x, sizes, out, scratch, l, stream);
   });
 }
 

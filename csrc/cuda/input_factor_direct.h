@@ -8,7 +8,8 @@
 
 namespace spectral_ext::cuda {
 
-// Tap t of output position y reads input h where h·up = y·down + t·step + start, if that h is an integer inside [0, size).
+// Tap t of output position y reads input h where h·up = y·down + t·step + start, if that h is an integer inside [0,
+// size).
 struct DirectAxis {
   int size, kernel, positions, up, down, step, start;
 };
@@ -18,8 +19,8 @@ struct DirectSizes {
   int groups, group_channels;
   DirectAxis axes[3];
   int64_t batch_stride, channel_stride, axis_stride[3];  // of x, in elements
-  bool bias;           // a last column of ones
-  bool channels_last;  // column order (tap, channel) instead of (channel, tap)
+  bool bias;                                             // a last column of ones
+  bool channels_last;                                    // column order (tap, channel) instead of (channel, tap)
 
   int taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
   int n() const { return group_channels * taps() + bias; }

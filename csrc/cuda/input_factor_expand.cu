@@ -1,8 +1,10 @@
-// From lag sums to the factor: block (tap, tap') is the sum of a box of regions, or the transpose of that of (tap', tap).
+// From lag sums to the factor: block (tap, tap') is the sum of a box of regions, or the transpose of that of (tap',
+// tap).
 //
-// A block of threads writes rows (tap, eight channels) × columns (all taps, a strip of channels), staged in shared memory so
-// that both the reads (rows of a region, or eight-wide pieces of its columns) and the writes (either column order) are
-// contiguous. Element (i, j) and (j, i) add the same numbers in the same order: the factor is exactly symmetric.
+// A block of threads writes rows (tap, eight channels) × columns (all taps, a strip of channels), staged in shared
+// memory so that both the reads (rows of a region, or eight-wide pieces of its columns) and the writes (either column
+// order) are contiguous. Element (i, j) and (j, i) add the same numbers in the same order: the factor is exactly
+// symmetric.
 #include "cuda/device.cuh"
 #include "cuda/input_factor_lag.h"
 
@@ -27,7 +29,7 @@ __device__ __forceinline__ void split_tap(int tap, const int32_t (&kernel)[3], i
   out[0] = tap / kernel[1];
 }
 
-__device__ __forceinline__ Box find_box(const LagTables32& t, int row_tap, int column_tap) {
+__device__ __forceinline__ Box find_box(const LagExpansion& t, int row_tap, int column_tap) {
   Box box{-1, {0, 0, 0}, {0, 0, 0}, {0, 0}, false};
   for (int transposed = 0; transposed < 2 && box.first < 0; ++transposed) {
     int a[3], b[3], which[3];
@@ -62,7 +64,7 @@ __device__ __forceinline__ Acc sum_box(const Acc* state, const Box& box, int64_t
 
 // Σ_y of the patch's entry (tap, channel).
 template <typename Acc>
-__device__ __forceinline__ Acc sum_patch(const Acc* sums, const LagTables32& t, int tap, int channel, int channels) {
+__device__ __forceinline__ Acc sum_patch(const Acc* sums, const LagExpansion& t, int tap, int channel, int channels) {
   int i[3];
   split_tap(tap, t.kernel, i);
   Box box{0, {0, 0, 0}, {0, 0, 0}, {0, 0}, false};
@@ -89,7 +91,7 @@ __device__ __forceinline__ void put(Acc* out, const FactorOutput& o, int64_t row
 // Grid (taps · ⌈channels/8⌉, ⌈channels/strip⌉, groups).
 template <typename Acc>
 __global__ void __launch_bounds__(kThreads)
-    expand(const Acc* state, LagSizes s, LagTables32 tables, bool channels_last, int strip, FactorOutput out) {
+    expand(const Acc* state, LagSizes s, LagExpansion tables, bool channels_last, int strip, FactorOutput out) {
   __shared__ Acc stage[kStage];
   __shared__ Box boxes[kMaxTaps];
   const int taps = tables.kernel[0] * tables.kernel[1] * tables.kernel[2];
@@ -98,7 +100,8 @@ __global__ void __launch_bounds__(kThreads)
   Acc* target = static_cast<Acc*>(out.data) + blockIdx.z * out.group_stride;
   const int64_t matrix = static_cast<int64_t>(s.channels) * s.channels;
   const auto position = [&](int tap, int channel) {
-    return channels_last ? static_cast<int64_t>(tap) * s.channels + channel : static_cast<int64_t>(channel) * taps + tap;
+    return channels_last ? static_cast<int64_t>(tap) * s.channels + channel
+                         : static_cast<int64_t>(channel) * taps + tap;
   };
 
   for (int tap = threadIdx.x; tap < taps; tap += kThreads) boxes[tap] = find_box(tables, row_tap, tap);
@@ -110,8 +113,8 @@ __global__ void __launch_bounds__(kThreads)
     const int r = transposed ? e % kRows : e / strip, c = transposed ? e / kRows : e % strip;
     const int row = first_row + r, column = first_column + c;
     if (row >= s.channels || column >= s.channels) continue;
-    const int64_t element = transposed ? static_cast<int64_t>(column) * s.channels + row
-                                       : static_cast<int64_t>(row) * s.channels + column;
+    const int64_t element =
+        transposed ? static_cast<int64_t>(column) * s.channels + row : static_cast<int64_t>(row) * s.channels + column;
     stage[r * pitch + tap * strip + c] = sum_box(group_state, boxes[tap], matrix, element);
   }
   __syncthreads();
@@ -127,7 +130,7 @@ __global__ void __launch_bounds__(kThreads)
 // The bias row and column. Grid (⌈(taps·channels + 1)/256⌉, groups).
 template <typename Acc>
 __global__ void __launch_bounds__(kThreads)
-    expand_bias(const Acc* state, LagSizes s, LagTables32 tables, bool channels_last, FactorOutput out) {
+    expand_bias(const Acc* state, LagSizes s, LagExpansion tables, bool channels_last, FactorOutput out) {
   const int taps = tables.kernel[0] * tables.kernel[1] * tables.kernel[2];
   const int64_t last = static_cast<int64_t>(taps) * s.channels;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -148,7 +151,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 cudaError_t launch_lag_expand(const void* state, Dtype accumulator_dtype, const LagSizes& sizes,
-                              const LagTables32& tables, bool channels_last, const FactorOutput& out,
+                              const LagExpansion& tables, bool channels_last, const FactorOutput& out,
                               cudaStream_t stream) {
   const int64_t taps = static_cast<int64_t>(tables.kernel[0]) * tables.kernel[1] * tables.kernel[2];
   if (taps > kMaxTaps || sizes.groups > 65535 || sizes.channels < 1) return cudaErrorInvalidValue;

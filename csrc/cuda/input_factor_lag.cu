@@ -1,12 +1,12 @@
-// Lag sums in exact fp32 (double for double): a matrix product for every region, whose depth is (pixels × batch).
+// Lag sums in exact fp32 (double for double; 16-bit input of many channels: input_factor_lag_mma.cu): a matrix product
+// for every region, whose depth is (pixels × batch).
 //
-// A unit is one tile of channels × channels of one region over one slice of its rows. Row r of a region is a pixel of one
-// sample; the second operand is the same row shifted by the region's constant delta, so nothing is unfolded and no zero is
-// multiplied. Double-buffered shared memory, an 8 × 8 fragment a thread. Fragments are folded into a second set of registers
-// every kFold steps, which keeps the rounding error of a long sum that of a short one. Slices are added in order by a second
-// kernel: no atomics.
-#include "cuda/device.cuh"
-#include "cuda/input_factor_lag.h"
+// A unit is one tile of channels × channels of one region over one slice of its rows. Row r of a region is a pixel of
+// one sample; the second operand is the same row shifted by the region's constant delta, so nothing is unfolded and no
+// zero is multiplied. Double-buffered shared memory, an 8 × 8 fragment a thread. Fragments are folded into a second set
+// of registers every kFold steps, which keeps the rounding error of a long sum that of a short one. Slices are added in
+// order by a second kernel: no atomics.
+#include "cuda/lag_units.cuh"
 
 namespace spectral_ext::cuda {
 namespace {
@@ -19,41 +19,14 @@ struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) Quad {
   T v[4];
 };
 
-template <typename T, int kTileSize, int kFragmentSize>
+template <int kTileSize, int kFragmentSize>
 struct Config {
   static constexpr int kTile = kTileSize, kFragment = kFragmentSize;
   static constexpr int kSide = kTile / kFragment, kThreads = kSide * kSide;
-  static constexpr int kLoaders = kThreads / kDepth;         // threads that load one row
-  static constexpr int kQuads = kTile / 4 / kLoaders;        // quads each of them loads
+  static constexpr int kLoaders = kThreads / kDepth;   // threads that load one row
+  static constexpr int kQuads = kTile / 4 / kLoaders;  // quads each of them loads
   static_assert(kThreads % kDepth == 0 && kTile / 4 % kLoaders == 0 && kFragment % 4 == 0);
 };
-
-// Where row r of a region is: sample fastest, then axes 2, 1, 0.
-struct Cursor {
-  int64_t sample;
-  int pixel[3];
-};
-
-__device__ __forceinline__ Cursor cursor_at(int64_t row, int64_t batch, const int32_t (&extent)[3]) {
-  Cursor c;
-  c.sample = row % batch;
-  int64_t pixel = row / batch;
-  c.pixel[2] = static_cast<int>(pixel % extent[2]), pixel /= extent[2];
-  c.pixel[1] = static_cast<int>(pixel % extent[1]);
-  c.pixel[0] = static_cast<int>(pixel / extent[1]);
-  return c;
-}
-
-__device__ __forceinline__ void advance(Cursor& c, int rows, int64_t batch, const int32_t (&extent)[3]) {
-  c.sample += rows;
-  while (c.sample >= batch) {
-    c.sample -= batch;
-    if (++c.pixel[2] < extent[2]) continue;
-    c.pixel[2] = 0;
-    if (++c.pixel[1] < extent[1]) continue;
-    c.pixel[1] = 0, ++c.pixel[0];
-  }
-}
 
 template <typename T>
 __device__ __forceinline__ Quad<T> load(const T* row, int channel, int channels, bool vectors) {
@@ -71,32 +44,6 @@ __device__ __forceinline__ Quad<Accumulator<T>> widen_quad(const Quad<T>& quad) 
   return {{widen(quad.v[0]), widen(quad.v[1]), widen(quad.v[2]), widen(quad.v[3])}};
 }
 
-// The region whose [first, first of the next) contains index; every thread of the block calls it.
-template <int32_t LagRegion::* first>
-__device__ __forceinline__ int find_region(const LagRegion* regions, int count, int index) {
-  __shared__ int found;
-  for (int r = threadIdx.x; r < count; r += blockDim.x)
-    if (regions[r].*first <= index && index < regions[r + 1].*first) found = r;
-  __syncthreads();
-  return found;
-}
-
-struct Tile {
-  int row, column;
-};
-
-__device__ __forceinline__ Tile tile_of(int index, int side, bool symmetric) {
-  if (!symmetric) return {index / side, index % side};
-  int column = 0;
-  while ((column + 1) * (column + 2) / 2 <= index) ++column;
-  return {index - column * (column + 1) / 2, column};
-}
-
-template <typename Acc>
-__device__ __forceinline__ void put(Acc* state, int64_t index, Acc value, Acc beta) {
-  state[index] = beta == 0 ? value : beta * state[index] + value;
-}
-
 // Grid (units, groups).
 template <typename T, class C>
 __global__ void __launch_bounds__(C::kThreads)
@@ -105,38 +52,29 @@ __global__ void __launch_bounds__(C::kThreads)
   using Acc = Accumulator<T>;
   constexpr int kQuadsOfTile = C::kTile / 4, kBlocks = C::kFragment / 4;
   __shared__ Quad<Acc> left[2][kDepth][kQuadsOfTile], right[2][kDepth][kQuadsOfTile];
-  const int which = find_region<&LagRegion::first_unit>(regions, s.regions, blockIdx.x);
-  const LagRegion region = regions[which];
-  const int side = (s.channels + C::kTile - 1) / C::kTile;
-  const int tiles = region.symmetric ? side * (side + 1) / 2 : side * side;
-  const int unit = static_cast<int>(blockIdx.x) - region.first_unit, slice = unit / tiles, pair = unit % tiles;
-  const Tile tile = tile_of(pair, side, region.symmetric);
-  const int64_t rows = s.batch * region.extent[0] * region.extent[1] * region.extent[2];
-  const int64_t begin = slice * region.rows_per_slice;
-  const int64_t end = begin + region.rows_per_slice < rows ? begin + region.rows_per_slice : rows;
-
+  const Unit unit = find_unit(s, regions, blockIdx.x, C::kTile);
   const int thread = threadIdx.x, ty = thread / C::kSide, tx = thread % C::kSide;
   const int loaded_row = thread / C::kLoaders, loaded_quad = thread % C::kLoaders;
-  const T* base = x + static_cast<int64_t>(blockIdx.y) * s.channels + region.offset;
-  int64_t row = begin + loaded_row;
+  const T* base = x + static_cast<int64_t>(blockIdx.y) * s.channels + unit.region.offset;
+  int64_t row = unit.begin + loaded_row;
   Cursor cursor{};
-  if (s.batch > 0) cursor = cursor_at(row, s.batch, region.extent);
+  if (s.batch > 0) cursor = cursor_at(row, s.batch, unit.region.extent);
   Quad<T> next_left[C::kQuads], next_right[C::kQuads];
 
   const auto fetch = [&] {
     const T* source = nullptr;
-    if (row < end)
+    if (row < unit.end)
       source = base + cursor.sample * s.batch_stride + cursor.pixel[0] * s.step[0] + cursor.pixel[1] * s.step[1] +
                cursor.pixel[2] * s.step[2];
-    const T* shifted = source == nullptr ? nullptr : source + region.delta;
+    const T* shifted = source == nullptr ? nullptr : source + unit.region.delta;
 #pragma unroll
     for (int q = 0; q < C::kQuads; ++q) {
       const int channel = 4 * (loaded_quad + q * C::kLoaders);
-      next_left[q] = load(source, tile.row * C::kTile + channel, s.channels, s.vectors);
-      next_right[q] = load(shifted, tile.column * C::kTile + channel, s.channels, s.vectors);
+      next_left[q] = load(source, unit.tile.row * C::kTile + channel, s.channels, s.vectors);
+      next_right[q] = load(shifted, unit.tile.column * C::kTile + channel, s.channels, s.vectors);
     }
     row += kDepth;
-    if (row < end) advance(cursor, kDepth, s.batch, region.extent);
+    if (row < unit.end) advance(cursor, kDepth, s.batch, unit.region.extent);
   };
   const auto stage = [&](int buffer) {
 #pragma unroll
@@ -154,7 +92,7 @@ __global__ void __launch_bounds__(C::kThreads)
       for (int j = 0; j < C::kFragment; ++j) total[i][j] += sum[i][j], sum[i][j] = 0;
   };
 
-  const int steps = begin < end ? static_cast<int>((end - begin + kDepth - 1) / kDepth) : 0;
+  const int steps = unit.begin < unit.end ? static_cast<int>((unit.end - unit.begin + kDepth - 1) / kDepth) : 0;
   fetch();
   stage(0);
   __syncthreads();
@@ -180,24 +118,12 @@ __global__ void __launch_bounds__(C::kThreads)
   }
   fold();
 
-  const bool whole = region.slices == 1;
-  Acc* partial = scratch + (blockIdx.y * s.partial_tiles + region.first_partial + unit) * (C::kTile * C::kTile);
-  Acc* matrix = state + blockIdx.y * s.group_state_size +
-                static_cast<int64_t>(which) * s.channels * s.channels;
 #pragma unroll
   for (int i = 0; i < C::kFragment; ++i)
 #pragma unroll
-    for (int j = 0; j < C::kFragment; ++j) {
-      const int r = 4 * (ty + i / 4 * C::kSide) + i % 4, c = 4 * (tx + j / 4 * C::kSide) + j % 4;
-      if (!whole) {
-        partial[r * C::kTile + c] = total[i][j];
-        continue;
-      }
-      const int64_t a = tile.row * C::kTile + r, b = tile.column * C::kTile + c;
-      if (a >= s.channels || b >= s.channels) continue;
-      put(matrix, a * s.channels + b, scale * total[i][j], beta);
-      if (region.symmetric && tile.row != tile.column) put(matrix, b * s.channels + a, scale * total[i][j], beta);
-    }
+    for (int j = 0; j < C::kFragment; ++j)
+      put_unit<Acc, C::kTile>(s, unit, blockIdx.y, 4 * (ty + i / 4 * C::kSide) + i % 4,
+                              4 * (tx + j / 4 * C::kSide) + j % 4, total[i][j], scale, beta, state, scratch);
 }
 
 // Adds the slices of one tile, sixteen of its rows a block. Grid (sums, tile/16, groups).
@@ -210,61 +136,17 @@ __global__ void __launch_bounds__(256)
   const int tiles = region.symmetric ? side * (side + 1) / 2 : side * side;
   const int pair = static_cast<int>(blockIdx.x) - region.first_sum;
   const Tile tile = tile_of(pair, side, region.symmetric);
-  Acc* matrix = state + blockIdx.z * s.group_state_size +
-                static_cast<int64_t>(which) * s.channels * s.channels;
+  Acc* matrix = state + blockIdx.z * s.group_state_size + static_cast<int64_t>(which) * s.channels * s.channels;
   const Acc* partial = scratch + (blockIdx.z * s.partial_tiles + region.first_partial + pair) * (kTile * kTile);
   for (int i = threadIdx.x; i < 16 * kTile; i += 256) {
     const int r = blockIdx.y * 16 + i / kTile, c = i % kTile;
-    const int64_t a = tile.row * kTile + r, b = tile.column * kTile + c;
-    if (a >= s.channels || b >= s.channels) continue;
     double total = 0;
 #pragma unroll 4
     for (int slice = 0; slice < region.slices; ++slice)
       total += static_cast<double>(partial[static_cast<int64_t>(slice) * tiles * (kTile * kTile) + r * kTile + c]);
-    const Acc value = scale * static_cast<Acc>(total);
-    put(matrix, a * s.channels + b, value, beta);
-    if (region.symmetric && tile.row != tile.column) put(matrix, b * s.channels + a, value, beta);
+    put_element(matrix, s, region.symmetric != 0, static_cast<int64_t>(tile.row) * kTile + r,
+                static_cast<int64_t>(tile.column) * kTile + c, scale * static_cast<Acc>(total), beta);
   }
-}
-
-// Σ over a region's rows of x, for the bias column. Block (32, 8): lanes along channels. Grid (sum regions, slices,
-// groups · ⌈channels/32⌉).
-template <typename T>
-__global__ void __launch_bounds__(256)
-    sum_rows(const T* x, LagSizes s, const LagSumRegion* regions, Accumulator<T>* scratch) {
-  __shared__ double sums[8][32];
-  const LagSumRegion region = regions[blockIdx.x];
-  const int strips = (s.channels + 31) / 32, group = blockIdx.z / strips;
-  const int channel = static_cast<int>(blockIdx.z % strips * 32 + threadIdx.x);
-  const int64_t rows = s.batch * region.extent[0] * region.extent[1] * region.extent[2];
-  const T* base = x + static_cast<int64_t>(group) * s.channels + region.offset + channel;
-  double total = 0;
-  for (int64_t row = blockIdx.y * 8 + threadIdx.y; channel < s.channels && row < rows; row += 8 * gridDim.y) {
-    const Cursor c = cursor_at(row, s.batch, region.extent);
-    total += static_cast<double>(widen(
-        base[c.sample * s.batch_stride + c.pixel[0] * s.step[0] + c.pixel[1] * s.step[1] + c.pixel[2] * s.step[2]]));
-  }
-  sums[threadIdx.y][threadIdx.x] = total;
-  __syncthreads();
-  if (threadIdx.y != 0 || channel >= s.channels) return;
-  total = 0;
-  for (int i = 0; i < 8; ++i) total += sums[i][threadIdx.x];
-  scratch[((static_cast<int64_t>(blockIdx.y) * s.groups + group) * s.sum_regions + blockIdx.x) * s.channels + channel] =
-      static_cast<Accumulator<T>>(total);
-}
-
-// Grid (⌈sum_regions·channels/256⌉, groups).
-template <typename Acc>
-__global__ void __launch_bounds__(256) add_row_sums(const Acc* scratch, LagSizes s, Acc* state, Acc scale, Acc beta) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  const int64_t count = static_cast<int64_t>(s.sum_regions) * s.channels;
-  Acc* target = state + blockIdx.y * s.group_state_size + static_cast<int64_t>(s.regions) * s.channels * s.channels;
-  if (i == 0) put(target, count, scale * static_cast<Acc>(s.count), beta);
-  if (i >= count) return;
-  double total = 0;
-  for (int slice = 0; slice < s.sum_slices; ++slice)
-    total += static_cast<double>(scratch[(static_cast<int64_t>(slice) * s.groups + blockIdx.y) * count + i]);
-  put(target, i, scale * static_cast<Acc>(total), beta);
 }
 
 __global__ void __launch_bounds__(kTableWords) upload(TableChunk chunk, int count, int64_t* target) {
@@ -272,30 +154,28 @@ __global__ void __launch_bounds__(kTableWords) upload(TableChunk chunk, int coun
 }
 
 template <typename T, class C>
-cudaError_t run(const void* x, const LagSizes& s, const LagRegion* regions, const LagSumRegion* sum_regions, void* state,
-                double scale, double beta, void* scratch, cudaStream_t stream) {
+cudaError_t run(const void* x, Dtype dtype, const LagSizes& s, const LagRegion* regions,
+                const LagSumRegion* sum_regions, void* state, double scale, double beta, void* scratch,
+                cudaStream_t stream) {
   using Acc = Accumulator<T>;
   const T* input = static_cast<const T*>(x);
   Acc* target = static_cast<Acc*>(state);
   Acc* partials = static_cast<Acc*>(scratch);
   const Acc factor = static_cast<Acc>(scale), decay = static_cast<Acc>(beta);
   cudaError_t error = cudaSuccess;
-  if (s.units > 0)
-    error = launch(accumulate<T, C>, dim3(s.units, s.groups), dim3(C::kThreads), 0, stream, input, s, regions, target,
-                   factor, decay, partials);
+  if (s.units > 0) {
+    if constexpr (sizeof(T) == 2 && C::kTile == 64)
+      error = launch_lag_units_mma(x, dtype, s, regions, target, factor, decay, partials, stream);
+    else
+      error = launch(accumulate<T, C>, dim3(s.units, s.groups), dim3(C::kThreads), 0, stream, input, s, regions, target,
+                     factor, decay, partials);
+  }
   if (error == cudaSuccess && s.sums > 0)
     error = launch(add_slices<Acc, C::kTile>, dim3(s.sums, C::kTile / 16, s.groups), dim3(256), 0, stream, partials, s,
                    regions, target, factor, decay);
   if (error != cudaSuccess || !s.bias) return error;
-  Acc* row_sums = partials + s.partial_tiles * s.groups * (C::kTile * C::kTile);
-  const int strips = (s.channels + 31) / 32;
-  if (s.sum_regions > 0)
-    error = launch(sum_rows<T>, dim3(s.sum_regions, s.sum_slices, s.groups * strips), dim3(32, 8), 0, stream, input, s,
-                   sum_regions, row_sums);
-  if (error != cudaSuccess) return error;
-  const int64_t count = static_cast<int64_t>(s.sum_regions) * s.channels;
-  return launch(add_row_sums<Acc>, dim3(static_cast<unsigned>(count / 256 + 1), s.groups), dim3(256), 0, stream,
-                row_sums, s, target, factor, decay);
+  return launch_lag_row_sums(x, dtype, s, sum_regions, state, scale, beta,
+                             partials + s.partial_tiles * s.groups * (C::kTile * C::kTile), stream);
 }
 
 }  // namespace
@@ -314,6 +194,8 @@ cudaError_t launch_upload(const int64_t* words, int64_t count, int64_t* target, 
 
 int lag_tile(int channels, Dtype) { return channels <= 32 ? 32 : 64; }
 
+int lag_vector(Dtype dtype) { return dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16 ? 8 : 4; }
+
 cudaError_t launch_lag_sums(const void* x, Dtype dtype, const LagSizes& sizes, const LagRegion* regions,
                             const LagSumRegion* sum_regions, void* state, double scale, double beta, void* scratch,
                             cudaStream_t stream) {
@@ -322,8 +204,8 @@ cudaError_t launch_lag_sums(const void* x, Dtype dtype, const LagSizes& sizes, c
     using T = decltype(type);
     constexpr int kFragment = sizeof(T) == 8 ? 4 : 8;  // registers: a fragment is held twice
     if (lag_tile(sizes.channels, dtype) == 32)
-      return run<T, Config<T, 32, 4>>(x, sizes, regions, sum_regions, state, scale, beta, scratch, stream);
-    return run<T, Config<T, 64, kFragment>>(x, sizes, regions, sum_regions, state, scale, beta, scratch, stream);
+      return run<T, Config<32, 4>>(x, dtype, sizes, regions, sum_regions, state, scale, beta, scratch, stream);
+    return run<T, Config<64, kFragment>>(x, dtype, sizes, regions, sum_regions, state, scale, beta, scratch, stream);
   });
 }
 

@@ -1,4 +1,5 @@
-// Lag sums (common/lag_plan.h) of an input whose channels are contiguous, and their expansion to the factor. Torch-free.
+// Lag sums (common/lag_plan.h) of an input whose channels are contiguous, and their expansion to the factor.
+// Torch-free.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -38,15 +39,15 @@ struct LagSizes {
   double count;  // rows: batch · output positions
   int units, sums, sum_slices;
   int64_t partial_tiles;  // tiles of scratch, a group
-  bool vectors;           // base and strides allow loads of four
+  bool vectors;           // base and strides allow loads of lag_vector(dtype) numbers
 };
 
 // Tables on the device, made by LagTables (cuda/lag_tables.h).
-struct LagTables32 {
-  const int32_t* pairs[3];     // axis: (tap, tap') → class or −1, first segment, end segment
-  const int32_t* segments[3];  // axis: class → segments
+struct LagExpansion {
+  const int32_t* pairs[3];      // axis: (tap, tap') → class or −1, first segment, end segment
+  const int32_t* segments[3];   // axis: class → segments
   const int32_t* first_region;  // (class, class, class) → first region or −1
-  const int32_t* taps[3];      // axis: tap → sum class, first segment, end segment
+  const int32_t* taps[3];       // axis: tap → sum class, first segment, end segment
   const int32_t* sum_segments[3];
   const int32_t* first_sum;
   int32_t kernel[3], classes[3], sums[3];
@@ -61,16 +62,25 @@ struct TableChunk {
 cudaError_t launch_upload(const int64_t* words, int64_t count, int64_t* target, cudaStream_t stream);
 
 int lag_tile(int channels, Dtype dtype);
+int lag_vector(Dtype dtype);
 
-// state = beta·state + scale·Σ; not read where beta is 0. scratch: (partial_tiles·tile² + sum_slices·sum_regions·channels)
-// ·groups numbers of the accumulator's type.
+// The part of launch_lag_sums that sums units, for 16-bit x and more than 32 channels (tiles of 64).
+cudaError_t launch_lag_units_mma(const void* x, Dtype dtype, const LagSizes& sizes, const LagRegion* regions,
+                                 float* state, float scale, float beta, float* scratch, cudaStream_t stream);
+
+// The part of launch_lag_sums that a bias needs; scratch: sum_slices·sum_regions·channels·groups numbers.
+cudaError_t launch_lag_row_sums(const void* x, Dtype dtype, const LagSizes& sizes, const LagSumRegion* regions,
+                                void* state, double scale, double beta, void* scratch, cudaStream_t stream);
+
+// state = beta·state + scale·Σ; not read where beta is 0. scratch: (partial_tiles·tile² +
+// sum_slices·sum_regions·channels) ·groups numbers of the accumulator's type.
 cudaError_t launch_lag_sums(const void* x, Dtype dtype, const LagSizes& sizes, const LagRegion* regions,
                             const LagSumRegion* sum_regions, void* state, double scale, double beta, void* scratch,
                             cudaStream_t stream);
 
 // out = beta·out + scale·(the factor that state describes). state and out are of accumulator_dtype.
 cudaError_t launch_lag_expand(const void* state, Dtype accumulator_dtype, const LagSizes& sizes,
-                              const LagTables32& tables, bool channels_last, const FactorOutput& out,
+                              const LagExpansion& tables, bool channels_last, const FactorOutput& out,
                               cudaStream_t stream);
 
 }  // namespace spectral_ext::cuda

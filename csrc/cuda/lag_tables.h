@@ -25,8 +25,8 @@ class LagTables {
     sizes.regions = static_cast<int>(plan.regions), sizes.sum_regions = static_cast<int>(plan.sum_regions);
     sizes.group_state_size = plan.group_state_size();
     sizes.bias = g.bias, sizes.count = static_cast<double>(g.batch) * static_cast<double>(g.positions());
-    sizes.vectors = aligned && sizes.channels % 4 == 0 && batch_stride % 4 == 0;
-    for (int64_t stride : axis_stride) sizes.vectors &= stride % 4 == 0;
+    sizes.vectors = aligned && sizes.channels % lag_vector(dtype) == 0 && batch_stride % lag_vector(dtype) == 0;
+    for (int64_t stride : axis_stride) sizes.vectors &= stride % lag_vector(dtype) == 0;
     const std::vector<LagRegion> regions = make_regions(multiprocessors);
     const std::vector<LagSumRegion> sums = make_sum_regions();
     regions_ = append(regions), sum_regions_ = append(sums);
@@ -35,7 +35,8 @@ class LagTables {
 
   int64_t scratch_numbers() const {
     return (sizes.partial_tiles * tile_ * tile_ +
-            static_cast<int64_t>(sizes.sum_slices) * sizes.sum_regions * sizes.channels) * sizes.groups;
+            static_cast<int64_t>(sizes.sum_slices) * sizes.sum_regions * sizes.channels) *
+           sizes.groups;
   }
   const LagRegion* regions(const int64_t* device_words) const {
     return reinterpret_cast<const LagRegion*>(device_words + regions_);
@@ -43,9 +44,9 @@ class LagTables {
   const LagSumRegion* sum_regions(const int64_t* device_words) const {
     return reinterpret_cast<const LagSumRegion*>(device_words + sum_regions_);
   }
-  LagTables32 tables(const int64_t* device_words) const {
+  LagExpansion tables(const int64_t* device_words) const {
     const int32_t* base = reinterpret_cast<const int32_t*>(device_words + integers_);
-    LagTables32 t{};
+    LagExpansion t{};
     for (int a = 0; a < 3; ++a) {
       t.pairs[a] = base + pairs_[a], t.segments[a] = base + segments_[a];
       t.taps[a] = base + taps_[a], t.sum_segments[a] = base + sum_segments_[a];
@@ -61,7 +62,7 @@ class LagTables {
   const LagPlan& plan_;
   int tile_;
   int64_t axis_stride_[3];
-  int64_t regions_ = 0, sum_regions_ = 0, integers_ = 0;  // words
+  int64_t regions_ = 0, sum_regions_ = 0, integers_ = 0;                                           // words
   int64_t pairs_[3], segments_[3], taps_[3], sum_segments_[3], first_region_ = 0, first_sum_ = 0;  // integers
 
   // Rows of a unit: enough units for about three waves of six a multiprocessor, none below 256 rows.
@@ -159,7 +160,9 @@ class LagTables {
       for (size_t s = 0; s < axis.sums.size(); ++s)
         integers[sum_segments_[a] + s] = static_cast<int32_t>(axis.sums[s].segments.size());
     }
-    const auto flat = [](const std::array<int32_t, kAxes>& i, size_t n1, size_t n2) { return (i[0] * n1 + i[1]) * n2 + i[2]; };
+    const auto flat = [](const std::array<int32_t, kAxes>& i, size_t n1, size_t n2) {
+      return (i[0] * n1 + i[1]) * n2 + i[2];
+    };
     const size_t c1 = plan_.axes[1].classes.size(), c2 = plan_.axes[2].classes.size();
     first_region_ = start(plan_.axes[0].classes.size() * c1 * c2, -1);
     for (const LagClass& c : plan_.classes)

@@ -10,7 +10,7 @@ namespace spectral_ext::cuda {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kSamples = 32;      // samples a block sums where each has several positions
+constexpr int kSamples = 32;       // samples a block sums where each has several positions
 constexpr int kManySamples = 512;  // where each has one
 
 int64_t samples_per_row(const RayleighSizes& sizes) { return sizes.positions == 1 ? kManySamples : kSamples; }
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(32 * kWarps)
 
 // Block (32, kWarps): warps along rows, lanes along directions. Grid (⌈directions/32⌉, 4).
 template <typename Out>
-__global__ void __launch_bounds__(32 * kWarps)
-    finish(const double* partials, int64_t rows, int directions, RayleighScales scales, Out* o0, Out* o1, Out* o2, Out* o3) {
+__global__ void __launch_bounds__(32 * kWarps) finish(const double* partials, int64_t rows, int directions,
+                                                      RayleighScales scales, Out* o0, Out* o1, Out* o2, Out* o3) {
   __shared__ double sums[kWarps][32];
   const int direction = static_cast<int>(blockIdx.x * 32 + threadIdx.x), o = blockIdx.y;
   double total = 0;
@@ -139,10 +139,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   total = 0;
   for (int warp = 0; warp < kWarps; ++warp) total += sums[warp][threadIdx.x];
   Out* out = o == 0 ? o0 : o == 1 ? o1 : o == 2 ? o2 : o3;
-  const double scale = o == 0   ? scales.scale[0]
-                       : o == 1 ? scales.scale[1]
-                       : o == 2 ? scales.scale[2]
-                                : scales.scale[3];
+  const double scale = o == 0 ? scales.scale[0] : o == 1 ? scales.scale[1] : o == 2 ? scales.scale[2] : scales.scale[3];
   out[direction] = static_cast<Out>(total * scale);
 }
 
@@ -158,8 +155,8 @@ int64_t rayleigh_partial_rows(const RayleighSizes& sizes) {
   return (sizes.samples + samples_per_row(sizes) - 1) / samples_per_row(sizes);
 }
 
-cudaError_t launch_rayleigh_partials(const Projections& p, const Projections& q, Dtype dtype, const RayleighSizes& sizes,
-                                     double* partials, cudaStream_t stream) {
+cudaError_t launch_rayleigh_partials(const Projections& p, const Projections& q, Dtype dtype,
+                                     const RayleighSizes& sizes, double* partials, cudaStream_t stream) {
   const int64_t rows = rayleigh_partial_rows(sizes);
   if (rows == 0 || sizes.directions == 0) return cudaSuccess;
   if (rows > 0x7fffffff || sizes.directions > 65535) return cudaErrorInvalidValue;

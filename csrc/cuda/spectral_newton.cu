@@ -1,16 +1,18 @@
 // Spectral Newton for many small matrices (n ≤ 160) in three launches, exact fp32:
 //   gram      R = G Gᵀ in slices of the large side, one block a slice
-//   weights   f(R) = c I + Σ_j w_j (R + p_j I)⁻¹: the matrix lives in the registers of one block, and each inverse is n steps of
+//   weights   f(R) = c I + Σ_j w_j (R + p_j I)⁻¹: the matrix lives in the registers of one block, and each inverse is n
+//   steps of
 //             Gauss–Jordan elimination, stable without pivoting for positive definite matrices: a rank-1 update a step
 //   apply     f(R) G, one block a strip of columns
-// Matrices are padded: with zeros, and with ones on the diagonal of what is inverted. 160 is what one block's registers hold.
+// Matrices are padded: with zeros, and with ones on the diagonal of what is inverted. 160 is what one block's registers
+// hold.
 #include "cuda/device.cuh"
 #include "cuda/spectral_newton.h"
 
 namespace spectral_ext::cuda {
 namespace {
 
-constexpr int kDepth = 16;        // columns of G, or rows of f(R), a step
+constexpr int kDepth = 16;         // columns of G, or rows of f(R), a step
 constexpr int kSliceLength = 256;  // columns of G a gram block sums
 
 struct alignas(16) Quad {
@@ -80,7 +82,8 @@ __global__ void __launch_bounds__(kTileThreads) gram(const T* G, NewtonSizes s, 
     for (int j = 0; j < 4; ++j) target[(first_row + 4 * ty + i) * pad + first_column + 4 * tx + j] = sum[i][j];
 }
 
-// In-place inverse of a positive definite matrix held in registers. Returns 0, or 1 + the first bad pivot; same for all threads.
+// In-place inverse of a positive definite matrix held in registers. Returns 0, or 1 + the first bad pivot; same for all
+// threads.
 template <class C>
 __device__ __forceinline__ int invert(float (&a)[C::kFragment][C::kFragment], int n, int ty, int tx,
                                       Quad (&row)[2][C::kPad / 4], Quad (&column)[2][C::kPad / 4]) {
@@ -92,14 +95,15 @@ __device__ __forceinline__ int invert(float (&a)[C::kFragment][C::kFragment], in
       for (int e = 0; e < 4; ++e) {
         const int quad = t + block * C::kSide, k = 4 * quad + e, r = 4 * block + e;
         constexpr int kBuffers = 2;
-        const int buffer = e % kBuffers;  // in turn: one barrier a step parts its writes from the reads two steps before
+        const int buffer =
+            e % kBuffers;  // in turn: one barrier a step parts its writes from the reads two steps before
         if (k >= n) continue;
         if (ty == t) {
 #pragma unroll
           for (int j = 0; j < C::kFragment; ++j) row[buffer][tx + j / 4 * C::kSide].v[j % 4] = a[r][j], a[r][j] = 0;
         }
         if (tx == t) {
-          // Where ty == t too, a[r][r] is already 0 and its value in row. −1 makes row k come out as row/pivot.
+      // Where ty == t too, a[r][r] is already 0 and its value in row. −1 makes row k come out as row/pivot.
 #pragma unroll
           for (int i = 0; i < C::kFragment; ++i)
             column[buffer][ty + i / 4 * C::kSide].v[i % 4] = ty == t && i == r ? -1.0f : a[i][r], a[i][r] = 0;
@@ -147,8 +151,7 @@ __global__ void __launch_bounds__(C::kThreads)
 #pragma unroll
       for (int i = 0; i < C::kFragment; ++i)
 #pragma unroll
-        for (int j = 0; j < C::kFragment; ++j)
-          a[i][j] += R[slice * area + C::index(ty, i) * pad + C::index(tx, j)];
+        for (int j = 0; j < C::kFragment; ++j) a[i][j] += R[slice * area + C::index(ty, i) * pad + C::index(tx, j)];
     if (ty == tx) {
 #pragma unroll
       for (int i = 0; i < C::kFragment; ++i) a[i][i] = C::index(ty, i) < s.n ? a[i][i] + pole : 1.0f;
@@ -253,7 +256,8 @@ cudaError_t launch_spectral_newton(const void* G, void* out, Dtype dtype, const 
       return run<__nv_bfloat16>(G, out, sizes, coefficients, scale, beta, status, scratch, stream);
     case Dtype::kFloat16:
       return run<__half>(G, out, sizes, coefficients, scale, beta, status, scratch, stream);
-    default: return cudaErrorInvalidValue;
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

@@ -31,8 +31,9 @@ struct NewtonCoefficients {
 // Floats of scratch.
 int64_t newton_scratch(const NewtonSizes& sizes);
 
-// out = beta·out + scale·f(R) G; out is not read where beta is 0. status[matrix]: 0, or 1 + the first pivot that was not
-// positive and finite; then f(R) is taken as 0. dtype (float32, bfloat16, float16) is that of G and out; R and f(R) are float32.
+// out = beta·out + scale·f(R) G; out is not read where beta is 0. status[matrix]: 0, or 1 + the first pivot that was
+// not positive and finite; then f(R) is taken as 0. dtype (float32, bfloat16, float16) is that of G and out; R and f(R)
+// are float32.
 cudaError_t launch_spectral_newton(const void* G, void* out, Dtype dtype, const NewtonSizes& sizes,
                                    const NewtonCoefficients& coefficients, float scale, float beta, int32_t* status,
                                    float* scratch, cudaStream_t stream);

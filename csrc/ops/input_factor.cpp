@@ -90,8 +90,8 @@ void accumulate(Tensor& out, const Tensor& x, const Geometry& g, bool channels_l
 Tensor input_factor(const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                     const Ints& dilation, int64_t groups, bool bias, bool transposed, const Ints& output_padding,
                     bool channels_last_order, double scale) {
-  const Geometry g = make_geometry(
-      shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
+  const Geometry g =
+      make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
   Tensor out = torch::stable::new_empty(x, {groups, g.n(), g.n()}, accumulator_of(x));
   advise_huge_pages(out.mutable_data_ptr(), out.numel() * static_cast<int64_t>(out.element_size()));
   accumulate(out, x, g, channels_last_order, 0, scale);
@@ -101,16 +101,16 @@ Tensor input_factor(const Tensor& x, const Ints& kernel_size, const Ints& stride
 void input_factor_(Tensor out, const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                    const Ints& dilation, int64_t groups, bool bias, bool transposed, const Ints& output_padding,
                    bool channels_last_order, double beta, double scale) {
-  const Geometry g = make_geometry(
-      shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
+  const Geometry g =
+      make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
   accumulate(out, x, g, channels_last_order, beta, scale);
 }
 
 void lag_sums_(Tensor state, const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                const Ints& dilation, int64_t groups, bool bias, bool transposed, const Ints& output_padding,
                double beta, double scale) {
-  const Geometry g = make_geometry(
-      shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
+  const Geometry g =
+      make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
   check_output(state, x, LagPlan(g).state_size(), "state");
   const Lender lender(x);
   dispatch(x, [&](auto zero) {

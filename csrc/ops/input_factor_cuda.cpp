@@ -6,6 +6,7 @@
 #include "common/cuda.h"
 #include "cuda/input_factor_direct.h"
 #include "cuda/lag_tables.h"
+#include "cuda/transpose.h"
 #include "ops/input_geometry.h"
 
 namespace spectral_ext {
@@ -15,29 +16,40 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
-constexpr int64_t kLagChannels = 16;        // fewer waste most of a 32-wide tile
+constexpr int64_t kLagChannels = 16;         // fewer waste most of a 32-wide tile
 constexpr int64_t kLagTableWords = 1 << 14;  // 128 KiB of tables: more regions than the sums they save are worth
 constexpr int64_t kLagTaps = 343;            // what the expansion holds in shared memory
 
 // x as (batch, axes…, channels) with contiguous channels; a view where it already is.
-Tensor channels_last(Tensor x) {
-  for (int64_t i = 1; i + 1 < x.dim(); ++i) x = torch::stable::transpose(x, i, i + 1);
-  return x.size(x.dim() - 1) == 1 || x.stride(x.dim() - 1) == 1 ? x : torch::stable::contiguous(x);
+Tensor channels_last(Tensor x, const cuda::Device& device) {
+  const int64_t last = x.dim() - 1;
+  const bool plain = x.is_contiguous();
+  const int64_t batch = x.size(0), channels = x.size(1),
+                pixels = batch * channels > 0 ? x.numel() / (batch * channels) : 0;
+  const Tensor source = x;
+  for (int64_t i = 1; i < last; ++i) x = torch::stable::transpose(x, i, i + 1);
+  if (x.size(last) == 1 || x.stride(last) == 1) return x;
+  if (!plain) return torch::stable::contiguous(x);
+  const Tensor copy = torch::stable::new_empty(x, shape_of(x));
+  cuda::Device::check(
+      cuda::launch_transpose(source.const_data_ptr(), copy.mutable_data_ptr(), static_cast<int>(source.element_size()),
+                             batch, channels, pixels, device.stream()),
+      "channels last");
+  return copy;
 }
 
 // Everything one lag-sum computation holds on the device.
 class LagSums {
  public:
   LagSums(const Tensor& x, const LagPlan& plan, const cuda::Device& device)
-      : x_(channels_last(x)), device_(device), tables_(make(plan)), words_(upload(x)) {}
+      : x_(channels_last(x, device)), device_(device), tables_(make(plan)), words_(upload(x)) {}
 
   void accumulate(void* state, double beta, double scale) const {
     const Tensor scratch = torch::stable::new_empty(x_, {tables_.scratch_numbers()}, accumulator_of(x_));
-    cuda::Device::check(
-        cuda::launch_lag_sums(x_.const_data_ptr(), cuda::dtype_of(x_), tables_.sizes, tables_.regions(device_words()),
-                              tables_.sum_regions(device_words()), state, scale, beta, scratch.mutable_data_ptr(),
-                              device_.stream()),
-        "lag sums");
+    cuda::Device::check(cuda::launch_lag_sums(x_.const_data_ptr(), cuda::dtype_of(x_), tables_.sizes,
+                                              tables_.regions(device_words()), tables_.sum_regions(device_words()),
+                                              state, scale, beta, scratch.mutable_data_ptr(), device_.stream()),
+                        "lag sums");
   }
 
   void expand(const void* state, bool channels_last_order, const cuda::FactorOutput& out) const {
@@ -66,8 +78,8 @@ class LagSums {
   Tensor upload(const Tensor& like) const {
     const int64_t count = static_cast<int64_t>(tables_.words.size());
     Tensor words = torch::stable::new_empty(like, {count}, ScalarType::Long);
-    cuda::Device::check(cuda::launch_upload(tables_.words.data(), count, static_cast<int64_t*>(words.mutable_data_ptr()),
-                                            device_.stream()),
+    cuda::Device::check(cuda::launch_upload(tables_.words.data(), count,
+                                            static_cast<int64_t*>(words.mutable_data_ptr()), device_.stream()),
                         "lag tables");
     return words;
   }
@@ -82,8 +94,8 @@ cuda::DirectSizes direct_sizes(const Tensor& x, const Geometry& g, bool channels
   for (int64_t a = 0; a < kAxes; ++a) {
     const Axis& axis = g.axes[a];
     const int64_t step = axis.kernel > 1 ? axis.offset(1) - axis.offset(0) : 0;
-    s.axes[a] = {static_cast<int>(axis.size),  static_cast<int>(axis.kernel), static_cast<int>(axis.positions()),
-                 static_cast<int>(axis.up()),  static_cast<int>(axis.down()), static_cast<int>(step),
+    s.axes[a] = {static_cast<int>(axis.size),     static_cast<int>(axis.kernel), static_cast<int>(axis.positions()),
+                 static_cast<int>(axis.up()),     static_cast<int>(axis.down()), static_cast<int>(step),
                  static_cast<int>(axis.offset(0))};
     s.axis_stride[a] = a >= kAxes - dims ? x.stride(2 + a - (kAxes - dims)) : 0;
   }
@@ -95,8 +107,8 @@ void direct(const Tensor& x, const Geometry& g, bool channels_last_order, const 
   const cuda::DirectSizes sizes = direct_sizes(x, g, channels_last_order);
   const cuda::Dtype dtype = cuda::dtype_of(x);
   const int multiprocessors = device.multiprocessors();
-  const Tensor scratch = torch::stable::new_empty(
-      x, {cuda::input_factor_direct_scratch(sizes, dtype, multiprocessors)}, accumulator_of(x));
+  const Tensor scratch = torch::stable::new_empty(x, {cuda::input_factor_direct_scratch(sizes, dtype, multiprocessors)},
+                                                  accumulator_of(x));
   cuda::Device::check(cuda::launch_input_factor_direct(x.const_data_ptr(), dtype, sizes, out,
                                                        scratch.mutable_data_ptr(), multiprocessors, device.stream()),
                       "input_factor");
@@ -108,7 +120,8 @@ void accumulate(Tensor& out, const Tensor& x, const Geometry& g, bool channels_l
   if (out.numel() == 0) return;
   const cuda::Device device(x);
   const cuda::FactorOutput target{out.mutable_data_ptr(), g.n() * g.n(), g.n(), 1, scale, beta};
-  if (g.group_channels() < kLagChannels || g.taps() > kLagTaps) return direct(x, g, channels_last_order, target, device);
+  if (g.group_channels() < kLagChannels || g.taps() > kLagTaps)
+    return direct(x, g, channels_last_order, target, device);
   const LagPlan plan(g);
   if (plan.regions * static_cast<int64_t>(sizeof(cuda::LagRegion) / 8) > kLagTableWords)
     return direct(x, g, channels_last_order, target, device);
@@ -122,8 +135,8 @@ void accumulate(Tensor& out, const Tensor& x, const Geometry& g, bool channels_l
 Tensor input_factor(const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                     const Ints& dilation, int64_t groups, bool bias, bool transposed, const Ints& output_padding,
                     bool channels_last_order, double scale) {
-  const Geometry g = make_geometry(
-      shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
+  const Geometry g =
+      make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
   Tensor out = torch::stable::new_empty(x, {groups, g.n(), g.n()}, accumulator_of(x));
   accumulate(out, x, g, channels_last_order, 0, scale);
   return out;
@@ -132,16 +145,16 @@ Tensor input_factor(const Tensor& x, const Ints& kernel_size, const Ints& stride
 void input_factor_(Tensor out, const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                    const Ints& dilation, int64_t groups, bool bias, bool transposed, const Ints& output_padding,
                    bool channels_last_order, double beta, double scale) {
-  const Geometry g = make_geometry(
-      shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
+  const Geometry g =
+      make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
   accumulate(out, x, g, channels_last_order, beta, scale);
 }
 
 void lag_sums_(Tensor state, const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                const Ints& dilation, int64_t groups, bool bias, bool transposed, const Ints& output_padding,
                double beta, double scale) {
-  const Geometry g = make_geometry(
-      shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
+  const Geometry g =
+      make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
   const LagPlan plan(g);
   cuda::check_same_device(state, x, "state");
   check_output(state, x, plan.state_size(), "state");

@@ -30,7 +30,7 @@ inline Geometry make_geometry(const std::vector<int64_t>& shape, const GeometryA
                   g.channels, " channels of x");
   for (int64_t i = 0; i < dims; ++i) {
     Axis& axis = g.axes[kAxes - dims + i];
-    axis = {shape[2 + i],          arguments.kernel_size[i],    arguments.stride[i],  arguments.padding[i],
+    axis = {shape[2 + i],          arguments.kernel_size[i],    arguments.stride[i], arguments.padding[i],
             arguments.dilation[i], arguments.output_padding[i], arguments.transposed};
     STD_TORCH_CHECK(axis.kernel > 0 && axis.stride > 0 && axis.dilation > 0 && axis.padding >= 0,
                     "kernel_size, stride and dilation must be positive, padding not negative");
@@ -61,7 +61,8 @@ inline void check_output(const torch::stable::Tensor& out, const torch::stable::
                          const char* name) {
   STD_TORCH_CHECK(out.scalar_type() == accumulator_of(x), name, " must be ",
                   accumulator_of(x) == torch::headeronly::ScalarType::Double ? "float64" : "float32", " for this x");
-  STD_TORCH_CHECK(out.numel() == numel && out.is_contiguous(), name, " must be contiguous and hold ", numel, " numbers");
+  STD_TORCH_CHECK(out.numel() == numel && out.is_contiguous(), name, " must be contiguous and hold ", numel,
+                  " numbers");
 }
 
 }  // namespace spectral_ext

@@ -1,6 +1,11 @@
 // The Python module. Importing it registers the ops; what is not a tensor op is bound here.
+
+// torch 2.11 and 2.12 refuse their own copy of pybind11 where a stable ABI target is set.
+#pragma push_macro("TORCH_TARGET_VERSION")
+#undef TORCH_TARGET_VERSION
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#pragma pop_macro("TORCH_TARGET_VERSION")
 
 #include "common/simd.h"
 #include "ops/input_geometry.h"

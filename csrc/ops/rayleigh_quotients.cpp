@@ -21,11 +21,20 @@ cpu::RayleighOperand operand(const Tensor& t, bool convolution) {
   cpu::RayleighOperand o;
   o.data = t.const_data_ptr();
   switch (t.scalar_type()) {
-    case ScalarType::Float: o.type = cpu::Scalar::kFloat; break;
-    case ScalarType::Double: o.type = cpu::Scalar::kDouble; break;
-    case ScalarType::BFloat16: o.type = cpu::Scalar::kBFloat16; break;
-    case ScalarType::Half: o.type = cpu::Scalar::kHalf; break;
-    default: STD_TORCH_CHECK(false, "rayleigh_quotients: dtype must be float32, float64, bfloat16 or float16");
+    case ScalarType::Float:
+      o.type = cpu::Scalar::kFloat;
+      break;
+    case ScalarType::Double:
+      o.type = cpu::Scalar::kDouble;
+      break;
+    case ScalarType::BFloat16:
+      o.type = cpu::Scalar::kBFloat16;
+      break;
+    case ScalarType::Half:
+      o.type = cpu::Scalar::kHalf;
+      break;
+    default:
+      STD_TORCH_CHECK(false, "rayleigh_quotients: dtype must be float32, float64, bfloat16 or float16");
   }
   o.sample = t.stride(0);
   if (!convolution) {
@@ -61,7 +70,8 @@ Tensor rayleigh_quotients(const Tensor& x, const Tensor& delta, const Tensor& U,
   problem.directions = K;
   Geometry& input = problem.input;
   if (convolution) {
-    input = make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
+    input =
+        make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
     for (int64_t i = 2; i < x.dim(); ++i)
       STD_TORCH_CHECK(input.axes[kAxes - x.dim() + i].positions() == delta.size(i),
                       "rayleigh_quotients: the spatial size of delta is not that of the output");

@@ -1,6 +1,6 @@
-// rayleigh_quotients on CUDA: projections P = a·V by cuDNN or cuBLAS and Q = d·U by cuBLAS, in chunks of samples, then one
-// reduction kernel for all four outputs. Arguments as in rayleigh_quotients.cpp; memory_budget counts bytes of P and Q for
-// each multiprocessor.
+// rayleigh_quotients on CUDA: projections P = a·V by cuDNN or cuBLAS and Q = d·U by cuBLAS, in chunks of samples, then
+// one reduction kernel for all four outputs. Arguments as in rayleigh_quotients.cpp; memory_budget counts bytes of P
+// and Q for each multiprocessor.
 #include "cuda/rayleigh_quotients.h"
 
 #include <torch/csrc/stable/library.h>
@@ -23,24 +23,19 @@ using Ints = std::vector<int64_t>;
 // The convolution of cuDNN in full precision, whatever torch.backends.cudnn.allow_tf32 says.
 Tensor convolution(const Tensor& x, const Tensor& weight, const GeometryArguments& g) {
   using torch::stable::detail::from;
-  std::array<StableIValue, 13> stack{from(x),
-                                     from(weight),
-                                     from(std::optional<Tensor>()),
-                                     from(g.stride),
-                                     from(g.padding),
-                                     from(g.dilation),
-                                     from(g.transposed),
-                                     from(g.output_padding),
-                                     from(g.groups),
-                                     from(false),   // benchmark
-                                     from(true),    // deterministic
-                                     from(true),    // cudnn_enabled
-                                     from(false)};  // allow_tf32
+  std::array<StableIValue, 13> stack{
+      from(x),          from(weight),       from(std::optional<Tensor>()), from(g.stride), from(g.padding),
+      from(g.dilation), from(g.transposed), from(g.output_padding),        from(g.groups),
+      from(false),   // benchmark
+      from(true),    // deterministic
+      from(true),    // cudnn_enabled
+      from(false)};  // allow_tf32
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_convolution", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// V (groups, channels · taps, K) as filters: (groups·K, channels, kernel…), or (groups·channels, K, kernel…) if transposed.
+// V (groups, channels · taps, K) as filters: (groups·K, channels, kernel…), or (groups·channels, K, kernel…) if
+// transposed.
 Tensor filters(Tensor V, int64_t taps, const GeometryArguments& g) {
   const int64_t groups = V.size(0), channels = V.size(1) / taps, K = V.size(2);
   Ints shape = g.transposed ? Ints{groups * channels, K} : Ints{groups * K, channels};
@@ -55,8 +50,8 @@ cuda::Projections projections(const Tensor& t, bool positions_last) {
 
 Tensor rayleigh_quotients(const Tensor& x, const Tensor& delta, const Tensor& U, const Tensor& V,
                           std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
-                          std::vector<int64_t> dilation, std::vector<int64_t> output_padding, bool transposed,
-                          int64_t groups, bool bias, int64_t memory_budget) {
+                          std::vector<int64_t> dilation, int64_t groups, bool bias, bool transposed,
+                          std::vector<int64_t> output_padding, int64_t memory_budget) {
   const bool conv = !kernel_size.empty();
   const GeometryArguments arguments{kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding};
   const int64_t K = U.size(2), samples = x.size(0);
@@ -105,19 +100,18 @@ Tensor rayleigh_quotients(const Tensor& x, const Tensor& delta, const Tensor& U,
     }
     cuda::Projections p = projections(P, conv);
     if (bias) p.shift = bias_row.const_data_ptr();
-    cuda::Device::check(cuda::launch_rayleigh_partials(p, projections(Q, conv), cuda::dtype_of(P), sizes, partial,
-                                                       device.stream()),
-                        "rayleigh_quotients");
+    cuda::Device::check(
+        cuda::launch_rayleigh_partials(p, projections(Q, conv), cuda::dtype_of(P), sizes, partial, device.stream()),
+        "rayleigh_quotients");
     partial += cuda::rayleigh_partial_rows(sizes) * 4 * groups * K;
   }
   const double a_sample = 1 / static_cast<double>(samples), a_position = a_sample / static_cast<double>(positions);
   double* result = static_cast<double*>(out.mutable_data_ptr());
   void* const outputs[4] = {result, result + groups * K, result + 2 * groups * K, result + 3 * groups * K};
-  cuda::Device::check(
-      cuda::launch_rayleigh_finish(static_cast<const double*>(partials.const_data_ptr()), rows, sizes.directions,
-                                   {{a_sample, a_position, a_position, a_sample}}, outputs, cuda::Dtype::kFloat64,
-                                   device.stream()),
-      "rayleigh_quotients");
+  cuda::Device::check(cuda::launch_rayleigh_finish(static_cast<const double*>(partials.const_data_ptr()), rows,
+                                                   sizes.directions, {{a_sample, a_position, a_position, a_sample}},
+                                                   outputs, cuda::Dtype::kFloat64, device.stream()),
+                      "rayleigh_quotients");
   return out;
 }
 

@@ -15,16 +15,18 @@ using torch::stable::Tensor;
 
 const float* coefficients(const Tensor& t, const Tensor& G, const char* name, int64_t numel) {
   cuda::check_same_device(t, G, name);
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == numel, "spectral_newton: ",
-                  name, " must be contiguous float32 with ", numel, " numbers");
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == numel,
+                  "spectral_newton: ", name, " must be contiguous float32 with ", numel, " numbers");
   return static_cast<const float*>(t.const_data_ptr());
 }
 
-// G (B, m, N); constant (B), weights and poles (B, terms); status (B) int32: 0, or 1 + the pivot that failed (out is then 0).
+// G (B, m, N); constant (B), weights and poles (B, terms); status (B) int32: 0, or 1 + the pivot that failed (out is
+// then 0).
 void spectral_newton_poles_(Tensor out, Tensor status, const Tensor& G, const Tensor& constant, const Tensor& weights,
                             const Tensor& poles, double scale, double beta) {
   STD_TORCH_CHECK(G.dim() == 3 && out.dim() == 3, "spectral_newton: G and out must be (B, m, N)");
-  for (int64_t i = 0; i < 3; ++i) STD_TORCH_CHECK(out.size(i) == G.size(i), "spectral_newton: out must have the shape of G");
+  for (int64_t i = 0; i < 3; ++i)
+    STD_TORCH_CHECK(out.size(i) == G.size(i), "spectral_newton: out must have the shape of G");
   cuda::check_same_device(out, G, "out");
   cuda::check_same_device(status, G, "status");
   const cuda::Dtype dtype = cuda::dtype_of(G);

@@ -43,8 +43,9 @@ void warp_barrier();
 uint64_t exchange(uint64_t value, int source_lane);  // what lane `source_lane` of this warp passed in
 int lane();
 void* dynamic_shared();
+void show(const void* mine);  // to the other lanes of this warp, from the next warp_barrier() to the one after
+const void* shown_by(int lane);
 }  // namespace cuda_emulator
-
 
 inline void __syncthreads() { cuda_emulator::block_barrier(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { cuda_emulator::warp_barrier(); }
@@ -68,8 +69,52 @@ T __shfl_down_sync(unsigned mask, T value, unsigned offset, int width = 32) {
   return __shfl_sync(mask, value, source < 32 ? source : cuda_emulator::lane());
 }
 
+namespace cuda_emulator {
+inline void load_transposed(uint32_t (&matrices)[4], const void* row) {
+  uint16_t mine[8];  // read by the lane that named it: the race check sees the access
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) __builtin_trap();
+  std::memcpy(mine, row, sizeof(mine));
+  const int column = lane() / 4, first = 2 * (lane() % 4);
+  show(mine);
+  warp_barrier();
+  for (int m = 0; m < 4; ++m) {
+    const auto* low = static_cast<const uint16_t*>(shown_by(8 * m + first));
+    const auto* high = static_cast<const uint16_t*>(shown_by(8 * m + first + 1));
+    matrices[m] = low[column] | static_cast<uint32_t>(high[column]) << 16;
+  }
+  warp_barrier();
+}
+
 template <typename T>
-T __ldg(const T* pointer) { return *pointer; }
+void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const auto number = [&](int lane, int word, int half) {
+    const auto bits = static_cast<uint16_t>(static_cast<const uint32_t*>(shown_by(lane))[word] >> 16 * half);
+    T value;
+    std::memcpy(&value, &bits, sizeof(bits));
+    return static_cast<double>(static_cast<float>(value));
+  };
+  const int g = lane() / 4, t = lane() % 4;
+  show(mine);
+  warp_barrier();
+  for (int e = 0; e < 4; ++e) {
+    const int row = g + e / 2 * 8, column = 2 * t + e % 2;
+    double total = sum[e];
+    for (int k = 0; k < 16; ++k) {
+      const int in_pair = k % 8 / 2;
+      total +=
+          number(row % 8 * 4 + in_pair, row / 8 + k / 8 * 2, k % 2) * number(column * 4 + in_pair, 4 + k / 8, k % 2);
+    }
+    sum[e] = static_cast<float>(total);
+  }
+  warp_barrier();
+}
+}  // namespace cuda_emulator
+
+template <typename T>
+T __ldg(const T* pointer) {
+  return *pointer;
+}
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 
 struct alignas(16) float4 {
@@ -86,14 +131,18 @@ struct alignas(16) uint4 {
 };
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "emulated error"; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "emulated error";
+}
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : 163 * 1024;
   return cudaSuccess;
 }
 template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) { return cudaSuccess; }
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
 
 template <typename... Formal, typename... Actual>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Formal...), Actual&&... arguments) {

@@ -1,8 +1,8 @@
-// Runs a CUDA grid on one CPU thread. Each CUDA thread is a fiber (ucontext) that runs until a barrier; then the next one does.
-// CUDA_EMULATOR_ORDER=forward|reverse|<seed> sets the order of blocks, and of threads between two barriers: a result that
-// depends on it is a race. With -DRACECHECK (this file not instrumented, kernels with -fsanitize=thread) fibers are switched
-// without implying an order and only barriers synchronise: ThreadSanitizer then reports every unordered pair of accesses
-// within a block, whatever the values.
+// Runs a CUDA grid on one CPU thread. Each CUDA thread is a fiber (ucontext) that runs until a barrier; then the next
+// one does. CUDA_EMULATOR_ORDER=forward|reverse|<seed> sets the order of blocks, and of threads between two barriers: a
+// result that depends on it is a race. With -DRACECHECK (this file not instrumented, kernels with -fsanitize=thread)
+// fibers are switched without implying an order and only barriers synchronise: ThreadSanitizer then reports every
+// unordered pair of accesses within a block, whatever the values.
 #include <cuda_runtime.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -20,7 +20,6 @@
 extern "C" {
 void* __tsan_get_current_fiber();
 void* __tsan_create_fiber(unsigned flags);
-void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
@@ -28,7 +27,6 @@ void __tsan_release(void* address);
 #else
 static void* __tsan_get_current_fiber() { return nullptr; }
 static void* __tsan_create_fiber(unsigned) { return nullptr; }
-static void __tsan_destroy_fiber(void*) {}
 static void __tsan_switch_to_fiber(void*, unsigned) {}
 static void __tsan_acquire(void*) {}
 static void __tsan_release(void*) {}
@@ -51,6 +49,7 @@ struct Fiber {
   State state = State::kDone;
   dim3 index;
   uint64_t value = 0;
+  const void* shown = nullptr;
   unsigned block_barriers = 0, warp_barriers = 0;
 };
 
@@ -59,8 +58,8 @@ thread_local ucontext_t scheduler;
 thread_local void* scheduler_sanitizer = nullptr;
 thread_local int current = -1;
 thread_local const std::function<void()>* body = nullptr;
-// Only their addresses matter. Two a barrier, in turn: else a thread that is late in leaving one barrier would be ordered
-// after what an early one did before the next.
+// Only their addresses matter. Two a barrier, in turn: else a thread that is late in leaving one barrier would be
+// ordered after what an early one did before the next.
 thread_local char launch_order, finish_order, block_order[2], warp_order[32][2];
 
 [[noreturn]] void fail(const char* what) {
@@ -73,7 +72,8 @@ char* shared_pages() {
   static thread_local char* pages = [] {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     const size_t bytes = (kSharedBytes + page - 1) / page * page;
-    auto* start = static_cast<char*>(mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    auto* start =
+        static_cast<char*>(mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     mprotect(start + bytes, page, PROT_NONE);
     return start + bytes;
   }();
@@ -114,8 +114,10 @@ void arrange(std::vector<uint32_t>& order, std::mt19937& random) {
   const char* name = std::getenv("CUDA_EMULATOR_ORDER");
   const std::string mode = name ? name : "forward";
   std::iota(order.begin(), order.end(), 0u);
-  if (mode == "reverse") std::reverse(order.begin(), order.end());
-  else if (mode != "forward") std::shuffle(order.begin(), order.end(), random);
+  if (mode == "reverse")
+    std::reverse(order.begin(), order.end());
+  else if (mode != "forward")
+    std::shuffle(order.begin(), order.end(), random);
 }
 
 void release_warps(int threads) {
@@ -133,7 +135,7 @@ void run_block(int threads, std::mt19937& random) {
     fiber.index = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y));
     fiber.state = State::kReady;
     fiber.block_barriers = fiber.warp_barriers = 0;
-    fiber.sanitizer = __tsan_create_fiber(0);
+    if (fiber.sanitizer == nullptr) fiber.sanitizer = __tsan_create_fiber(0);
     getcontext(&fiber.context);
     fiber.context.uc_stack = {fiber.stack.data(), 0, fiber.stack.size()};
     fiber.context.uc_link = nullptr;
@@ -156,10 +158,10 @@ void run_block(int threads, std::mt19937& random) {
     if (done > 0 && done + waiting == threads) fail("a thread ended while others wait at __syncthreads");
     if (waiting == threads)
       for (int i = 0; i < threads; ++i) fibers[static_cast<size_t>(i)].state = State::kReady;
-    else if (!progress && done + waiting > 0) fail("threads of a block wait at different barriers");
+    else if (!progress && done + waiting > 0)
+      fail("threads of a block wait at different barriers");
   }
   __tsan_acquire(&finish_order);
-  for (int i = 0; i < threads; ++i) __tsan_destroy_fiber(fibers[static_cast<size_t>(i)].sanitizer);
 }
 }  // namespace
 
@@ -180,6 +182,9 @@ uint64_t exchange(uint64_t value, int source_lane) {
   warp_barrier();
   return result;
 }
+
+void show(const void* mine) { fibers[static_cast<size_t>(current)].shown = mine; }
+const void* shown_by(int lane) { return fibers[static_cast<size_t>(current / 32 * 32 + lane)].shown; }
 
 void* dynamic_shared() { return shared_start; }
 

@@ -11,6 +11,8 @@ from .frozen import Frozen, MissingResultsError
 
 
 class Verdict(enum.Enum):
+    """What the frozen results say about a claim."""
+
     HOLDS = "holds"
     SELECTION = "holds only under a stated selection"
     CONTRADICTED = "contradicted"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import kernels
 from ..layers import Layer
+from ..ops import input_factor, output_factor
 from ..task import Batch, LossFunction, batch_loss, batch_size, split_batch
 from .geometry import geometry, row_count, weight_gradient
 from .recording import layer_gradients, recording
@@ -67,23 +68,12 @@ def capture_factors(
     total, loss_sum = 0, 0.0
     for index, batch in enumerate(batches):
         samples = batch_size(batch)
-        errors: dict[str, Tensor] = {}
-
-        def visit(
-            name: str, x: Tensor, d: Tensor, first: bool = index == 0, errors: dict[str, Tensor] = errors
-        ) -> None:
-            layer, held = layers[name], sums.setdefault(name, {})
-            rows = row_count(layer, d)
-            add(held, "A", kernels.input_factor(x, **geometry(layer, x)), rows)
-            add(held, "delta", kernels.output_factor(d, convolution=layer.is_convolution), d.shape[0])
-            held["rows"] = held.get("rows", 0) + rows
-            if first:
-                errors[name] = weight_gradient(layer, x, d)
-
+        errors: dict[str, Tensor] | None = {} if index == 0 else None
+        visit = partial(_add_factors, layers, sums, errors, {})
         with recording(model, layers, samples, visit) as calls:
             loss = batch_loss(model, loss_fn, batch)
             _check_loss(loss, index, batch)
-            gradients = layer_gradients(loss, layers, calls)
+            gradients = layer_gradients(loss, layers)
         total += samples
         loss_sum += samples * loss.item()
         for name, gradient in gradients.items():
@@ -92,7 +82,7 @@ def capture_factors(
                     f"the gradient of layer {name!r} holds NaN or Inf on batch {index}: check data and weights"
                 )
             reason = calls.problem(name, gradient)
-            if reason is None and index == 0 and name in errors:
+            if reason is None and errors and name in errors:
                 reason = _used_elsewhere(gradient, errors[name] / samples)
             if reason is not None:
                 missing.setdefault(name, reason)
@@ -123,6 +113,29 @@ def capture_factors(
         if name not in missing
     }
     return Capture(loss_sum / total, total, found, missing)
+
+
+def _add_factors(
+    layers: Mapping[str, Layer],
+    sums: dict[str, dict[str, Any]],
+    errors: dict[str, Tensor] | None,
+    shared: dict[Hashable, Tensor],
+    name: str,
+    x: Tensor,
+    d: Tensor,
+    source: Hashable,
+) -> None:
+    """Add one call's factors; layers fed by the same x share C_A, and ``errors`` takes Σ d aᵀ."""
+    layer, held = layers[name], sums.setdefault(name, {})
+    rows, spec = row_count(layer, d), geometry(layer)
+    key = source, *spec.values()
+    if key not in shared:
+        shared[key] = input_factor(x, **spec)
+    add(held, "A", shared[key], rows)
+    add(held, "delta", output_factor(d, convolution=layer.is_convolution), d.shape[0])
+    held["rows"] = held.get("rows", 0) + rows
+    if errors is not None:
+        errors[name] = weight_gradient(layer, x, d)
 
 
 def add(held: dict[str, Any], key: str, value: Tensor, weight: int) -> None:

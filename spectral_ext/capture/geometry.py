@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers import Layer
+from ..ops import geometry_of
 
 
-def geometry(layer: Layer, x: Tensor) -> dict[str, Any]:
-    """The arguments that describe a convolution to the ops; empty for a linear layer."""
-    if not layer.is_convolution:
-        return {}
-    module: Any = layer.module
-    padding = (0,) * len(module.kernel_size) if isinstance(module.padding, str) else module.padding
-    return dict(kernel_size=module.kernel_size, stride=module.stride, padding=padding, dilation=module.dilation)
+def geometry(layer: Layer) -> dict[str, Any]:
+    """The keyword arguments of the ops for this layer, without its bias."""
+    return geometry_of(layer.module, bias=False)
 
 
 def row_count(layer: Layer, d: Tensor) -> int:
@@ -29,10 +27,11 @@ def weight_gradient(layer: Layer, x: Tensor, d: Tensor) -> Tensor:
     if not layer.is_convolution:
         return d.flatten(0, -2).mT @ x.flatten(0, -2)
     module: Any = layer.module
-    spec = geometry(layer, x)
-    dims = len(module.kernel_size)
+    padding = module.padding
+    if isinstance(padding, str):
+        x, padding = F.pad(x, module._reversed_padding_repeated_twice), (0,) * len(module.kernel_size)
     _, gradient, _ = torch.ops.aten.convolution_backward(
-        d, x, layer.weight, None, spec["stride"], spec["padding"], spec["dilation"], False, [0] * dims, 1,
+        d, x, layer.weight, None, module.stride, padding, module.dilation, False, [0] * len(padding), 1,
         [False, True, False],
     )  # fmt: skip
     return gradient.flatten(1)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from .. import kernels
 from ..layers import Layer
+from ..ops import rayleigh_quotients
 from ..task import Batch, LossFunction, batch_loss, batch_size
 from .factors import add
 from .geometry import geometry, row_count
@@ -41,21 +42,9 @@ def capture_quotients(
     total = 0
     for batch in batches:
         samples = batch_size(batch)
-
-        def visit(name: str, x: Tensor, d: Tensor, samples: int = samples) -> None:
-            layer, held = layers[name], sums[name]
-            U, V = directions[name]
-            found = kernels.rayleigh_quotients(x, d, U.to(d), V.to(d), **geometry(layer, x))
-            rows, leading = row_count(layer, d), d.shape[0]
-            add(held, "output", found.output, leading)
-            add(held, "input", found.input, rows)
-            add(held, "sop", found.sum_of_products, rows)
-            add(held, "gn", found.gauss_newton, leading)
-            held["rows"] = held.get("rows", 0) + rows
-            held["grouped"] = held.get("grouped", True) and leading == samples
-
-        with recording(model, layers, samples, visit) as calls:
-            layer_gradients(batch_loss(model, loss_fn, batch), layers, calls)
+        visit = partial(_add_quotients, layers, directions, sums, samples)
+        with recording(model, layers, samples, visit):
+            layer_gradients(batch_loss(model, loss_fn, batch), layers)
         total += samples
         on_batch()
     return {
@@ -67,3 +56,25 @@ def capture_quotients(
         )
         for name, held in sums.items()
     }
+
+
+def _add_quotients(
+    layers: Mapping[str, Layer],
+    directions: Mapping[str, tuple[Tensor, Tensor]],
+    sums: dict[str, dict[str, Any]],
+    samples: int,
+    name: str,
+    x: Tensor,
+    d: Tensor,
+    source: Hashable,
+) -> None:
+    layer, held = layers[name], sums[name]
+    U, V = directions[name]
+    found = rayleigh_quotients(x, d, U.to(d), V.to(d), **geometry(layer))
+    rows, leading = row_count(layer, d), d.shape[0]
+    add(held, "output", found.output, leading)
+    add(held, "input", found.input, rows)
+    add(held, "sop", found.sum_of_products, rows)
+    add(held, "gn", found.gauss_newton, leading)
+    held["rows"] = held.get("rows", 0) + rows
+    held["grouped"] = held.get("grouped", True) and leading == samples

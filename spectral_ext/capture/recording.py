@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import kernels
 from ..layers import Layer
+from ..ops import output_factor
 from ..task import first_tensor
 
-Visitor = Callable[[str, Tensor, Tensor], None]
+Visitor = Callable[[str, Tensor, Tensor, Hashable], None]
+"""(name, x, d, source): layers with the same source were called with the same x."""
 
 
 class Calls:
@@ -39,9 +39,8 @@ class Calls:
             )
         if self.count[name] > 1:
             return (
-                f"it is called {self.count[name]} times in a forward pass, so that its weight is used twice: "
-                f"give each call "
-                "its own module"
+                f"it is called {self.count[name]} times in a forward pass, so that its weight is used twice: give each "
+                "call its own module (or switch activation checkpointing off, if it is that which repeats the call)"
             )
         if name not in self.reached:
             return "the loss does not depend on its output"
@@ -62,7 +61,7 @@ class Calls:
                     continue
                 key = block, layer.is_convolution
                 if key not in factors:
-                    factors[key] = kernels.output_factor(error, convolution=layer.is_convolution)
+                    factors[key] = output_factor(error, convolution=layer.is_convolution)
                 found[name] = block, factors[key], error.shape[0]
                 break
         return found
@@ -92,17 +91,19 @@ def recording(model: nn.Module, layers: Mapping[str, Layer], samples: int, visit
             calls.count[name] += 1
             calls.order.append(name)
             x = first_tensor(args) if args else first_tensor(kwargs)
-            if calls.count[name] > 1 or x is None or not output.requires_grad:
+            z = first_tensor(output)
+            if calls.count[name] > 1 or x is None or z is None or not z.requires_grad:
                 return
             if (x.data_ptr(), x.shape) in calls.norm_outputs:
                 calls.behind_norm.add(name)
             held = x.detach()
+            source = x.data_ptr(), x.shape, x.stride(), x._version
 
             def on_gradient(gradient: Tensor) -> None:
                 calls.reached.add(name)
-                _visit(calls, visit, name, layer, held, gradient)
+                _visit(calls, visit, name, layer, held, gradient, source)
 
-            output.register_hook(on_gradient)
+            z.register_hook(on_gradient)
 
         return hook
 
@@ -140,22 +141,21 @@ def _error(gradient: Tensor, samples: int) -> Tensor:
     return wide.detach() * samples
 
 
-def _visit(calls: Calls, visit: Visitor, name: str, layer: Layer, x: Tensor, gradient: Tensor) -> None:
-    """Bring (x, d) to the ops' form: samples first, padding numeric, at least single precision."""
+def _visit(
+    calls: Calls, visit: Visitor, name: str, layer: Layer, x: Tensor, gradient: Tensor, source: Hashable
+) -> None:
+    """Bring (x, d) to the ops' form: samples first, at least single precision."""
     d = _error(gradient, calls.samples)
     x = x.to(d.dtype)
     if layer.is_convolution:
         if x.dim() < layer.weight.dim():
             x, d = x.unsqueeze(0), d.unsqueeze(0)
-        module: Any = layer.module
-        if isinstance(module.padding, str):
-            x = F.pad(x, module._reversed_padding_repeated_twice)
     elif x.dim() == 1:
         x, d = x.unsqueeze(0), d.unsqueeze(0)
     if d.shape[0] != calls.samples:
         x, d = _samples_first(calls, name, layer, x, d)
     with torch.no_grad():
-        visit(name, x, d)
+        visit(name, x, d, source)
 
 
 def _samples_first(calls: Calls, name: str, layer: Layer, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,7 +175,7 @@ def _samples_first(calls: Calls, name: str, layer: Layer, x: Tensor, d: Tensor) 
     return x, d
 
 
-def layer_gradients(loss: Tensor, layers: Mapping[str, Layer], calls: Calls) -> dict[str, Tensor]:
+def layer_gradients(loss: Tensor, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
     weights = [layer.weight for layer in layers.values()]
     found = torch.autograd.grad(loss, weights, allow_unused=True)
     return {n: torch.zeros_like(w) if g is None else g for n, w, g in zip(layers, weights, found, strict=True)}

@@ -82,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, default=0, help="of bootstrap and random data (default 0)")
     one.add_argument("--resume", action="store_true", help="keep finished layers in OUT, and go on from there")
     one.add_argument("--title", help="heading of the page")
+    one.add_argument(
+        "--figures", action=argparse.BooleanOptionalAction, default=True, help="write the figures as PNG files too"
+    )
     sizes = one.add_argument_group("random data, for torchvision:, timm: and hf: without --data")
     sizes.add_argument("--samples", type=_positive, default=64, help="(default 64)")
     sizes.add_argument("--batch-size", type=_positive, default=16, help="(default 16)")

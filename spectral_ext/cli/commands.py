@@ -48,7 +48,8 @@ def landscape(args: Namespace, console: Console) -> None:
     found.meta["specification"] = args.model
     found.meta["notes"] = [*task.notes, *found.meta.get("notes", [])]
     print_landscape(found, console)
-    page = write_report(found, args.out, title=args.title or f"Spectral landscape of {args.model}")
+    title = args.title or f"Spectral landscape of {args.model}"
+    page = write_report(found, args.out, title=title, figures=args.figures)
     if kept.exists():
         shutil.rmtree(kept)
     console.print(f"Open {page} in a browser; the numbers are in {args.out / 'landscape.json'}.", soft_wrap=True)

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ def load_task(spec: str, *, data: str | None = None, checkpoint: Path | None = N
         given = _call(data)
         if not isinstance(given, tuple) or len(given) != 2:
             raise TaskError(f"{data} must return (loss_fn, batches), not {_kind(given)}")
+        if not callable(given[0]) or not isinstance(given[1], Iterable):
+            raise TaskError(f"{data} must return (loss_fn, batches), not ({_kind(given[0])}, {_kind(given[1])})")
         task.loss_fn, task.batches, task.notes = given[0], list(given[1]), []
     if checkpoint is not None:
         _load_checkpoint(task.model, checkpoint)
@@ -84,7 +86,7 @@ def _forms() -> str:
 
 
 def _kind(value: Any) -> str:
-    return f"a tuple of {len(value)}" if isinstance(value, tuple) else f"a {type(value).__name__}"
+    return f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
 
 
 def _own(spec: str) -> Task:
@@ -92,6 +94,8 @@ def _own(spec: str) -> Task:
     if not isinstance(given, (tuple, list)) or len(given) != 3:
         raise TaskError(f"{spec} must return (model, loss_fn, batches), not {_kind(given)}")
     model, loss_fn, batches = given
+    if not isinstance(batches, Iterable):
+        raise TaskError(f"{spec}: the third of the three must be batches, not {_kind(batches)}")
     if not isinstance(model, nn.Module):
         raise TaskError(f"{spec}: the first of the three must be a torch.nn.Module, not {_kind(model)}")
     if not callable(loss_fn):
@@ -143,6 +147,8 @@ def _package(name: str, why: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise TaskError(f"{why} needs the package {name}: pip install {name} ({error})") from error
+    except Exception as error:  # torchvision built for another torch raises RuntimeError on import
+        raise TaskError(f"{why}: {name} is installed but cannot be imported, reinstall it ({error})") from error
 
 
 RANDOM_NOTE = (

@@ -14,7 +14,7 @@ from spectral_ext.task import batch_size
 
 from .directions import Directions
 from .plan import Plan
-from .sites import find_site
+from .sites import site_of
 from .sqrt_gauss_newton import outputs_per_sample, why_not
 from .trace import UntraceableError
 
@@ -45,10 +45,8 @@ def choose(
         for piece in plan.pieces:
             program, samples = plan.program(piece.batch), batch_size(piece.batch)
             count = max(count, outputs_per_sample(program, samples))
-            names = {id(p): n for n, p in plan.model.named_parameters()}
             for name, layer in layers.items():
-                site = find_site(program.parameters[names[id(layer.weight)]], program.nodes)
-                refusals[name] = refusals[name] or why_not(program, site, samples)
+                refusals[name] = refusals[name] or why_not(program, site_of(program, plan.model, layer), samples)
     except UntraceableError as why:
         if method != "auto":
             raise ValueError(f"method={method!r} does not apply: {why}; use method='auto'") from why

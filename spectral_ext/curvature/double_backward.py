@@ -69,36 +69,42 @@ def double_backward_output(
     batch: Batch,
     layers: Mapping[str, Layer],
     directions: Mapping[str, Directions],
-) -> dict[str, Tensor]:
-    """h_k of each layer on one batch, by double backward in the layers' outputs.
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """h_k on one batch by double backward in the layers' outputs, from one graph; and the layers where that is not h.
 
-    Raises:
-        NotApplicableError: a layer's module is not called exactly once, or its weight acts otherwise too, or the module is
-            none of those that are measured by default.
+    Returns:
+        ``({name: h (K,)}, {name: reason})``: refused are modules that are not called exactly once, weights that act
+        otherwise too, and modules other than Linear and convolutions.
     """
-    for name, layer in layers.items():
-        if not isinstance(layer.module, MEASURED):
-            raise NotApplicableError(f"{name!r} is a {layer.kind}, not a Linear or a convolution")
-    with layer_outputs(layers) as (inputs, outputs):
+    others = [layer for layer in layers.values() if not isinstance(layer.module, MEASURED)]
+    refused = {layer.name: f"a {layer.kind} is no Linear or convolution" for layer in others}
+    usual = {name: layer for name, layer in layers.items() if name not in refused}
+    with layer_outputs(usual) as (inputs, outputs):
         loss = batch_loss(model, loss_fn, batch)
     for name, calls in outputs.items():
         if len(calls) != 1:
-            raise NotApplicableError(f"{name!r} is called {len(calls)} times in a forward pass")
-    z_of = [outputs[name][0] for name in layers]
-    weights = [layer.weight for layer in layers.values()]
-    by_weight = grad_or_zeros(loss, weights, retain_graph=True)
+            refused[name] = f"{name!r} is called {len(calls)} times in a forward pass"
+    usual = {name: layer for name, layer in layers.items() if name not in refused}
+    if not usual:
+        return {}, refused
+    z_of = [outputs[name][0] for name in usual]
+    by_weight = grad_or_zeros(loss, [layer.weight for layer in usual.values()], retain_graph=True)
     gradients = grad_or_zeros(loss, z_of, create_graph=True)
     found = {}
-    for name, gradient, z, whole in zip(layers, gradients, z_of, by_weight, strict=True):
-        tangents = output_tangents(layers[name], directions[name], inputs[name][0])
-        slopes = tangents.flatten(1) @ gradient.detach().flatten()
-        noise = 100 * torch.finfo(z.dtype).eps * tangents.flatten(1).norm(dim=1) * gradient.detach().norm()
-        if bool(((slopes - directions[name].along(whole)).abs() > noise).any()):
-            raise NotApplicableError(
-                f"the loss depends on the weight of {name!r} otherwise than through the layer's output"
-            )
-        found[name] = _quadratic_forms(gradient, z, tangents)
-    return found
+    for name, gradient, z, whole in zip(usual, gradients, z_of, by_weight, strict=True):
+        forms = []
+        for k in range(len(directions[name])):
+            one = directions[name][[k]]
+            (tangent,) = output_tangents(layers[name], one, inputs[name][0])
+            slope = (tangent * gradient.detach()).sum()
+            noise = 100 * torch.finfo(z.dtype).eps * tangent.norm() * gradient.detach().norm()
+            if bool((slope - one.along(whole)).abs() > noise):
+                refused[name] = f"the loss depends on the weight of {name!r} otherwise than through the layer's output"
+                break
+            forms.append(_quadratic_form(gradient, z, tangent))
+        else:
+            found[name] = torch.stack(forms)
+    return found, refused
 
 
 def double_backward_weight(
@@ -113,9 +119,9 @@ def double_backward_weight(
     weights = [layer.weight for layer in layers.values()]
     gradients = grad_or_zeros(loss, weights, create_graph=True)
     return {
-        name: torch.cat(
+        name: torch.stack(
             [
-                _quadratic_forms(gradient, weight, directions[name][[k]].weight_tangents())
+                _quadratic_form(gradient, weight, directions[name][[k]].weight_tangents()[0])
                 for k in range(len(directions[name]))
             ]
         )
@@ -130,12 +136,9 @@ def grad_or_zeros(loss: Tensor, inputs: list[Tensor], **options: bool) -> tuple[
     return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True))
 
 
-def _quadratic_forms(gradient: Tensor, at: Tensor, tangents: Tensor) -> Tensor:
-    forms = []
-    for tangent in tangents:
-        if not gradient.requires_grad:
-            forms.append(tangent.new_zeros(()))
-            continue
-        (product,) = torch.autograd.grad(gradient, at, tangent, retain_graph=True, allow_unused=True)
-        forms.append(tangent.new_zeros(()) if product is None else (product * tangent).sum())
-    return torch.stack(forms).detach()
+def _quadratic_form(gradient: Tensor, at: Tensor, tangent: Tensor) -> Tensor:
+    """⟨t, ∂(gradient)/∂(at) t⟩."""
+    if not gradient.requires_grad:
+        return tangent.new_zeros(())
+    (product,) = torch.autograd.grad(gradient, at, tangent, retain_graph=True, allow_unused=True)
+    return tangent.new_zeros(()) if product is None else (product * tangent).sum().detach()

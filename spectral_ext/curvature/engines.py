@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .directions import Directions
-from .double_backward import NotApplicableError, double_backward_output, double_backward_weight
+from .double_backward import double_backward_output, double_backward_weight
 from .gradients import Piece
 from .plan import Plan
 from .sqrt_gauss_newton import SqrtGaussNewton
@@ -26,11 +26,14 @@ class Measured:
     """L̇_k = ⟨∂L/∂W, D_k⟩ as the method saw it."""
     first: Tensor | None = None
     """h on the first piece alone, of weight 1."""
+    terms: Tensor | None = None
+    """Σ |part| on the first piece: what h's round-off is measured against where the parts cancel."""
     note: str | None = None
 
     def add(self, weight: float, parts: dict[str, Tensor], slope: Tensor | None) -> None:
         if self.first is None:
-            self.first = torch.stack(list(parts.values())).sum(0)
+            every = torch.stack(list(parts.values()))
+            self.first, self.terms = every.sum(0), every.abs().sum(0)
         for kind, value in parts.items():
             held = self.parts.get(kind)
             self.parts[kind] = weight * value if held is None else held + weight * value
@@ -76,19 +79,27 @@ def double_backward(
     """In the outputs, or in the weight where a layer's output will not do (noted) or ``weight`` asks for it."""
     found = {name: Measured() for name in directions}
     for piece in plan.pieces if pieces is None else pieces:
-        for name, along in directions.items():
-            case = plan.model, plan.loss_fn, piece.batch, {name: plan.layers[name]}, {name: along}
-            if weight or found[name].note:
-                h = double_backward_weight(*case)
-            else:
-                try:
-                    h = double_backward_output(*case)
-                except NotApplicableError as why:
-                    found[name].note = str(why)
-                    h = double_backward_weight(*case)
-            found[name].add(piece.weight, {"total": h[name].double()}, None)
-            done(name)
+        case = plan.model, plan.loss_fn, piece.batch
+
+        def add(forms: dict[str, Tensor], share: float = piece.weight) -> None:
+            for name, h in forms.items():
+                found[name].add(share, {"total": h.double()}, None)
+                done(name)
+
+        together = [name for name in directions if not weight and found[name].note is None]
+        if together:
+            forms, refused = double_backward_output(*case, *_pick(plan, directions, together))
+            for name, why in refused.items():
+                found[name].note = why
+            add(forms)
+        for name in directions:
+            if name not in together or found[name].note is not None:
+                add(double_backward_weight(*case, *_pick(plan, directions, [name])))
     return found
+
+
+def _pick(plan: Plan, directions: dict[str, Directions], names: list[str]) -> tuple[dict, dict]:
+    return {name: plan.layers[name] for name in names}, {name: directions[name] for name in names}
 
 
 def _chunks(directions: Directions, lanes: int) -> list[Directions]:

@@ -29,7 +29,6 @@ def measurement(model: nn.Module) -> Iterator[None]:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with preserved(model), sdpa_kernel(SDPBackend.MATH), torch.inference_mode(False), torch.enable_grad():
         torch.set_float32_matmul_precision("highest")
-        torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.mha.set_fastpath_enabled(False)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -39,7 +40,8 @@ def summed_gradients(
     """Σ weight · loss and Σ weight · gradient over this rank's pieces; None where the loss does not depend on a layer.
 
     Raises:
-        ValueError: a loss is not a finite scalar, or batch norm in train mode sees one value a channel.
+        ValueError: a loss is not a finite scalar or differs from call to call, or batch norm in train mode sees one
+            value a channel.
     """
     loss = 0.0
     gradients: dict[str, Tensor | None] = dict.fromkeys(layers)
@@ -53,12 +55,24 @@ def summed_gradients(
                 raise ValueError(
                     f"the loss on {piece.label} has no gradient: the model or loss_fn runs under no_grad, or detaches"
                 )
+            if piece is pieces[0]:
+                refuse_randomness(model, loss_fn, piece, value.item())
             loss += piece.weight * value.item()
             for name, g in zip(layers, torch.autograd.grad(value, weights, allow_unused=True), strict=True):
                 if g is not None:
                     held = gradients[name]
                     gradients[name] = piece.weight * g if held is None else held.add_(g, alpha=piece.weight)
     return loss, gradients
+
+
+def refuse_randomness(model: nn.Module, loss_fn: LossFunction, piece: Piece, once: float) -> None:
+    with torch.no_grad():
+        again = batch_loss(model, loss_fn, piece.batch).item()
+    if not math.isclose(once, again, rel_tol=1e-5):
+        raise ValueError(
+            f"the model is not deterministic: its loss on {piece.label} is {once:.9g} once and {again:.9g} again; "
+            "turn off dropout, sampled noise and random augmentation inside the model"
+        )
 
 
 @contextlib.contextmanager

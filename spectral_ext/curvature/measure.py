@@ -46,7 +46,8 @@ def directional_curvature(
         directions: ``{name: (U, V)}`` with columns u_k, v_k, shapes (m, K) and (n, K), or ``{name: D}`` of any rank,
             (K, *weight.shape); only the layers named are measured. None: the singular vectors of the mean gradient.
         layers: names or shell patterns; None takes all that :func:`spectral_ext.layers.find_layers` measures. A module
-            of another kind (an Embedding, Hugging Face's Conv1D) is measured in ``weight.flatten(1)`` if it is named.
+            of another kind (an Embedding, Hugging Face's Conv1D) is measured in ``weight.flatten(1)`` if it is named,
+            and so is a grouped convolution or a layer with a shared weight.
         top_k: how many singular directions, at most min(m, n) of a layer.
         method: ``auto``, ``tangent_adjoint``, ``sqrt_gn``, ``double_backward_output`` or ``double_backward_weight``.
             ``auto`` takes the fastest exact one, compares k = 1 and k = K with double backward (1e-8 in float64, 1e-3
@@ -55,7 +56,8 @@ def directional_curvature(
             Jacobian of the model's output (all operations behind that output), and the curvature of the model's own
             operations is ``norm``, ``softmax``, ``bilinear`` (products, attention), ``activation`` and ``other``. They
             add up to h.
-        memory_budget: bytes for the measurement; directions, then samples are taken in turns to fit. None: no limit.
+        memory_budget: bytes for the measurement; directions, then samples are taken in turns to fit. None: no limit
+            on a CPU; on a GPU directions are taken in turns to fit what is free.
         progress: show a progress bar.
         process_group: a ``torch.distributed`` group whose ranks each bring their own batches; all get the same result.
         grouped: measure grouped convolutions too, D_k in ``weight.flatten(1)``.
@@ -79,9 +81,9 @@ def directional_curvature(
     data = [to_device(batch, first.device) for batch in as_batches(batches)]
     with measurement(model):
         run = Run(model, loss_fn, chosen, skipped, process_group)
-        run.together(lambda: run.first_pass(data, memory_budget, method))
-        found = run.find_directions(directions, top_k)
         check = method == "auto" if self_check is None else self_check
+        run.together(lambda: run.first_pass(data, memory_budget, method, check))
+        found = run.find_directions(directions, top_k)
         run.together(lambda: run.measure(found, method, check, progress))
         results = run.results(found, split)
     mode = "train" if model.training else "eval"

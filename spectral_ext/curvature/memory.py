@@ -14,7 +14,7 @@ from spectral_ext.task import Batch, LossFunction
 
 from .environment import measurement
 from .rules import RULES, operands
-from .sites import Site, curved, find_site
+from .sites import Site, curved, site_of
 from .trace import Program, trace
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "select",
@@ -30,6 +30,8 @@ class MemoryEstimate:
     per_lane: dict[str, int]
     """Layer → the most that one direction's tangents take at once."""
     samples: int
+    self_check: int
+    """What ``auto`` takes besides, in turn: a double backward through the whole graph."""
 
     def total(self, lanes: int = 1) -> int:
         """Peak bytes with ``lanes`` directions at a time."""
@@ -43,7 +45,7 @@ class MemoryEstimate:
 def estimate_memory(
     model: nn.Module, loss_fn: LossFunction, batch: Batch, *, layers: str | Iterable[str] | None = None
 ) -> MemoryEstimate:
-    """What ``tangent_adjoint`` would take on this batch, from a trace of it.
+    """What a measurement would take on this batch, from a trace of it.
 
     Raises:
         UntraceableError: the model or loss cannot be traced.
@@ -55,21 +57,20 @@ def estimate_memory(
 
 
 def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], samples: int) -> MemoryEstimate:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    sites = {
-        name: find_site(program.parameters[names[id(layer.weight)]], program.nodes) for name, layer in layers.items()
-    }
+    sites = {name: site_of(program, model, layer) for name, layer in layers.items()}
     reached = {node for site in sites.values() for node in (site.entry, *site.schedule)}
-    base = 0
+    base = weights = sum(2 * _bytes(layer.weight) for layer in layers.values())  # the gradients: the sum, and a piece's
+    values = 0
     for node in program.nodes:
         if node.op != "call_function":
             continue
         size = allocated(node)
         base += size
+        values += size
         if node in reached:
             # The adjoint and two constants of a curved operation; the slope or mask of any other that is not a product.
             base += 3 * size if curved(node, reached) else size if _has_slope(node) else 0
-    return MemoryEstimate(base, {name: _lane(site) for name, site in sites.items()}, samples)
+    return MemoryEstimate(base, {name: _lane(site) for name, site in sites.items()}, samples, weights + 5 * values)
 
 
 def allocated(node: fx.Node) -> int:

@@ -20,8 +20,8 @@ from .gradients import Piece
 from .memory import MemoryEstimate, estimate
 from .trace import Program, UntraceableError, signature, trace
 
-CPU_LANES = 5
-"""Directions at a time on a CPU: more fall out of its caches."""
+CACHE = 8 << 20
+"""Bytes of tangents at a time on a CPU: more fall out of its caches."""
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Plan:
     pieces: list[Piece]
     layers: Mapping[str, Layer]
     memory_budget: int | None
+    self_check: bool
     programs: dict[Any, Program | UntraceableError] = field(default_factory=dict)
     estimates: dict[Any, MemoryEstimate] = field(default_factory=dict)
 
@@ -65,11 +66,14 @@ class Plan:
 
     def lanes(self, name: str, batch: Batch) -> int:
         """How many directions of a layer to push at a time."""
-        device = self.layers[name].weight.device
-        most = CPU_LANES if device.type == "cpu" else 1 << 30
-        if self.memory_budget is None:
-            return most
-        return max(1, min(most, self._estimate(batch).lanes(name, self.memory_budget)))
+        estimate, budget = self._estimate(batch), self.memory_budget
+        device, most = self.layers[name].weight.device, 1 << 30
+        if device.type == "cpu":
+            most = max(2, CACHE // max(estimate.per_lane[name], 1))
+        elif device.type == "cuda" and budget is None:
+            # The base is held already when lanes are counted.
+            budget = estimate.base + int(0.8 * torch.cuda.mem_get_info(device)[0])
+        return most if budget is None else max(1, min(most, estimate.lanes(name, budget)))
 
     def cut_samples(self) -> None:
         """Cut batches whose estimate exceeds the budget at one direction into pieces of fewer samples.
@@ -86,7 +90,8 @@ class Plan:
             except UntraceableError:
                 pieces.append(piece)
                 continue
-            need = self._estimate(piece.batch).total()
+            estimate = self._estimate(piece.batch)
+            need = max(estimate.total(), estimate.self_check if self.self_check else 0)
             if need <= self.memory_budget:
                 pieces.append(piece)
             else:

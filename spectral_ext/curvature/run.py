@@ -17,6 +17,7 @@ from . import engines
 from .choose import Choice, choose
 from .directions import Directions, given_directions, singular_directions
 from .distributed import all_sum, directions_from_first, raise_together
+from .double_backward import NotApplicableError
 from .engines import Measured
 from .gradients import pieces_of, summed_gradients
 from .plan import Plan
@@ -48,8 +49,8 @@ class Run:
             error = problem
         raise_together(error, self.device, self.group)
 
-    def first_pass(self, data: list[Batch], memory_budget: int | None, method: str) -> None:
-        self.plan = Plan(self.model, self.loss_fn, pieces_of(data), self.layers, memory_budget)
+    def first_pass(self, data: list[Batch], memory_budget: int | None, method: str, check: bool) -> None:
+        self.plan = Plan(self.model, self.loss_fn, pieces_of(data), self.layers, memory_budget, check)
         if not method.startswith("double_backward"):
             self.plan.cut_samples()
         self.sums = summed_gradients(self.model, self.loss_fn, self.plan.pieces, self.layers)
@@ -120,6 +121,8 @@ class Run:
         try:
             self.measured.update(engine(self.plan, chosen, step))
         except Exception as why:
+            if method != "auto" and isinstance(why, NotApplicableError):
+                raise ValueError(f"method={method!r} does not apply: {why}; use method='auto'") from why
             if method != "auto" or isinstance(why, torch.OutOfMemoryError):
                 raise
             after = "tangent_adjoint" if name == "sqrt_gn" else "double_backward_output"
@@ -133,9 +136,7 @@ class Run:
         complaints = {}
         precision = self.plan.program(self.plan.pieces[0].batch).precision
         for name, measured in fast.items():
-            gradient = self.sums[1][name]
-            slopes = torch.zeros(len(directions[name])) if gradient is None else directions[name].along(gradient)
-            if complaint := check_slopes(measured, slopes.to(self.device), precision):
+            if complaint := check_slopes(measured, directions[name], self.sums[1][name], precision):
                 complaints[name] = complaint
         if check:
             try:

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+
+from spectral_ext.layers import Layer
 
 from .directions import Directions
 from .rules import CONSTANT, GENERIC, RULES, Rule, operands
+from .trace import Program
 
 aten = torch.ops.aten
 
@@ -22,6 +25,7 @@ aten = torch.ops.aten
 class Site:
     """Where a layer's tangents start."""
 
+    weight: fx.Node
     entry: fx.Node
     """The node whose tangent is seeded: the layer's output, or its weight where ``input`` is None."""
     input: fx.Node | None
@@ -37,7 +41,15 @@ class Site:
         return self.input is None
 
 
-def find_site(weight: fx.Node, nodes: list[fx.Node]) -> Site:
+def site_of(program: Program, model: nn.Module, layer: Layer) -> Site:
+    """The site of a layer's weight."""
+    weight = next(program.parameters[name] for name, p in model.named_parameters() if p is layer.weight)
+    if weight not in program.sites:
+        program.sites[weight] = _find(weight, program.nodes)
+    return program.sites[weight]
+
+
+def _find(weight: fx.Node, nodes: list[fx.Node]) -> Site:
     entry, source, transposed = _product(weight, set(nodes))
     reached, schedule = {entry}, []
     for node in nodes:
@@ -55,7 +67,7 @@ def find_site(weight: fx.Node, nodes: list[fx.Node]) -> Site:
     for node, user in last.items():
         if user is not nodes[-1]:
             last_use.setdefault(user, []).append(node)
-    return Site(entry, source, transposed, schedule, last_use)
+    return Site(weight, entry, source, transposed, schedule, last_use)
 
 
 def _product(weight: fx.Node, nodes: set[fx.Node]) -> tuple[fx.Node, fx.Node | None, bool]:

@@ -23,7 +23,7 @@ from spectral_ext.task import Batch, batch_size
 from .directions import Directions
 from .double_backward import NotApplicableError
 from .evaluate import Environment, evaluate, run
-from .sites import Site, curved, find_site
+from .sites import Site, curved, site_of
 from .trace import Program
 
 aten = torch.ops.aten
@@ -72,13 +72,11 @@ class SqrtGaussNewton:
     def __init__(self, program: Program, model: nn.Module, batch: Batch, layers: Mapping[str, Layer]) -> None:
         self.program = program
         self.samples = batch_size(batch)
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        weights = {name: program.parameters[names[id(layer.weight)]] for name, layer in layers.items()}
-        self.sites = {name: find_site(node, program.nodes) for name, node in weights.items()}
+        self.sites = {name: site_of(program, model, layer) for name, layer in layers.items()}
         for name, site in self.sites.items():
             if reason := why_not(program, site, self.samples):
                 raise NotApplicableError(f"sqrt_gn is not exact for {name!r}: {reason}")
-        self.env = evaluate(program, program.arguments(model, batch), set(weights.values()))
+        self.env = evaluate(program, program.arguments(model, batch), {site.weight for site in self.sites.values()})
         self._refuse_coupled_samples()
 
     def curvature(self, directions: Mapping[str, Directions]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -102,19 +100,25 @@ class SqrtGaussNewton:
         found = torch.autograd.grad(y, z, cotangent.reshape(y.shape), retain_graph=True, allow_unused=True)
         return {n: torch.zeros_like(v) if g is None else g for n, g, v in zip(self.sites, found, z, strict=True)}
 
-    def _loss_factor(self) -> tuple[Tensor, Tensor, Tensor]:
-        """∂L/∂y (B, C), the vectors √|λ_c| q_c (C', B, C) that are not all zero, and their signs (C', B)."""
+    def _loss_gradient(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """y as a leaf, and ∂L/∂y with its graph."""
         output = self.program.outputs[0]
         inner: Environment = dict(self.env)
-        y = self.env[output].detach().requires_grad_()
-        inner[output] = y
+        y = inner[output] = self.env[output].detach().to(dtype).requires_grad_()
         run(self.program, [node for node in self.program.nodes if node in self.program.loss_operations], inner)
-        loss = inner[self.program.loss]
-        (gradient,) = torch.autograd.grad(loss, y, create_graph=True)
+        return y, torch.autograd.grad(inner[self.program.loss], y, create_graph=True)[0]
+
+    def _loss_factor(self) -> tuple[Tensor, Tensor, Tensor]:
+        """∂L/∂y (B, C), the vectors √|λ_c| q_c (C', B, C) that are not all zero, and their signs (C', B)."""
+        dtype = self.env[self.program.outputs[0]].dtype
+        try:
+            y, gradient = self._loss_gradient(torch.float64)
+        except RuntimeError:  # constants of the loss that do not mix with float64
+            y, gradient = self._loss_gradient(dtype)
         flat = gradient.reshape(self.samples, -1)
         count = flat.shape[1]
         if not gradient.requires_grad:
-            return flat.detach(), y.new_zeros(0, self.samples, count), y.new_zeros(0, self.samples)
+            return flat.detach().to(dtype), y.new_zeros(0, self.samples, count), y.new_zeros(0, self.samples)
 
         def times(vector: Tensor) -> Tensor:
             (product,) = torch.autograd.grad(gradient, y, vector.reshape(y.shape), retain_graph=True)
@@ -127,9 +131,9 @@ class SqrtGaussNewton:
         if not torch.allclose(times(probe), apart, rtol=1e-4, atol=1e-4 * float(apart.abs().max())):
             raise NotApplicableError("the loss couples the samples of a batch")
         values, basis = torch.linalg.eigh((hessian + hessian.mT) / 2)
-        vectors = (basis * values.abs().sqrt().unsqueeze(1)).movedim(-1, 0).to(y.dtype)
-        keep = values.abs().amax(0) > 1e-14 * values.abs().max()
-        return flat.detach(), vectors[keep], values.sign().T[keep]
+        vectors = (basis * values.abs().sqrt().unsqueeze(1)).movedim(-1, 0).to(dtype)
+        keep = values.abs().amax(0) > 20 * torch.finfo(y.dtype).eps * values.abs().max()
+        return flat.detach().to(dtype), vectors[keep], values.sign().T[keep]
 
     def _refuse_coupled_samples(self) -> None:
         """A cotangent on every other sample must not reach the rest."""

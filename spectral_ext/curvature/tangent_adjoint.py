@@ -23,7 +23,7 @@ from spectral_ext.task import Batch
 from .directions import Directions
 from .evaluate import Environment, arguments_of, detached, evaluate
 from .rules import Operation, Push, operands
-from .sites import Site, curved, find_site, mechanism, rule_of, seed
+from .sites import Site, curved, mechanism, rule_of, seed, site_of
 from .trace import Program
 
 
@@ -32,12 +32,10 @@ class TangentAdjoint:
 
     def __init__(self, program: Program, model: nn.Module, batch: Batch, layers: Mapping[str, Layer]) -> None:
         self.program = program
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        weights = {name: program.parameters[names[id(layer.weight)]] for name, layer in layers.items()}
-        self.sites: dict[str, Site] = {name: find_site(node, program.nodes) for name, node in weights.items()}
+        self.sites: dict[str, Site] = {name: site_of(program, model, layer) for name, layer in layers.items()}
         self.reached = {node for site in self.sites.values() for node in (site.entry, *site.schedule)}
         self.curved = {node for site in self.sites.values() for node in site.schedule if curved(node, self.reached)}
-        env = evaluate(program, program.arguments(model, batch), set(weights.values()))
+        env = evaluate(program, program.arguments(model, batch), {site.weight for site in self.sites.values()})
         self.loss = env[program.loss].detach()
         self._prepare(env)
 

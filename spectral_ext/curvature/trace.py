@@ -24,7 +24,7 @@ from spectral_ext.task import Batch, LossFunction, batch_loss, split_batch
 from .normal_form import bring_to_normal_form
 
 
-class UntraceableError(Exception):
+class UntraceableError(RuntimeError):
     """Model or loss cannot be traced; the message says why."""
 
 
@@ -41,6 +41,8 @@ class Program:
     outputs: list[fx.Node]
     """The model's floating-point outputs that the loss is computed from."""
     loss_operations: set[fx.Node] = field(default_factory=set)
+    sites: dict[fx.Node, Any] = field(default_factory=dict)
+    """Weight → where its directions enter, see :mod:`.sites`."""
     of_one_batch: bool = False
     """Control flow or shapes depended on the batch's values: the trace serves no other batch."""
 

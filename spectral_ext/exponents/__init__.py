@@ -10,7 +10,7 @@ from .participation import (
     zeta_bound,
 )
 from .rank_models import RankModels, fit_rank_models
-from .regression import Fit, FitError, fit_power_law, squared_correlation
+from .regression import Fit, FitError, fit_power_law, log_correlation, squared_correlation
 from .transfer import TransferCheck, check_transfer
 from .weights import WeightSpectrum, fit_tail_exponent, weight_spectrum
 
@@ -31,6 +31,7 @@ __all__ = [
     "fit_rank_models",
     "fit_s",
     "fit_tail_exponent",
+    "log_correlation",
     "lognormal_bound",
     "participation_ratio",
     "squared_correlation",

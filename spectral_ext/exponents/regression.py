@@ -138,3 +138,21 @@ def squared_correlation(x: Any, y: Any) -> float:
     dx, dy = x - x.mean(), y - y.mean()
     scale = float((dx @ dx) * (dy @ dy))
     return float((dx @ dy) ** 2 / scale) if scale > 0 else math.nan
+
+
+def log_correlation(x: Any, y: Any) -> float:
+    """Pearson correlation of log x and log y where both are positive; NaN with fewer than two such points (App. L).
+
+    Raises:
+        ValueError: NaN, or lengths differ.
+    """
+    x, y = as_vector(x, "x"), as_vector(y, "y")
+    if not len(x) or not len(y):
+        return math.nan
+    if x.shape != y.shape:
+        raise ValueError(f"log_correlation: {len(x)} and {len(y)} points")
+    keep = (x > 0) & (y > 0)
+    log_x, log_y = (np.log(values[keep]) for values in (x, y))
+    if keep.sum() < 2 or np.ptp(log_x) == 0 or np.ptp(log_y) == 0:
+        return math.nan
+    return float(np.corrcoef(log_x, log_y)[0, 1])

@@ -35,13 +35,15 @@ class Eigenpairs(NamedTuple):
     """‖C v_i − λ_i v_i‖ / max_j |λ_j|, (…, k): |λ_i − an eigenvalue of C| is at most this, relative to the largest"""
 
 
-def top_eigenpairs(C: Tensor | SymmetricOperator, k: int, *, tol: float | None = None, restarts: int = 100) -> Eigenpairs:
+def top_eigenpairs(
+    C: Tensor | SymmetricOperator, k: int, *, tol: float | None = None, restarts: int = 100
+) -> Eigenpairs:
     """The k largest (algebraic) eigenvalues of a symmetric matrix and their eigenvectors, to a checked residual.
 
     Block Krylov iteration with Rayleigh–Ritz projection and thick restarts: its cost is matrix products, on any device.
-    The block is wider than k, so that eigenvalues of any multiplicity are all found; one-vector Lanczos (ARPACK) returns
-    too few copies of a repeated eigenvalue with perfect residuals. Small matrices, large k and whatever does not converge
-    go to ``torch.linalg.eigh``. The start is fixed: the result is reproducible, and no global random state advances.
+    The block is wider than k, so that eigenvalues of any multiplicity are all found; one-vector Lanczos (ARPACK)
+    returns too few copies of a repeated eigenvalue with perfect residuals. Small matrices, large k and what does not
+    converge go to ``torch.linalg.eigh``. The start is fixed: results are reproducible, and no random state advances.
 
     Args:
         C: symmetric (n, n), or (…, n, n); float16 and bfloat16 are widened to float32. Or a symmetric operator that is
@@ -81,7 +83,9 @@ def top_eigenpairs(C: Tensor | SymmetricOperator, k: int, *, tol: float | None =
             if pairs.residuals.max() <= 2 * tolerance:  # recomputed: rounding may add to what the iteration measured
                 return pairs
         if not explicit:
-            raise RuntimeError(f"{k} eigenpairs did not reach tol={tolerance:g} in {restarts} restarts: raise one of them")
+            raise RuntimeError(
+                f"{k} eigenpairs did not reach tol={tolerance:g} in {restarts} restarts: raise one of them"
+            )
     return _full(C if isinstance(C, Tensor) else C @ torch.eye(n, dtype=C.dtype, device=C.device), k, tolerance)
 
 

@@ -12,6 +12,7 @@ from ..capture import LayerFactors, Quotients
 from ..exponents.participation import EffectiveRank
 from ..exponents.regression import FitError
 from ..exponents.weights import weight_spectrum
+from ..factors.eigen import top_eigenpairs
 from ..layers import Layer
 from .derive import derive
 from .directions import SingularDirections
@@ -73,7 +74,7 @@ def build_row(
             rank = EffectiveRank(participation=float(factor.trace()) ** 2 / float(factor.square().sum()), count=size)
             setattr(row, "effective_rank_delta" if name == "C_δ" else "effective_rank_A", rank)
     try:
-        row.weight = weight_spectrum(layer.weight, top_k=k)
+        row.weight = weight_spectrum(layer.weight, top_k=max(k, 20))
     except FitError as error:
         row.notes.append(f"weight spectrum: {error}")
     _mechanisms(row, factors, A)
@@ -85,13 +86,7 @@ def eigenvalues(C: Tensor, k: int) -> np.ndarray:
     size = C.shape[0]
     if size <= FULL_SPECTRUM:
         return torch.linalg.eigvalsh(C.double() if size <= 1024 else C).flip(0).cpu().double().numpy()
-    generator = torch.Generator(device=C.device).manual_seed(0)
-    start = torch.randn(size, max(k, 100) + 32, dtype=C.dtype, device=C.device, generator=generator)
-    basis = torch.linalg.qr(C @ start)[0]
-    for _ in range(8):
-        basis = torch.linalg.qr(C @ basis)[0]
-    values = torch.linalg.eigvalsh(basis.mT @ C @ basis).flip(0)
-    return values[: max(k, 100)].cpu().double().numpy()
+    return top_eigenpairs(C, max(k, 100)).values.cpu().double().numpy()
 
 
 def _split(row: LayerLandscape, curvature: Any) -> None:

@@ -19,9 +19,10 @@ from ..exponents.participation import (
     zeta_bound,
 )
 from ..exponents.rank_models import RankModels, fit_rank_models
-from ..exponents.regression import Fit, FitError, fit_power_law, squared_correlation
+from ..exponents.regression import Fit, FitError, fit_power_law, log_correlation, squared_correlation
 from ..exponents.transfer import TransferCheck, check_transfer
 from ..spectra.couillet_hachem import predict_singular_values
+from ..spectra.rank_rule import predicted_rank_law
 from .recommendation import recommend
 from .row import Closure, LayerLandscape
 
@@ -56,6 +57,7 @@ def derive(
     row.r2_h_sigma2 = _r2(arrays.h, arrays.sigma**2)
     row.r2_gn_sigma2 = _r2(arrays.h_gauss_newton, arrays.sigma**2)
     row.r2_h_gn = _r2(arrays.h, arrays.h_gauss_newton)
+    row.log_correlation = log_correlation(arrays.h_kron, arrays.sigma**2)
     row.recommendation = recommend(row.alpha, arrays.concentration[np.isfinite(arrays.concentration)], arrays.h)
     return row
 
@@ -172,6 +174,7 @@ def _factors(
     m, n = row.shape
     row.effective_rank_delta = _full_rank(eigenvalues_delta, m)
     row.effective_rank_A = _full_rank(eigenvalues_A, n)
+    row.predicted_law = predicted_rank_law(row.effective_rank_delta.entropy, row.effective_rank_A.entropy)
     k = len(row.arrays.sigma)
     row.rank_models_delta = _factor_law(row, eigenvalues_delta[:k], "C_δ")
     row.rank_models_A = _factor_law(row, eigenvalues_A[:k], "C_A")

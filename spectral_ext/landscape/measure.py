@@ -95,7 +95,8 @@ def measure(
     rows: dict[str, LayerLandscape] = store.load() if store else {}
     todo = {name: layer for name, layer in chosen.items() if name not in rows}
     clock = _Clock()
-    meta = {"version": __version__, "torch": torch.__version__, "model": type(model).__name__, "device": str(device)}
+    meta: dict[str, Any] = {"version": __version__, "torch": torch.__version__}
+    meta |= {"model": type(model).__name__, "device": str(device)}
     meta |= {
         "dtype": str(next(iter(chosen.values())).weight.dtype).removeprefix("torch."),
         "batches": len(data),

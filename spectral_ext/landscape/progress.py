@@ -66,7 +66,7 @@ def _digest(tree: Any) -> str:
     def feed(item: Any) -> None:
         if isinstance(item, Tensor):
             sha.update(f"{item.dtype}{tuple(item.shape)}".encode())
-            sha.update(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            sha.update(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         elif isinstance(item, Mapping):
             for key, value in item.items():
                 sha.update(str(key).encode())

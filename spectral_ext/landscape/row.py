@@ -126,6 +126,8 @@ class LayerLandscape:
     rank_models_A: RankModels = field(default_factory=lambda: RankModels.empty("not measured"))
     factor_match: str = ""
     """Which factor's law is the gradient's: ``"A"``, ``"delta"``, ``"both"``, ``"neither"``, or "" (App. L)."""
+    predicted_law: str = ""
+    """The law of σ_k that the factors' effective ranks predict: ``exponential`` or ``lognormal`` (App. L)."""
 
     pr_curvature: float = _NAN
     """Participation ratio of the positive h_k."""
@@ -144,6 +146,8 @@ class LayerLandscape:
     r2_h_sigma2: float = _NAN
     r2_gn_sigma2: float = _NAN
     r2_h_gn: float = _NAN
+    log_correlation: float = _NAN
+    """Pearson correlation of log h_kron and log σ² (App. L)."""
 
     layer_norm: LayerNormDiagnostic | None = None
     residual: ResidualDiagnostic | None = None
@@ -159,6 +163,11 @@ class LayerLandscape:
     @property
     def alpha_gamma(self) -> float:
         return self.transfer.alpha_gamma
+
+    @property
+    def weight_tail_below_s(self) -> bool | None:
+        """Whether α_weight < s (Corollary 8); None where either is missing."""
+        return self.weight.alpha_weight.value < self.s.value if self.weight and self.s.ok else None
 
     @property
     def negative(self) -> int:

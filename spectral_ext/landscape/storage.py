@@ -88,7 +88,11 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
     _expect(isinstance(value, dict), where, "an object", value)
     hints = typing.get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]
-    _expect(set(names) == set(value), where, f"the fields {', '.join(names)}", sorted(value))
+    missing, extra = [n for n in names if n not in value], [n for n in value if n not in names]
+    if missing or extra:
+        details = [f"lacks {', '.join(missing)}"] if missing else []
+        details += [f"has the unknown {', '.join(extra)}"] if extra else []
+        raise LandscapeFileError(f"{where} {' and '.join(details)}: it was written by another version; measure again")
     return kind(**{name: decode(hints[name], value[name], f"{where}.{name}") for name in names})
 
 

@@ -54,7 +54,7 @@ def synthetic_row(
     )
     row = LayerLandscape(name, kind, shape, depth, samples=samples, arrays=arrays, method="synthetic")
     derive(row, eigenvalues_delta=eigenvalues_delta, eigenvalues_A=eigenvalues_A)
-    row.weight = weight_spectrum(rng.standard_t(3.0, size=shape), top_k=top_k)
+    row.weight = weight_spectrum(rng.standard_t(3.0, size=shape))
     row.layer_norm = layer_norm_diagnostic(sigma, arrays.rho_A, eigenvalues_A, behind_norm=kind == "Linear")
     return row
 

@@ -78,9 +78,9 @@ class Landscape(Mapping[str, LayerLandscape]):
 
     def plot(self, folder: str | Path | None = None, **options: Any) -> Any:
         """The figures of the paper for this landscape; see ``spectral_ext.plots.plot``."""
-        from .. import plots
+        from ..plots import plot
 
-        return plots.plot(self, folder, **options)
+        return plot(self, folder, **options)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         yield _table(self)
@@ -91,7 +91,7 @@ class Landscape(Mapping[str, LayerLandscape]):
         from rich.console import Console
 
         buffer = io.StringIO()
-        Console(file=buffer, width=160, no_color=True).print(self)
+        Console(file=buffer, width=165 + max(map(len, self), default=0), no_color=True).print(self)
         return buffer.getvalue().rstrip()
 
     def __repr__(self) -> str:
@@ -125,6 +125,7 @@ def summary(row: LayerLandscape) -> dict[str, Any]:
         "transfer_error": row.transfer.relative_error,
         "rank_model": row.rank_models.best,
         "factor_match": row.factor_match,
+        "predicted_law": row.predicted_law,
         "pr_curvature": row.pr_curvature,
         "pr_gradient": row.pr_gradient,
         "zeta_bound": row.zeta_bound,
@@ -140,6 +141,7 @@ def summary(row: LayerLandscape) -> dict[str, Any]:
         "r2_h_sigma2": row.r2_h_sigma2,
         "r2_gn_sigma2": row.r2_gn_sigma2,
         "r2_h_gn": row.r2_h_gn,
+        "log_correlation": row.log_correlation,
         "recommended_alpha": row.recommendation.alpha if row.recommendation else float("nan"),
         "kronecker": row.recommendation.kronecker if row.recommendation else "",
         "recommended_rank": row.recommendation.rank if row.recommendation else 0,
@@ -180,7 +182,7 @@ def _table(landscape: Landscape) -> Any:
         ("φ", "right"), ("γ", "right"), ("s", "right"), ("αγ", "right"), ("law in rank", "left"), ("PR h", "right"),
         ("PR G", "right"), ("SoP/PoS", "right"), ("h ≤ 0", "right"), ("T(σ; α)", "right"), ("Kronecker", "left"),
     ):  # fmt: skip
-        table.add_column(heading, justify=justify, no_wrap=heading in ("α", "layer"))  # type: ignore[arg-type]
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in landscape.values():
         if row.empty_reason:
             table.add_row(

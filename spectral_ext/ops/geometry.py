@@ -12,7 +12,7 @@ from torch import Tensor, nn
 IntOrTuple = int | Sequence[int]
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-PADDING_MODES = {"zeros": None, "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -143,9 +143,7 @@ def prepare(
         x = pad(x, total, padding_mode)
         total = [0] * dims
     margin = tuple(p // 2 for p in total)
-    geometry = Geometry(
-        tuple(kernel), tuple(steps), margin, tuple(spacing), groups, bias, transposed, tuple(outer)
-    )
+    geometry = Geometry(tuple(kernel), tuple(steps), margin, tuple(spacing), groups, bias, transposed, tuple(outer))
     size = list(x.shape[2:])
     if any(s < 1 for s in size) or any(s < 1 for s in geometry.output_size(size)):
         raise ValueError(
@@ -158,7 +156,7 @@ def prepare(
 def pad(x: Tensor, total: list[int], mode: str) -> Tensor:
     """x with ``total`` pixels more a dimension, the odd one last, as ``nn.Conv*d`` pads."""
     widths = [width for t in reversed(total) for width in (t // 2, t - t // 2)]
-    return F.pad(x, widths) if mode == "zeros" else F.pad(x, widths, mode=PADDING_MODES[mode])
+    return F.pad(x, widths, mode="constant" if mode == "zeros" else mode)
 
 
 def geometry_of(module: nn.Module, *, bias: bool | None = None) -> dict[str, object]:
@@ -185,7 +183,7 @@ def geometry_of(module: nn.Module, *, bias: bool | None = None) -> dict[str, obj
 
 
 def check_finite(x: Tensor, name: str) -> None:
-    """Raises ValueError with the count and the first position of what is not finite. One pass, and a synchronisation."""
+    """Raises ValueError with the count and the first position of what is not finite: one pass, one synchronisation."""
     finite = torch.isfinite(x)
     if not bool(finite.all()):
         bad = (~finite).nonzero()

@@ -44,8 +44,8 @@ def input_factor(
 ) -> Tensor:
     r"""C_A = Σ_bs a_bs a_bsᵀ / (B·S): the second moment of a layer's input patches.
 
-    A 3×3 convolution multiplies every pair of pixels up to 45 times when it is unfolded; here each product is taken once,
-    in 13 lag sums that are cut where the zero padding makes windows differ, and every block of C_A is a sum of those
+    Unfolding a 3×3 convolution multiplies every pair of pixels up to 9 times. Here each product is taken once, in 13
+    lag sums that are cut where the zero padding makes windows differ, and every block of C_A is a sum of such pieces
     (csrc/common/lag_plan.h). Layers where that saves nothing take a symmetric rank-k update.
 
     Args:
@@ -65,8 +65,8 @@ def input_factor(
         finite: raise for input that is not finite: one more pass.
 
     Returns:
-        (n, n), or (groups, n, n) where groups > 1; float64 for float64 x, else float32. Exactly symmetric. Zero where there
-        is no row. On the CPU independent of the number of threads.
+        (n, n), or (groups, n, n) where groups > 1; float64 for float64 x, else float32. Exactly symmetric. Zero where
+        there is no row. On the CPU independent of the number of threads.
 
     Raises:
         TypeError, ValueError: x, geometry, ``out`` or names that do not fit, each with the remedy.
@@ -91,9 +91,9 @@ def input_factor(
     )
     samples, positions = count_rows(x, geometry)
     if reduction == "reduce":
-        rows, geometry, positions = mean_patches(x, geometry, order), Geometry(bias=bias), min(positions, 1)
+        rows, geometry, positions = mean_patches(x, geometry, order, positions), Geometry(bias=bias), min(positions, 1)
     elif not geometry.kernel_size:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(samples * positions, x.shape[-1])
     else:
         rows = x
     factor = input_scale(scale, samples, positions, num_classes) * alpha
@@ -140,14 +140,15 @@ def count_rows(x: Tensor, geometry: Geometry) -> tuple[int, int]:
     return x.shape[0], positions
 
 
-def mean_patches(x: Tensor, geometry: Geometry, order: str) -> Tensor:
+def mean_patches(x: Tensor, geometry: Geometry, order: str, positions: int) -> Tensor:
     """(B, groups · n) without bias: Σ_s a_bs / S, by one sum over windows an axis."""
     wide = x.to(accumulator_dtype(x.dtype))
     if not geometry.kernel_size:
-        return wide.reshape(x.shape[0], -1, x.shape[-1]).mean(1) if x.dim() > 1 else wide.unsqueeze(0)
+        rows = wide.reshape(x.shape[0] if x.dim() > 1 else 1, positions, x.shape[-1])
+        return rows.sum(1) / max(positions, 1)
     for axis in range(geometry.dims):
         wide = wide.movedim(2, -1) @ windows(geometry, axis, x.shape[2 + axis], wide).mT
-    patches = wide.unflatten(1, (geometry.groups, -1)) / geometry.positions(x.shape[2:])
+    patches = wide.unflatten(1, (geometry.groups, x.shape[1] // geometry.groups)) / positions
     if order == "channels_last":
         patches = patches.movedim(2, -1)
     return patches.flatten(1)
@@ -170,10 +171,8 @@ def lag_state_size(input_size: Sequence[int], geometry: Geometry) -> int:
     return compiled.lag_state_size(list(input_size), *geometry.arguments)
 
 
-def lag_sums_(
-    state: Tensor, x: Tensor, geometry: Geometry, *, beta: float = 1.0, scale: float = 1.0
-) -> Tensor:
-    """state ← beta · state + scale · (lag sums of x), in place: linear in Σ a aᵀ, so it can be averaged and all-reduced.
+def lag_sums_(state: Tensor, x: Tensor, geometry: Geometry, *, beta: float = 1.0, scale: float = 1.0) -> Tensor:
+    """state ← beta · state + scale · (lag sums of x), in place: linear in Σ a aᵀ, so it can be averaged, all-reduced.
 
     Args:
         state: ``lag_state_size(x.shape[1:], geometry)`` numbers, contiguous, float64 for float64 x, else float32.
@@ -184,9 +183,7 @@ def lag_sums_(
     return state
 
 
-def expand_lag_sums(
-    state: Tensor, input_size: Sequence[int], geometry: Geometry, *, order: str = "unfold"
-) -> Tensor:
+def expand_lag_sums(state: Tensor, input_size: Sequence[int], geometry: Geometry, *, order: str = "unfold") -> Tensor:
     """The factor that a lag-sum state stands for: (n, n), or (groups, n, n) where groups > 1."""
     if order not in ORDERS:
         raise ValueError(f"order must be 'unfold' or 'channels_last', not {order!r}")
@@ -204,9 +201,7 @@ def _side(x_channels: int, kernel_size: list[int], groups: int, bias: bool) -> i
 
 
 @torch.library.register_fake("spectral_ext::input_factor")
-def _(
-    x, kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding, channels_last_order, scale
-):
+def _(x, kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding, channels_last_order, scale):
     n = _side(x.shape[1], kernel_size, groups, bias)
     return x.new_empty((groups, n, n), dtype=accumulator_dtype(x.dtype))
 

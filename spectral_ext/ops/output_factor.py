@@ -25,8 +25,8 @@ def output_factor(
     """C_δ = Σ_bs d_bs d_bsᵀ / B: the second moment of per-sample errors at a layer's output.
 
     Args:
-        delta: (B, …, m) of a linear layer, (B, m, *spatial) of a convolution: B times what a hook sees under a mean loss.
-            float32, float64, bfloat16 or float16; never modified.
+        delta: (B, …, m) of a linear layer, (B, m, *spatial) of a convolution: B times what a hook sees under a mean
+            loss. float32, float64, bfloat16 or float16; never modified.
         convolution: whether dimension 1 holds the m channels.
         groups: one factor for each group of m / groups channels (convolutions).
         reduction: ``"expand"``: every position is a row; ``"reduce"``: d is summed over positions first.
@@ -56,11 +56,12 @@ def output_factor(
     for size in delta.shape[2:] if convolution else delta.shape[1:-1]:
         positions *= size
     if reduction == "reduce" or scale == "backpack":
-        delta = summed(delta, convolution)
+        delta = summed(delta, convolution, positions)
         positions = min(positions, 1)
+        delta = delta if positions else delta[:0]
     factor = output_scale(scale, samples, positions, num_classes) * alpha
     if not convolution:
-        return run(delta.reshape(-1, delta.shape[-1]), Geometry(), "unfold", out, beta, factor)
+        return run(delta.reshape(samples * positions, delta.shape[-1]), Geometry(), "unfold", out, beta, factor)
     if positions == 0 or delta.numel() == 0:
         return empty(delta, groups, out, beta)
     dims = delta.dim() - 2
@@ -68,12 +69,12 @@ def output_factor(
     return run(delta, Geometry(one, one, zero, one, groups, False, False, zero), "unfold", out, beta, factor)
 
 
-def summed(delta: Tensor, convolution: bool) -> Tensor:
+def summed(delta: Tensor, convolution: bool, positions: int) -> Tensor:
     """Σ_s d_bs, in the layout of delta with one position."""
     wide = delta.to(accumulator_dtype(delta.dtype))
     if convolution:
         return wide.flatten(2).sum(2, keepdim=True)
-    return wide.reshape(delta.shape[0], -1, delta.shape[-1]).sum(1) if delta.dim() > 1 else wide
+    return wide.reshape(delta.shape[0], positions, delta.shape[-1]).sum(1) if delta.dim() > 1 else wide.unsqueeze(0)
 
 
 def empty(delta: Tensor, groups: int, out: Tensor | None, beta: float) -> Tensor:

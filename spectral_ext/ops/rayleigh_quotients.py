@@ -51,10 +51,10 @@ def rayleigh_quotients(
             (B, M, *out).
         U: directions on the output side, (m, K) or (groups, m, K) with m = M / groups.
         V: directions on the input side, (n, K) or (groups, n, K); n counts one group's patch in the order of
-            ``weight.flatten(1)`` (``weight.transpose(0, 1).flatten(1)`` if transposed), and the bias, last, if there is one.
+            ``weight.flatten(1)`` (``weight.transpose(0, 1).flatten(1)`` if transposed), and the bias last.
         kernel_size: None for a linear layer. With ``stride``, ``padding``, ``dilation``, ``groups``, ``transposed``,
-            ``output_padding`` and ``padding_mode`` as in :func:`spectral_ext.ops.input_factor`. Each group has directions
-            of its own.
+            ``output_padding`` and ``padding_mode`` as in :func:`spectral_ext.ops.input_factor`. Each group has
+            directions of its own.
         bias: patches end with a 1.
         memory_budget: bytes of scratch for each CPU thread. A single position's patch may exceed it.
 

@@ -1,7 +1,7 @@
 """How libraries scale their Kronecker factors, by name.
 
-With B samples, S positions of a sample, the patches a and the per-sample errors d (B times what a hook sees under a mean
-loss), every convention is a number times Σ a aᵀ and a number times Σ d dᵀ:
+With B samples, S positions of a sample, the patches a and the per-sample errors d (B times what a hook sees under a
+mean loss), every convention is a number times Σ a aᵀ and a number times Σ d dᵀ:
 
 ============  ==================  ==================  ================================================================
 name          input factor        output factor       source
@@ -15,8 +15,8 @@ kfac-pytorch  1/(BS³)             1/(B³S³)            gpauloski/kfac-pytorch,
 sum           1                   1                   plain sums
 ============  ==================  ==================  ================================================================
 
-``reduction="reduce"`` (KFAC-reduce) replaces a by its mean and d by its sum over positions, one row a sample (S = 1 in the
-table).
+``reduction="reduce"`` (KFAC-reduce) replaces a by its mean and d by its sum over positions, one row a sample (S = 1 in
+the table).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def check_scale(scale: str, reduction: str, num_classes: int | None) -> None:
         raise ValueError(f"scale='nngeometry' needs num_classes of at least 2, not {num_classes}")
 
 
-def input_scale(scale: str, samples: int, positions: int, num_classes: int | None = None) -> float:
+def input_scale(scale: str, samples: float, positions: float, num_classes: int | None = None) -> float:
     """The number in front of Σ a aᵀ. Zero where there is no row."""
     if samples * positions == 0:
         return 0.0
@@ -51,7 +51,7 @@ def input_scale(scale: str, samples: int, positions: int, num_classes: int | Non
     return 1 / (samples * positions)
 
 
-def output_scale(scale: str, samples: int, positions: int, num_classes: int | None = None) -> float:
+def output_scale(scale: str, samples: float, positions: float, num_classes: int | None = None) -> float:
     """The number in front of Σ d dᵀ. Zero where there is no row."""
     if samples * positions == 0:
         return 0.0

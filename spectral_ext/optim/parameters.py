@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,9 @@ from spectral_ext.optim.matrices import Split
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+KNOWN = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, *CONVOLUTIONS)
+TABLE = re.compile(r"embed|token|position|^pos|^wpe$|^wte$")
+"""Names of bare parameters that are tables of vectors, not linear maps."""
 
 
 WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
@@ -39,6 +43,26 @@ def _patterns(value: str | Iterable[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
+def _is_linear_map(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix by its shape, its module's type and, in other modules, its name."""
+    if parameter.dim() < 2 or "Norm" in type(module).__name__:
+        return False
+    if isinstance(module, CONVOLUTIONS):
+        return module.groups == 1 or not (parameter.shape[1] == 1 or parameter.shape[0] == module.groups)
+    return isinstance(module, KNOWN) or (parameter.shape[0] > 1 and not TABLE.search(name.rpartition(".")[2]))
+
+
+def _fused(module: nn.Module, name: str) -> int:
+    """How many matrices are stacked in the rows of a parameter."""
+    if isinstance(module, CONVOLUTIONS):
+        return module.groups
+    if isinstance(module, nn.MultiheadAttention) and name.endswith("in_proj_weight"):
+        return 3
+    if isinstance(module, nn.RNNBase) and "weight_hr" not in name:
+        return {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    return 1
+
+
 def parameter_groups(
     model: nn.Module,
     *,
@@ -50,7 +74,8 @@ def parameter_groups(
 
     Matrices: weights of linear layers and convolutions (one matrix a group of a grouped convolution), the three fused
     ones of ``nn.MultiheadAttention``, weights of recurrent layers, and any other parameter of two or more dimensions.
-    AdamW: embeddings and what is tied to them, the module types of normalisation, one-dimensional parameters, depthwise
+    AdamW: embeddings and what is tied to them, the module types of normalisation, one-dimensional parameters, bare
+    parameters that stand for one vector (first dimension 1) or a table by their name (token, pos, embed), depthwise
     convolutions, and the output head: the last module with parameters, if it is a Linear and a matrix stands before it.
     Frozen parameters are left out.
 
@@ -73,24 +98,16 @@ def parameter_groups(
     last = [module for module in modules.values() if list(module.parameters(recurse=False))][-1:]
     output = id(last[0].weight) if head and last and isinstance(last[0], nn.Linear) else None
     for name, parameter in model.named_parameters():
-        module = modules[name.rpartition(".")[0]]
-        rest = parameter.dim() < 2 or id(parameter) in embedded or "Norm" in type(module).__name__
-        parts = 1
-        if isinstance(module, CONVOLUTIONS) and parameter.dim() > 2:
-            parts = module.groups
-            rest |= parts > 1 and (parameter.shape[1] == 1 or parameter.shape[0] == parts)
-        elif isinstance(module, nn.MultiheadAttention) and name.endswith("in_proj_weight"):
-            parts = 3
-        elif isinstance(module, nn.RNNBase) and parameter.dim() == 2:
-            parts = {"LSTM": 4, "GRU": 3}.get(module.mode, 1) if "weight_hr" not in name else 1
-        forced = any(matches(name, pattern) for pattern in matrices)
-        rest |= id(parameter) == output and bool(groups[False])
-        rest = (rest or any(matches(name, pattern) for pattern in adamw)) and not forced
         if not parameter.requires_grad:
             continue
+        module = modules[name.rpartition(".")[0]]
+        rest = id(parameter) in embedded or not _is_linear_map(module, name, parameter)
+        rest |= id(parameter) == output and bool(groups[False])
+        rest |= any(matches(name, pattern) for pattern in adamw)
+        rest &= not any(matches(name, pattern) for pattern in matrices)
         groups[rest].append((name, parameter))
         if not rest:
-            split.append(parts)
+            split.append(_fused(module, name))
     for pattern in (*adamw, *matrices):
         if not any(matches(name, pattern) for name in names.values()):
             raise KeyError(f"no parameter matches {pattern!r}; there are {', '.join(list(names.values())[:8])}, …")

@@ -102,8 +102,8 @@ def check(group: Mapping[str, Any], names: Sequence[str]) -> None:
     _check_choice("solver", group["solver"], SOLVERS, first)
     if not callable(group["update_scale"]):
         _check_choice("update_scale", group["update_scale"], UPDATE_SCALES, first)
-    if group["tolerance"] is not None and not group["tolerance"] > 0:
-        raise ValueError(f"tolerance of {first!r} must be positive, not {group['tolerance']!r}")
+    if group["tolerance"] is not None and not 0 < group["tolerance"] < 1:
+        raise ValueError(f"tolerance of {first!r} must lie in (0, 1), not {group['tolerance']!r}")
     columns = [values_of(group, key) for key in PER_PARAMETER[:3]]
     for name, parameter, layout, alpha, damping, mode in zip(names, group["params"], layouts_of(group), *columns):
         check_exponent(alpha, f"alpha of {name!r}")

@@ -33,9 +33,9 @@ class SpectralNewton(torch.optim.Optimizer):
         D = M, or with nesterov    (1 − μ) g + μ M  ("ema"),   g + μ M  ("sum")
         W ← (1 − lr·weight_decay) W − lr · c · U diag(σ_k/(σ_k^α + d)) Vᵀ,     D = U diag(σ) Vᵀ
 
-    with the factor c of ``update_scale``. With the default settings the update does not depend on the scale of the
-    loss, and a learning rate of AdamW is a good first guess. A zero gradient gives a zero update; weight decay applies
-    all the same.
+    with the factor c of ``update_scale``. The default settings were the best of the sweep in
+    ``experiments/train_optimizers.py``; with them the update does not depend on the scale of the loss, and the best
+    learning rate was four to eight times AdamW's. A zero gradient gives a zero update; weight decay still applies.
 
     Args:
         params: a model (its parameters are sorted by ``parameter_groups``: linear layers and convolutions are matrices;
@@ -69,7 +69,8 @@ class SpectralNewton(torch.optim.Optimizer):
         capturable: safe in a CUDA graph: no synchronisation; needs ``nonfinite="skip"``.
         nonfinite: ``raise`` NonFiniteGradientError, naming the parameters, before anything is changed; or ``skip`` the
             step.
-        solver, tolerance: of ``spectral_ext.ops.spectral_newton.spectral_newton``.
+        solver, tolerance: of ``spectral_ext.ops.spectral_newton``; ``tolerance`` is the relative error allowed in
+            T(D), None asks for the accuracy of the dtype, at up to three times the cost.
         landscape: a mapping from layer name to α: numbers, or the rows of a Landscape.
         default_alpha: α of matrices that the landscape lacks; without it they are an error.
         process_group: replicas (DDP): each rank updates its share of the matrices, balanced by cost, and all ranks
@@ -86,10 +87,10 @@ class SpectralNewton(torch.optim.Optimizer):
     def __init__(
         self,
         params: Params,
-        lr: float | Tensor = 1e-2,
+        lr: float | Tensor = 2e-2,
         alpha: PerParameter | str = 2.0,
         damping: PerParameter = 0.1,
-        damping_mode: str | list[str] | Mapping[str, str] = "spectral",
+        damping_mode: str | list[str] | Mapping[str, str] = "mean",
         momentum: float = 0.95,
         *,
         momentum_mode: str = "ema",
@@ -108,7 +109,7 @@ class SpectralNewton(torch.optim.Optimizer):
         capturable: bool = False,
         nonfinite: str = "raise",
         solver: str = "auto",
-        tolerance: float | None = None,
+        tolerance: float | None = 1e-3,
         landscape: Mapping[str, Any] | None = None,
         default_alpha: float | None = None,
         process_group: torch.distributed.ProcessGroup | None = None,
@@ -139,7 +140,7 @@ class SpectralNewton(torch.optim.Optimizer):
         cls,
         model: nn.Module,
         landscape: Mapping[str, Any],
-        lr: float | Tensor = 1e-2,
+        lr: float | Tensor = 2e-2,
         *,
         measured: bool = False,
         default_alpha: float | None = None,

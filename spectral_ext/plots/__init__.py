@@ -11,11 +11,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..landscape import Landscape
+from ..tracker import Track
 from . import layers as _layers
 from . import summary as _summary
 from .layers import Panel
 from .style import ROLES, THEMES, VARIABLE, Theme, drawn_in, save_png, to_svg
-from .training import exponents_over_time, learning_curves, phase_transition
+from .training import exponents_over_time, learning_curves, phase_transition, track_figures
 
 PANELS: dict[str, Panel] = {
     "power_law": _layers.power_law,
@@ -24,6 +25,13 @@ PANELS: dict[str, Panel] = {
     "predicted_spectrum": _layers.predicted_spectrum,
 }
 """Figures with one panel a layer."""
+
+PANEL_TITLES = {
+    "power_law": "curvature against σ",
+    "rank_profile": "gradient spectrum in rank",
+    "alpha_quartiles": "α by quarters of the spectrum",
+    "predicted_spectrum": "σ predicted from the factors",
+}
 
 SUMMARIES: dict[str, Callable[[Landscape, Theme], Figure]] = {
     "alpha_by_depth": _summary.alpha_by_depth,
@@ -68,6 +76,26 @@ def plot(
     return {name: save_png(drawing, folder / f"{name}.png") for name, drawing in figures.items()}
 
 
+def plot_track(
+    track: Track, folder: str | Path | None = None, *, unit: str = "step", theme: str = "light"
+) -> dict[str, Figure] | dict[str, Path]:
+    """The figures over training time (App. E, G, K), as ``plot`` returns them.
+
+    Raises:
+        KeyError: no such theme.
+        ValueError: an unknown unit.
+    """
+    if theme not in THEMES:
+        raise KeyError(f"no theme {theme!r}: there are {', '.join(THEMES)}")
+    with drawn_in(THEMES[theme]):
+        figures = track_figures(track, THEMES[theme], unit)
+    if folder is None:
+        return figures
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return {name: save_png(drawing, folder / f"{name}.png") for name, drawing in figures.items()}
+
+
 def svg(landscape: Landscape, name: str, identity: str) -> str:
     """A summary figure as inline SVG whose colours are the page's CSS variables; ``identity`` makes its ids unique."""
     return to_svg(_draw(landscape, name, VARIABLE), identity)
@@ -76,7 +104,7 @@ def svg(landscape: Landscape, name: str, identity: str) -> str:
 def panel_svg(landscape: Landscape, name: str, layer: str, identity: str) -> str:
     """One layer's panel as inline SVG."""
     with drawn_in(VARIABLE):
-        return to_svg(_layers.single(landscape[layer], PANELS[name], VARIABLE), identity)
+        return to_svg(_layers.single(landscape[layer], PANELS[name], VARIABLE, PANEL_TITLES[name]), identity)
 
 
 def _draw(landscape: Landscape, name: str, theme: Theme) -> Figure:
@@ -105,7 +133,9 @@ __all__ = [
     "panel_svg",
     "phase_transition",
     "plot",
+    "plot_track",
     "save_png",
     "svg",
     "to_svg",
+    "track_figures",
 ]

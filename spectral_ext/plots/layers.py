@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..exponents import Fit
 from ..landscape import Landscape, LayerLandscape
-from .style import MODEL_NAMES, MODEL_ROLES, Theme, message, new_figure
+from .style import MODEL_NAMES, MODEL_ROLES, Theme, message, new_grid
 
 Panel = Callable[[Axes, LayerLandscape, Theme], None]
 
@@ -117,7 +117,7 @@ def panels(landscape: Landscape, panel: Panel, theme: Theme, *, columns: int = 4
     rows = list(landscape.values())
     columns = max(1, min(columns, len(rows)))
     lines = max(1, math.ceil(len(rows) / columns))
-    figure, axes = new_figure(3.1 * columns, 2.7 * lines, lines, columns)
+    figure, axes = new_grid(lines, columns, legend=True)
     for place, row in zip(axes, rows):
         panel(place, row, theme)
     for place in axes[len(rows) :]:
@@ -126,10 +126,11 @@ def panels(landscape: Landscape, panel: Panel, theme: Theme, *, columns: int = 4
     return figure
 
 
-def single(row: LayerLandscape, panel: Panel, theme: Theme) -> Figure:
-    """One panel on its own: the page lays them out to fit the screen."""
-    figure, (axes,) = new_figure(3.1, 2.7)
+def single(row: LayerLandscape, panel: Panel, theme: Theme, title: str) -> Figure:
+    """One panel on its own, for a page that lays them out to fit the screen and names the layer elsewhere."""
+    figure, (axes,) = new_grid(1, 1, legend=False)
     panel(axes, row, theme)
+    axes.set_title(title)
     return figure
 
 
@@ -137,7 +138,7 @@ def _legend(figure: Figure, axes: Sequence[Axes], theme: Theme) -> None:
     for place in axes:
         handles, labels = place.get_legend_handles_labels()
         if handles:
-            figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+            figure.legend(handles, labels, loc="lower center", ncols=len(labels))
             return
 
 
@@ -167,7 +168,7 @@ def _tame_log_ticks(axes: Axes) -> None:
         else:
             axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if decades > 0.7 else (1, 1.5, 2, 3, 5, 7)))
             axis.set_major_formatter(FuncFormatter(_plain))
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_locator(NullLocator())
 
 
 def _plain(value: float, position: int) -> str:

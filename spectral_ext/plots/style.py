@@ -125,6 +125,24 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     return figure, list(axes.flat)
 
 
+def new_grid(rows: int, columns: int, *, legend: bool) -> tuple[Figure, list[Axes]]:
+    """A grid of equal panels with margins in inches: three times faster than a constrained layout."""
+    left, right, bottom, top = 0.72, 0.12, 0.52, 0.3
+    wide, high, foot = 3.1, 2.7, 0.3 if legend else 0.0
+    width, height = wide * columns, high * rows + foot
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        bottom=(bottom + foot) / height,
+        top=1 - top / height,
+        wspace=(left + right) / (wide - left - right),
+        hspace=(bottom + top) / (high - bottom - top),
+    )
+    return figure, list(axes.flat)
+
+
 def message(axes: Axes, text: str, theme: Theme) -> None:
     """Say in the axes why they are empty."""
     axes.set_axis_off()
@@ -151,7 +169,7 @@ def to_svg(figure: Figure, name: str) -> str:
         svg = svg.replace(colour, f"var(--{role})")
     svg = re.sub(r"font: (bold )?([\d.]+)px [^;\"]*", r"font-size: \2px; font-weight: \1", svg)
     svg = re.sub(r" font-weight: (?=[;\"])|font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)
     used = set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", svg)
     svg = re.sub(r'(xlink:href="#|url\(#)([^")]+)', rf"\g<1>{name}-\2", svg)

@@ -77,7 +77,7 @@ def transfer_triangle(landscape: Landscape, theme: Theme) -> Figure:
 def kronecker_slack(landscape: Landscape, theme: Theme) -> Figure:
     """Against |α − 2|: the distance of the median concentration ratio from 1, and the R² of the power law."""
     rows = [row for row in landscape.values() if row.alpha.ok and np.isfinite(row.arrays.concentration).any()]
-    figure, axes = new_figure(8.4, 3.7, 1, 2)
+    figure, axes = new_figure(7.2, 3.6, 1, 2)
     if not rows:
         for place in axes:
             message(place, "no layer has α and a concentration ratio", theme)
@@ -110,7 +110,7 @@ def mechanism_split(landscape: Landscape, theme: Theme) -> Figure:
     if not rows:
         message(axes, "the method that measured h does not split it", theme)
         return figure
-    names = sorted({name for row in rows for name in row.arrays.h_residual})
+    names = sorted({name for row in rows for name, part in row.arrays.h_residual.items() if np.any(part)})
     roles = ["orange", "purple", "green", "red", "sky", "yellow"]
     parts = {"Gauss–Newton": [float(np.abs(row.arrays.h_gauss_newton).sum()) for row in rows]}
     for name in names:
@@ -164,7 +164,7 @@ def decomposition(landscape: Landscape, theme: Theme) -> Figure:
     axes.axhline(0, color=theme.muted, lw=0.9)
     axes.set_ylabel("slope against log σ")
     _names(axes, landscape)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
     return figure
 
 
@@ -211,7 +211,7 @@ def weight_exponents(landscape: Landscape, theme: Theme) -> Figure:
     axes.plot(s, slope, "s", ms=5.5, color=theme.orange, mec=theme.paper, label="s_weight, slope in rank")
     axes.set_xlabel("Hessian decay exponent s")
     axes.set_ylabel("exponent of the weight's spectrum")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
     return figure
 
 

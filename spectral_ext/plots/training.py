@@ -7,19 +7,48 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..tracker import Track
 from .style import MODEL_NAMES, MODEL_ROLES, Theme, message, new_figure
 
 
-def phase_transition(steps: Sequence[float], winners: Sequence[Mapping[str, str]], theme: Theme, unit: str) -> Figure:
+def track_figures(track: Track, theme: Theme, unit: str = "step") -> dict[str, Figure]:
+    """The figures over time of a tracked run: ``phase_transition`` and ``exponents_over_time``.
+
+    Args:
+        track: what a ``LandscapeTracker`` collected.
+        theme: the theme that the caller draws in.
+        unit: ``"step"`` or ``"epoch"``, for the abscissa.
+
+    Raises:
+        ValueError: an unknown unit.
+    """
+    if unit not in ("step", "epoch"):
+        raise ValueError(f"unit must be 'step' or 'epoch', not {unit!r}")
+    times = dict(zip(track.steps, track.steps if unit == "step" else track.epochs))
+    series: dict[str, dict[str, list[float]]] = {}
+    for symbol, quantity in (("α", "alpha"), ("γ", "gamma"), ("s", "s")):
+        series[symbol] = {}
+        for layer, (steps, values) in track.series(quantity).items():
+            known = dict(zip(steps, values))
+            series[symbol][layer] = [known.get(step, float("nan")) for step in times]
+    moments = list(times.values())
+    return {
+        "phase_transition": phase_transition(moments, track.winners(), theme, unit),
+        "exponents_over_time": exponents_over_time(moments, series, theme, unit),
+    }
+
+
+def phase_transition(steps: Sequence[float], winners: Sequence[Mapping[str, int]], theme: Theme, unit: str) -> Figure:
     """Share of layers whose σ each rank model describes best, over training.
 
     Args:
         steps: when each snapshot was taken.
-        winners: per snapshot, layer name to BIC winner.
-        unit: of ``steps``: "step" or "epoch".
+        winners: per snapshot, how many layers each rank model wins by BIC.
+        theme: the theme that the caller draws in.
+        unit: of ``steps``.
     """
     figure, (axes,) = new_figure(5.6, 3.6)
-    counts = np.array([[list(one.values()).count(model) for model in MODEL_ROLES] for one in winners], dtype=float)
+    counts = np.array([[one.get(model, 0) for model in MODEL_ROLES] for one in winners], dtype=float)
     if not len(steps) or not counts.sum():
         message(axes, "no snapshot has a rank model", theme)
         return figure
@@ -60,12 +89,12 @@ def exponents_over_time(
             place.plot(steps, line, color=theme[role], lw=0.8, alpha=0.5)
         if len(values) and np.isfinite(values).any():
             middle = [np.nanmedian(column) if np.isfinite(column).any() else np.nan for column in values.T]
-            place.plot(steps, middle, color=theme.ink, lw=2.2, marker="o", ms=3.5)
+            place.plot(steps, middle, color=theme.ink, lw=2.2, marker="o", ms=3.5, label="median of the layers")
+            place.legend(loc="lower left", bbox_to_anchor=(0, 1.0))
         if name == "α":
             place.axhline(2, color=theme.muted, ls=":", lw=0.9)
         place.set_xlabel(unit)
         place.set_ylabel(name)
-        place.set_title("bold: median of the layers" if place is axes[0] else "")
     return figure
 
 

@@ -2,7 +2,7 @@
 
 from .compare import compare, print_comparison, write_comparison
 from .glance import sentences
-from .page import Section, render, write_report
+from .page import Section, render, training_section, write_report
 from .terminal import print_findings, print_landscape
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "print_landscape",
     "render",
     "sentences",
+    "training_section",
     "write_comparison",
     "write_report",
 ]

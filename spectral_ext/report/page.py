@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from .. import plots
 from ..landscape import Landscape
+from ..tracker import Track
 from .glance import sentences
 from .table import COLUMNS
 from .templating import render_template
@@ -39,6 +40,23 @@ class Section:
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     figures: Sequence[str] = ()
+
+
+def training_section(track: Track, unit: str = "step") -> Section:
+    """A tracked run as a section of the page: rank models and exponents over time.
+
+    Raises:
+        ValueError: an unknown unit.
+    """
+    with plots.drawn_in(plots.VARIABLE):
+        drawings = plots.track_figures(track, plots.VARIABLE, unit)
+        svgs = [plots.to_svg(drawing, f"track{name}") for name, drawing in drawings.items()]
+    text = (
+        f"{len(track)} landscapes of the same data while the model trained: which law describes the gradient's "
+        "spectrum best, by BIC, and α, γ and s of every layer. A change of law between two snapshots may be a close "
+        "call that went the other way."
+    )
+    return Section("Over training", text, figures=svgs)
 
 
 def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()) -> str:
@@ -99,6 +117,8 @@ def write_report(
     *,
     title: str = "Spectral landscape",
     sections: Sequence[Section] = (),
+    track: Track | None = None,
+    unit: str = "step",
     figures: bool = True,
 ) -> Path:
     """Write ``index.html``, ``landscape.json`` and ``figures/*.png`` into ``folder``; nothing is measured.
@@ -108,6 +128,8 @@ def write_report(
         folder: made if need be; files of the same names are replaced.
         title: heading of the page.
         sections: shown above the landscape, for example training curves.
+        track: a tracked run, shown in a section of its own.
+        unit: ``"step"`` or ``"epoch"``, for the track.
         figures: also write the PNG figures.
 
     Returns:
@@ -119,8 +141,12 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
+    if track is not None:
+        sections = [*sections, training_section(track, unit)]
     page.write_text(render(landscape, title=title, sections=sections), encoding="utf-8")
     landscape.save(folder)
     if figures:
         plots.plot(landscape, folder / "figures")
+        if track is not None:
+            plots.plot_track(track, folder / "figures", unit=unit)
     return page

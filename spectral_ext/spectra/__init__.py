@@ -5,5 +5,6 @@ from .couillet_hachem import (
     predict_singular_values,
     separable_distribution,
 )
+from .rank_rule import predicted_rank_law
 
-__all__ = ["SpectrumPrediction", "predict_singular_values", "separable_distribution"]
+__all__ = ["SpectrumPrediction", "predict_singular_values", "predicted_rank_law", "separable_distribution"]

@@ -33,19 +33,20 @@ class LandscapeTracker:
             tracker.end_epoch()
         tracker.track.series("alpha")
 
-    With Lightning or the Hugging Face Trainer pass ``tracker.lightning_callback()`` or ``tracker.transformers_callback()``.
+    With Lightning or the Hugging Face Trainer pass ``tracker.lightning_callback()`` or
+    ``tracker.transformers_callback()``.
 
     Args:
         model: the model that trains (the module itself, not a wrapper that changes names).
         loss_fn, batches: as for ``measure``; the batches are kept, so that every measurement sees the same data.
         every: how many units between measurements.
         unit: ``"epoch"`` or ``"step"``.
-        folder: where each landscape is saved (``step_00000012/landscape.json``); None keeps them in memory only. Landscapes
-            already there are loaded, so that a resumed training goes on with its track.
-        mode: ``"eval"`` measures in evaluation mode (dropout off, running statistics), ``"as is"`` in the mode at hand. Either
-            way the model's modes are restored.
-        tensorboard: a writer with ``add_scalar``; True makes one in ``folder/tensorboard``; None does so if TensorBoard is
-            installed and there is a folder; False writes nothing.
+        folder: where each landscape is saved (``step_00000012/landscape.json``); None keeps them in memory only.
+            Landscapes already there are loaded, so that a resumed training goes on with its track.
+        mode: ``"eval"`` measures in evaluation mode (dropout off, running statistics), ``"as is"`` in the mode at hand.
+            Either way the model's modes are restored.
+        tensorboard: a writer with ``add_scalar``; True makes one in ``folder/tensorboard``; None does so if TensorBoard
+            is installed and there is a folder; False writes nothing.
         on_error: ``"warn"`` lets training go on when a measurement fails, ``"raise"`` does not.
         options: further arguments of ``measure`` (``top_k``, ``layers``, …).
 

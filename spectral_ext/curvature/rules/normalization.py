@@ -86,7 +86,5 @@ def batch_norm(op: Operation) -> Push:
 
 @rule(normal_form.fixed_norm, moves=(0,))
 def fixed_norm(op: Operation) -> Push:
-    x, weight, _, _, var, eps = op.args
-    scale = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
-    scale = scale.view(-1, *(1,) * (x.dim() - 2))
+    scale, _ = normal_form.fixed_norm_coefficients(*op.args)
     return lambda d, *_: (d * scale, None)

@@ -65,7 +65,11 @@ def rule(
 
 def operands(node: fx.Node) -> list[fx.Node]:
     """The tensors among a node's arguments, with repetition: the order of a rule's tangents."""
-    return [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node)]
+    found = node.meta.get("operands")
+    if found is None:
+        leaves = pytree.tree_leaves((node.args, node.kwargs))
+        found = node.meta["operands"] = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
+    return found
 
 
 def align(tangent: Tensor, dims: int) -> Tensor:

@@ -1,6 +1,6 @@
-// Bodies of input_factor_kernels.h for one instruction set. The including file sets the target, then SPECTRAL_EXT_VECTOR_BYTES,
-// SPECTRAL_EXT_ROWS, SPECTRAL_EXT_PANELS and SPECTRAL_EXT_TABLE. No std:: templates here: the linker could pick this file's copy
-// of one, with instructions that the running CPU lacks.
+// Bodies of input_factor_kernels.h for one instruction set. The including file sets the target, then
+// SPECTRAL_EXT_VECTOR_BYTES, SPECTRAL_EXT_ROWS, SPECTRAL_EXT_PANELS and SPECTRAL_EXT_TABLE. No std:: templates here:
+// the linker could pick this file's copy of one, with instructions that the running CPU lacks.
 
 namespace spectral_ext::cpu {
 namespace {
@@ -117,6 +117,22 @@ inline typename VectorOf<T>::type interleave(typename VectorOf<T>::type a, typen
 #undef SPECTRAL_EXT_SHUFFLE
 }
 
+// x becomes its transpose, by way of y.
+template <class T>
+inline __attribute__((always_inline)) void turn(typename VectorOf<T>::type* x, typename VectorOf<T>::type* y) {
+  constexpr int w = kWidth<T>;
+#pragma GCC unroll 4
+  for (int stage = 1; stage < w; stage *= 2) {
+#pragma GCC unroll 8
+    for (int l = 0; l < w / 2; ++l) {
+      y[2 * l] = interleave<T, 0>(x[l], x[l + w / 2]);
+      y[2 * l + 1] = interleave<T, w / 2>(x[l], x[l + w / 2]);
+    }
+#pragma GCC unroll 16
+    for (int l = 0; l < w; ++l) x[l] = y[l];
+  }
+}
+
 template <class T>
 void transpose(const T* const* from, int lanes, int64_t count, T* to, int64_t to_stride) {
   using V = typename VectorOf<T>::type;
@@ -126,17 +142,29 @@ void transpose(const T* const* from, int lanes, int64_t count, T* to, int64_t to
     for (int part = 0; part < kParts; ++part) {
       V x[w], y[w];
       for (int l = 0; l < w; ++l) x[l] = part * w + l < lanes ? load_vector(from[part * w + l] + i) : V{};
-      for (int stage = 1; stage < w; stage *= 2) {
-        for (int l = 0; l < w / 2; ++l) {
-          y[2 * l] = interleave<T, 0>(x[l], x[l + w / 2]);
-          y[2 * l + 1] = interleave<T, w / 2>(x[l], x[l + w / 2]);
-        }
-        for (int l = 0; l < w; ++l) x[l] = y[l];
-      }
+      turn<T>(x, y);
       for (int l = 0; l < w; ++l) store_vector<T>(to + (i + l) * to_stride + part * w, x[l]);
     }
   for (; i < count; ++i)
     for (int l = 0; l < kLanes<T>; ++l) to[i * to_stride + l] = l < lanes ? from[l][i] : T(0);
+}
+
+template <class T>
+void add_tiles(const T* const* from, int64_t count, int64_t from_stride, bool transposed, T* tile) {
+  using V = typename VectorOf<T>::type;
+  constexpr int w = kWidth<T>;
+  for (int row = 0; row < kParts; ++row)
+    for (int column = 0; column < kParts; ++column) {
+      V x[w], y[w];
+      for (int i = 0; i < w; ++i) x[i] = V{};
+      for (int64_t r = 0; r < count; ++r) {
+        const T* at = from[r] + row * w * from_stride + column * w;
+        for (int i = 0; i < w; ++i) x[i] += load_vector(at + i * from_stride);
+      }
+      if (transposed) turn<T>(x, y);
+      T* to = transposed ? tile + (column * kLanes<T> + row) * w : tile + (row * kLanes<T> + column) * w;
+      for (int i = 0; i < w; ++i) store_vector<T>(to + i * kLanes<T>, x[i]);
+    }
 }
 
 template <class T>
@@ -187,6 +215,7 @@ constexpr Kernels<T> table() {
           sum_lanes<T>,
           multiply_lanes<T>,
           transpose<T>,
+          add_tiles<T>,
           {load_same<T>, load_16bit<T, widen_bfloat16>, load_16bit<T, widen_half>}};
 }
 

@@ -1,0 +1,247 @@
+// Every kernel once, on small sizes that reach each branch, with results compared with plain loops; the argument "racy"
+// runs one that lacks a barrier instead. By g++ with the emulator and ThreadSanitizer: two accesses of one block that
+// no barrier orders make the program fail, and buffers end at a page that may not be touched. By nvcc: for
+// compute-sanitizer.
+#ifndef __CUDACC__
+#include <sys/mman.h>
+#endif
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda/device.cuh"
+#include "cuda/lag_tables.h"
+#include "cuda/rayleigh_quotients.h"
+#include "cuda/spectral_newton.h"
+#include "cuda/transpose.h"
+
+using namespace spectral_ext;
+using namespace spectral_ext::cuda;
+
+namespace {
+
+void expect(bool good, const char* what) {
+  if (good) return;
+  std::fprintf(stderr, "wrong result: %s\n", what);
+  std::exit(2);
+}
+
+#ifdef __CUDACC__
+void check(cudaError_t error) {
+  if (error == cudaSuccess) error = cudaDeviceSynchronize();
+  expect(error == cudaSuccess, cudaGetErrorString(error));
+}
+// Every byte 0xff: NaN.
+template <typename T>
+T* guarded(int64_t count) {
+  void* data = nullptr;
+  const size_t bytes = static_cast<size_t>(count > 0 ? count : 1) * sizeof(T);
+  check(cudaMallocManaged(&data, bytes));
+  std::memset(data, 0xff, bytes);
+  return static_cast<T*>(data);
+}
+#else
+void check(cudaError_t error) { expect(error == cudaSuccess, "launch"); }
+// The same, and the last element ends where the mapped memory does.
+template <typename T>
+T* guarded(int64_t count) {
+  const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 15) / 16 * 16, page = 4096;
+  const size_t mapped = (bytes + page - 1) / page * page;
+  char* start =
+      static_cast<char*>(mmap(nullptr, mapped + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  mprotect(start + mapped, page, PROT_NONE);
+  std::memset(start, 0xff, mapped);
+  return reinterpret_cast<T*>(start + mapped - bytes);
+}
+#endif
+
+template <typename T>
+T* random_numbers(int64_t count) {
+  static std::mt19937 random(7);
+  std::normal_distribution<double> normal;
+  T* data = guarded<T>(count);
+  for (int64_t i = 0; i < count; ++i) data[i] = static_cast<T>(static_cast<float>(normal(random)));
+  return data;
+}
+
+void expect_close(double got, double want, double tolerance, const char* what) {
+  if (!(std::fabs(got - want) <= tolerance * (1 + std::fabs(want)))) std::fprintf(stderr, "%g, not %g\n", got, want);
+  expect(std::fabs(got - want) <= tolerance * (1 + std::fabs(want)), what);
+}
+
+// A column of an NHWC patch matrix at (row, channel·taps + tap), by the definition.
+double patch(const double* x, const Geometry& g, int64_t row, int64_t column) {
+  const int64_t taps = g.taps(), channel = column / taps;
+  int64_t tap = column % taps, h[2];
+  if (column == g.group_channels() * taps) return 1;
+  const int64_t per_sample = g.axes[1].positions() * g.axes[2].positions(), sample = row / per_sample;
+  const int64_t y[2] = {row % per_sample / g.axes[2].positions(), row % g.axes[2].positions()};
+  const int64_t t[2] = {tap / g.axes[2].kernel, tap % g.axes[2].kernel};
+  for (int a = 0; a < 2; ++a) {
+    h[a] = y[a] * g.axes[1 + a].down() + g.axes[1 + a].offset(t[a]);
+    if (h[a] < 0 || h[a] >= g.axes[1 + a].size) return 0;
+  }
+  return x[((sample * g.axes[1].size + h[0]) * g.axes[2].size + h[1]) * g.channels + channel];
+}
+
+void factor(int64_t channels, int64_t stride, int multiprocessors) {
+  Geometry g;
+  g.batch = 2, g.channels = channels, g.bias = true;
+  g.axes[1] = {5, 3, stride, 1, 1, 0, false}, g.axes[2] = {4, 3, stride, 1, 1, 0, false};
+  const double* x = random_numbers<double>(g.batch * 20 * channels);
+  const int64_t n = g.n(), rows = g.batch * g.positions();
+  double* direct = guarded<double>(n * n);
+  double* lag = guarded<double>(n * n);
+
+  DirectSizes sizes{};
+  sizes.batch = g.batch, sizes.groups = 1, sizes.group_channels = static_cast<int>(channels), sizes.bias = true;
+  sizes.batch_stride = 20 * channels, sizes.channel_stride = 1;
+  const int64_t axis_stride[3] = {0, 4 * channels, channels};
+  for (int a = 0; a < 3; ++a) {
+    const Axis& axis = g.axes[a];
+    sizes.axes[a] = {static_cast<int>(axis.size),        static_cast<int>(axis.kernel),
+                     static_cast<int>(axis.positions()), 1,
+                     static_cast<int>(axis.stride),      1,
+                     static_cast<int>(axis.offset(0))};
+    sizes.axis_stride[a] = axis_stride[a];
+  }
+  double* scratch = guarded<double>(input_factor_direct_scratch(sizes, Dtype::kFloat64, multiprocessors));
+  check(launch_input_factor_direct(x, Dtype::kFloat64, sizes, {direct, n * n, n, 1, 0.5, 0}, scratch, multiprocessors,
+                                   nullptr));
+
+  const LagPlan plan(g);
+  const LagTables tables(plan, axis_stride, 20 * channels, Dtype::kFloat64, true, multiprocessors);
+  int64_t* words = guarded<int64_t>(static_cast<int64_t>(tables.words.size()));
+  check(launch_upload(tables.words.data(), static_cast<int64_t>(tables.words.size()), words, nullptr));
+  double* state = guarded<double>(plan.state_size());
+  check(launch_lag_sums(x, Dtype::kFloat64, tables.sizes, tables.regions(words), tables.sum_regions(words), state, 1, 0,
+                        guarded<double>(tables.scratch_numbers()), nullptr));
+  check(launch_lag_expand(state, Dtype::kFloat64, tables.sizes, tables.tables(words), false, {lag, n * n, n, 1, 0.5, 0},
+                          nullptr));
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; j += 1 + n / 40) {
+      double want = 0;
+      for (int64_t row = 0; row < rows; ++row) want += patch(x, g, row, i) * patch(x, g, row, j) / 2;
+      expect_close(direct[i * n + j], want, 1e-12, "direct input factor");
+      expect_close(lag[i * n + j], want, 1e-12, "lag input factor");
+    }
+}
+
+// Rows of channels without pixels, so that the factor is a plain product: each type and tile of the lag kernels.
+template <typename T>
+void factor_of_rows(int64_t rows, int64_t channels, Dtype dtype, int multiprocessors) {
+  Geometry g;
+  g.batch = rows, g.channels = channels;
+  const T* x = random_numbers<T>(rows * channels);
+  const LagPlan plan(g);
+  const int64_t axis_stride[3] = {0, 0, 0};
+  const bool aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0;
+  const LagTables tables(plan, axis_stride, channels, dtype, aligned, multiprocessors);
+  int64_t* words = guarded<int64_t>(static_cast<int64_t>(tables.words.size()));
+  check(launch_upload(tables.words.data(), static_cast<int64_t>(tables.words.size()), words, nullptr));
+  float* out = guarded<float>(channels * channels);
+  check(launch_lag_sums(x, dtype, tables.sizes, tables.regions(words), tables.sum_regions(words), out, 1, 0,
+                        guarded<float>(tables.scratch_numbers()), nullptr));
+  for (int64_t i = 0; i < channels; ++i)
+    for (int64_t j = 0; j < channels; ++j) {
+      double want = 0;
+      for (int64_t r = 0; r < rows; ++r)
+        want += static_cast<double>(static_cast<float>(x[r * channels + i])) * static_cast<float>(x[r * channels + j]);
+      expect_close(out[i * channels + j], want, 1e-4, "input factor of rows");
+    }
+}
+
+void transposition(int64_t batch, int64_t rows, int64_t columns) {
+  const float* x = random_numbers<float>(batch * rows * columns);
+  float* out = guarded<float>(batch * rows * columns);
+  check(launch_transpose(x, out, 4, batch, rows, columns, nullptr));
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < columns; ++c)
+        expect(out[(b * columns + c) * rows + r] == x[(b * rows + r) * columns + c], "transpose");
+}
+
+void rayleigh(int64_t samples, int64_t positions, int K, bool positions_last) {
+  const RayleighSizes sizes{samples, positions, K};
+  const int64_t count = samples * positions * K, sample = positions * K;
+  const float *p = random_numbers<float>(count), *q = random_numbers<float>(count), *shift = random_numbers<float>(K);
+  const int64_t k_stride = positions_last ? positions : 1, s_stride = positions_last ? 1 : K;
+  const int64_t rows = rayleigh_partial_rows(sizes);
+  double* partials = guarded<double>(rows * 4 * K);
+  double* out = guarded<double>(4 * K);
+  check(launch_rayleigh_partials({p, sample, k_stride, s_stride, shift}, {q, sample, k_stride, s_stride, nullptr},
+                                 Dtype::kFloat32, sizes, partials, nullptr));
+  void* const outputs[4] = {out, out + K, out + 2 * K, out + 3 * K};
+  check(launch_rayleigh_finish(partials, rows, K, {{1, 2, 3, 4}}, outputs, Dtype::kFloat64, nullptr));
+  for (int k = 0; k < K; ++k) {
+    double want[4] = {};
+    for (int64_t b = 0; b < samples; ++b) {
+      double inner = 0;
+      for (int64_t s = 0; s < positions; ++s) {
+        const double a = static_cast<double>(p[b * sample + k * k_stride + s * s_stride]) + shift[k];
+        const double d = q[b * sample + k * k_stride + s * s_stride];
+        want[0] += d * d, want[1] += a * a, want[2] += d * d * a * a, inner += d * a;
+      }
+      want[3] += inner * inner;
+    }
+    for (int o = 0; o < 4; ++o) expect_close(out[o * K + k], (o + 1) * want[o], 1e-12, "Rayleigh quotients");
+  }
+}
+
+// The residual of (R + p)·T = w·G + c·(R + p)·G for one term.
+void newton(int n, int64_t length) {
+  const NewtonStrides strides{n * length, length, 1};
+  const NewtonSizes sizes{2, n, length, 1, strides, strides};
+  const float* G = random_numbers<float>(2 * n * length);
+  float *out = guarded<float>(2 * n * length), *constant = guarded<float>(2), *weight = guarded<float>(2);
+  float* pole = guarded<float>(2);
+  for (int b = 0; b < 2; ++b) constant[b] = 0.25f, weight[b] = 2.0f, pole[b] = static_cast<float>(length);
+  int32_t* status = guarded<int32_t>(2);
+  check(launch_spectral_newton(G, out, Dtype::kFloat32, sizes, {constant, weight, pole}, 1, 0, status,
+                               guarded<float>(newton_scratch(sizes)), nullptr));
+  for (int b = 0; b < 2; ++b) {
+    expect(status[b] == 0, "Newton status");
+    const float *g = G + b * n * length, *t = out + b * n * length;
+    for (int64_t c = 0; c < length; c += 1 + length / 4)
+      for (int i = 0; i < n; i += 1 + n / 6) {
+        double left = static_cast<double>(pole[b]) * t[i * length + c], right = 0;
+        right += (2.0 + 0.25 * pole[b]) * g[i * length + c];
+        for (int j = 0; j < n; ++j) {
+          double r = 0;
+          for (int64_t k = 0; k < length; ++k) r += static_cast<double>(g[i * length + k]) * g[j * length + k];
+          left += r * t[j * length + c], right += 0.25 * r * g[j * length + c];
+        }
+        expect_close(left / pole[b], right / pole[b], 1e-4, "spectral Newton");
+      }
+  }
+}
+
+__global__ void missing_barrier(int* out) {
+  __shared__ int value[32];
+  value[threadIdx.x] = static_cast<int>(threadIdx.x);
+  out[threadIdx.x] = value[31 - threadIdx.x];
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc > 1 && std::string(argv[1]) == "racy") {
+    check(launch(missing_barrier, dim3(1), dim3(32), 0, nullptr, guarded<int>(32)));
+    return 0;
+  }
+  factor(3, 1, 2), factor(33, 2, 1), factor(18, 1, 20);
+  factor_of_rows<__nv_bfloat16>(70, 72, Dtype::kBFloat16, 1);
+  factor_of_rows<__half>(300, 66, Dtype::kFloat16, 20);
+  factor_of_rows<float>(70, 68, Dtype::kFloat32, 1);
+  factor_of_rows<float>(600, 35, Dtype::kFloat32, 20);
+  factor_of_rows<float>(37, 19, Dtype::kFloat32, 1);
+  transposition(2, 33, 70), transposition(1, 5, 3);
+  rayleigh(35, 33, 5, true), rayleigh(9, 7, 33, false), rayleigh(600, 1, 3, false);
+  newton(3, 300), newton(66, 70), newton(129, 20);
+  std::puts("every kernel ran");
+}

@@ -1,0 +1,279 @@
+"""The command line: every command, its help, and errors that are one line with a remedy."""
+
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from spectral_ext.cli import main, parser
+from spectral_ext.landscape import Landscape
+from spectral_ext.landscape.synthetic import synthetic_landscape
+
+ROOT = Path(__file__).resolve().parents[1]
+ORACLE = ROOT.parent / "shared" / "oracle"
+COMMANDS = ("landscape", "compare", "audit", "bench", "env")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder with a user's own module."""
+    (tmp_path / "mine.py").write_text(
+        textwrap.dedent(
+            """
+            import torch
+            from torch import nn
+            def task():
+                torch.manual_seed(0)
+                model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+                return model, nn.CrossEntropyLoss(), [(torch.randn(32, 6), torch.randint(3, (32,)))]
+            def images():
+                return nn.CrossEntropyLoss(), [(torch.randn(4, 3, 32, 32), torch.randint(10, (4,)))]
+            def wrong():
+                return 1, 2
+            def not_a_model():
+                return 1, 2, []
+            value = 3
+            """
+        )
+    )
+    monkeypatch.chdir(tmp_path)
+    sys.modules.pop("mine", None)
+    return tmp_path
+
+
+def last_error(capsys):
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args([command, "--help"])
+    assert stop.value.code == 0
+    assert f"spectral-ext {command}" in capsys.readouterr().out.split("example")[1]
+
+
+def test_help_needs_no_heavy_imports():
+    code = "import sys\nfrom spectral_ext.cli import parser\nparser()\nprint('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("spec", ["mine:task", "mine.py:task"])
+def test_landscape_of_a_users_own_model(here, capsys, spec):
+    assert main(["landscape", spec, "--out", "out", "--top-k", "5", "--layers", "0", "--title", "Mine"]) == 0
+    found = Landscape.load(here / "out")
+    assert list(found) == ["0"]
+    assert found["0"].top_k == 5
+    assert found.meta["specification"] == spec
+    page = (here / "out" / "index.html").read_text(encoding="utf-8")
+    assert "<title>Mine</title>" in page
+    assert (here / "out" / "figures" / "power_law.png").exists()
+    assert "At a glance" in capsys.readouterr().out
+
+
+def test_options_reach_the_measurement(here):
+    assert (
+        main(
+            [
+                "landscape",
+                "mine:task",
+                "--out",
+                "o",
+                "--dtype",
+                "float64",
+                "--mode",
+                "train",
+                "--resume",
+                "--no-split",
+                "--no-figures",
+            ]
+        )
+        == 0
+    )
+    meta = Landscape.load(here / "o").meta
+    assert (meta["dtype"], meta["mode"], meta["split"]) == ("float64", "train", False)
+    assert not (here / "o" / "unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mine"], "is not a model: give module:function"),
+        (["nowhere:task"], "cannot import 'nowhere'"),
+        (["absent.py:task"], "there is no file absent.py"),
+        (["mine:absent"], "mine has no 'absent'"),
+        (["mine:value"], "not a function without arguments"),
+        (["mine:wrong"], r"must return \(model, loss_fn, batches\), not a tuple of 2"),
+        (["mine:not_a_model"], "must be a torch.nn.Module, not int"),
+        (["mine:task", "--layers", "none.*"], "matches 'none"),
+        (["mine:task", "--checkpoint", "absent.pt"], "there is no checkpoint"),
+        (["mine:task", "--checkpoint", "mine.py"], "save a state_dict with torch.save"),
+        (["mine:task", "--data", "mine:wrong"], r"must return \(loss_fn, batches\), not \(int, int\)"),
+        (["hf:absent"], "holds no config.json"),
+        (["mine:task", "--device", "cuda"], "this torch sees no CUDA device"),
+    ],
+)
+def test_errors_are_one_line_with_a_remedy(here, capsys, arguments, message):
+    import torch
+
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert main(["landscape", *arguments, "--out", "o"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    ours = [line for line in error if line.startswith("spectral-ext: ")]
+    assert len(ours) == 1
+    assert re.search(message, ours[0])
+
+
+def test_checkpoint_is_loaded_and_a_wrong_one_is_refused(here, capsys):
+    import torch
+    from torch import nn
+
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    page_only = ["--no-figures", "--layers", "0"]
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, "good.pt")
+    torch.save(nn.Linear(2, 2).state_dict(), "bad.pt")
+    assert main(["landscape", "mine:task", "--out", "a", "--top-k", "4", *page_only]) == 0
+    assert main(["landscape", "mine:task", "--out", "b", "--top-k", "4", "--checkpoint", "good.pt", *page_only]) == 0
+    values = [Landscape.load(here / name)["0"].alpha.value for name in ("a", "b")]
+    assert values[0] != values[1]
+    assert main(["landscape", "mine:task", "--checkpoint", "bad.pt"]) == 2
+    assert "does not fit the model" in last_error(capsys)
+
+
+def test_numbers_must_be_positive(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["landscape", "a:b", "--top-k", "0"])
+    assert stop.value.code == 2
+    assert "not a positive whole number" in capsys.readouterr().err
+
+
+def test_interruption_is_said_and_exits_130(here, capsys, monkeypatch):
+    from spectral_ext.cli import commands
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "measure", interrupted)
+    assert main(["landscape", "mine:task"]) == 130
+    assert "--resume keeps finished layers" in last_error(capsys)
+
+
+def test_traceback_shows_where(here):
+    with pytest.raises(ValueError, match="must return"):
+        main(["--traceback", "landscape", "mine:wrong"])
+
+
+@pytest.fixture
+def libraries(monkeypatch):
+    """Stand-ins for timm and torchvision with the few functions that are called: the real ones need each other."""
+    from types import SimpleNamespace
+
+    from torch import nn
+
+    def network(name, num_classes, pretrained=False, weights=None):
+        assert not pretrained
+        assert weights is None
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model.append(nn.Linear(4, num_classes))
+        model.pretrained_cfg = {"input_size": (3, 64, 64)}
+        return model
+
+    timm = SimpleNamespace(is_model=lambda name: name == "tiny", list_models=lambda p: ["tiny"], create_model=network)
+    models = SimpleNamespace(list_models=lambda: ["tiny"], get_model=network)
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=models))
+
+
+@pytest.mark.parametrize("source", ["timm", "torchvision"])
+def test_library_model_on_random_data_says_so(here, libraries, capsys, source):
+    sizes = ["--samples", "6", "--batch-size", "4", "--image-size", "16", "--classes", "5", "--no-figures"]
+    assert main(["landscape", f"{source}:tiny", "--top-k", "4", "--out", "o", *sizes]) == 0
+    found = Landscape.load(here / "o")
+    assert found.meta["samples"] == 6
+    assert found["4"].shape == (5, 4)
+    assert "random data" in (here / "o" / "index.html").read_text(encoding="utf-8")
+    assert main(["landscape", f"{source}:tin"]) == 2
+    assert f"{source} has no model 'tin'" in last_error(capsys)
+
+
+def test_library_model_on_own_data(here, libraries):
+    assert main(["landscape", "timm:tiny", "--data", "mine:images", "--top-k", "4", "--out", "o", "--no-figures"]) == 0
+    found = Landscape.load(here / "o")
+    assert not any("random data" in note for note in found.meta["notes"])
+
+
+@pytest.mark.parametrize(("error", "message"), [("ImportError", "pip install timm"), ("RuntimeError", "reinstall it")])
+def test_library_that_is_absent_or_broken(here, capsys, error, message):
+    sys.modules.pop("timm", None)
+    (here / "timm.py").write_text(f"raise {error}('no')")
+    sys.path.insert(0, str(here))
+    try:
+        assert main(["landscape", "timm:tiny"]) == 2
+    finally:
+        sys.path.remove(str(here))
+        sys.modules.pop("timm", None)
+    assert message in last_error(capsys)
+
+
+def test_hugging_face_folder_without_weights(here, capsys):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        num_hidden_layers=1, num_attention_heads=2, hidden_size=16, intermediate_size=24, vocab_size=40,
+        max_position_embeddings=16, num_labels=3, architectures=["BertForSequenceClassification"],
+    )  # fmt: skip
+    config.save_pretrained("tiny")
+    sizes = ["--samples", "4", "--batch-size", "2", "--length", "8", "--top-k", "5", "--no-figures"]
+    assert main(["landscape", "hf:tiny", "--out", "o", *sizes]) == 0
+    found = Landscape.load(here / "o")
+    assert any("holds no weights" in note for note in found.meta["notes"])
+    assert found["bert.encoder.layer.0.intermediate.dense"].top_k > 0
+    assert "bert.embeddings.word_embeddings" in found.skipped
+    Path("tiny/config.json").write_text('{"model_type": "bert"}')
+    assert main(["landscape", "hf:tiny"]) == 2
+    assert "names no architecture" in last_error(capsys)
+
+
+def test_compare(here, capsys):
+    synthetic_landscape(3).save("a")
+    synthetic_landscape(3, seed=7).save("b")
+    assert main(["compare", "a", "b/landscape.json", "--out", "c", "--names", "with", "without"]) == 0
+    assert "with → without" in capsys.readouterr().out
+    assert (here / "c" / "comparison.html").exists()
+    assert main(["compare", "a", "absent"]) == 2
+    assert "no landscape at" in last_error(capsys)
+    Path("b/landscape.json").write_text('{"schema"')
+    assert main(["compare", "a", "b"]) == 2
+    assert "truncated" in last_error(capsys)
+
+
+@pytest.mark.skipif(not ORACLE.is_dir(), reason=f"no frozen results at {ORACLE}")
+def test_audit_writes_what_it_prints(tmp_path, capsys):
+    assert main(["audit", str(ORACLE), "--out", str(tmp_path / "a"), "--brief"]) == 0
+    counts = capsys.readouterr().out
+    found = json.loads((tmp_path / "a" / "audit.json").read_text(encoding="utf-8"))
+    contradicted = sum(one["verdict"] == "contradicted" for one in found)
+    assert f"{contradicted} contradicted" in " ".join(counts.split())
+    page = (tmp_path / "a" / "audit.html").read_text(encoding="utf-8")
+    assert page.count('class="verdict CONTRADICTED"') == contradicted
+    assert main(["audit", str(tmp_path)]) == 2
+    assert "holds no results" in last_error(capsys)
+
+
+def test_bench_outside_a_clone_says_so(here, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT])
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if "editable" not in repr(finder)])
+    assert main(["bench"]) == 2
+    assert "run this in a clone" in last_error(capsys)
+
+
+def test_env_prints_the_build(capsys):
+    assert main(["env"]) == 0
+    assert "torch" in capsys.readouterr().out

@@ -1,0 +1,300 @@
+"""The CUDA kernels and bindings, executed on the CPU by python_tests/cuda_emulator: every index, bound and barrier."""
+
+import subprocess
+
+import cuda_emulator
+import pytest
+import torch
+
+from spectral_ext import reference
+from spectral_ext.ops import (
+    Geometry,
+    expand_lag_sums,
+    geometry_of,
+    input_factor,
+    lag_state_size,
+    lag_sums_,
+    output_factor,
+)
+from spectral_ext.ops.rayleigh_quotients import rayleigh_quotients
+
+ORDERS = ["forward", "reverse", "5"]
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
+
+
+@pytest.fixture(scope="module")
+def ops():
+    return cuda_emulator.load()
+
+
+@pytest.fixture
+def emulated(ops, monkeypatch):
+    """The public functions call the emulated CUDA ops instead of the CPU ones."""
+    monkeypatch.setattr(torch.ops, "spectral_ext", ops)
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got.double() - want).abs().max() / want.abs().max().clamp_min(1e-300))
+
+
+def channels_last_order(C: torch.Tensor, channels: int, taps: int, bias: bool) -> torch.Tensor:
+    index = torch.arange(channels * taps).view(channels, taps).t().flatten()
+    if bias:
+        index = torch.cat([index, torch.tensor([channels * taps])])
+    return C[..., index, :][..., index]
+
+
+# (shape, geometry): the lag kernel takes 16 channels a group and more, the direct kernel fewer.
+CONVOLUTIONS = [
+    ((3, 3, 6, 5), dict(kernel_size=3, padding=1, bias=True)),
+    ((2, 16, 6, 7), dict(kernel_size=(3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2))),
+    ((3, 20, 6, 5), dict(kernel_size=3, padding=1, bias=True)),
+    ((2, 70, 4, 4), dict(kernel_size=3, padding=1)),
+    ((40, 72, 3, 3), dict(kernel_size=3, padding=1, bias=True)),
+    ((2, 32, 7, 7), dict(kernel_size=3, padding=2, dilation=2, groups=2, bias=True)),
+    ((2, 8, 7, 7), dict(kernel_size=3, padding=1, groups=8)),
+    ((2, 16, 9), dict(kernel_size=5, padding=2, bias=True)),
+    ((1, 17, 4, 5, 3), dict(kernel_size=3, padding=1, bias=True)),
+    ((2, 16, 8, 8), dict(kernel_size=2, stride=2)),
+    ((3, 33, 5, 5), dict(kernel_size=1, stride=2)),
+    ((300, 16, 2, 2), dict(kernel_size=3, padding=1)),
+    ((2, 3, 15, 14), dict(kernel_size=7, stride=2, padding=3)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize(("shape", "geometry"), CONVOLUTIONS, ids=lambda v: str(v))
+def test_input_factor_of_convolutions(emulated, shape, geometry, memory_format, dtype):
+    x = torch.randn(shape, dtype=torch.float64).to(dtype)
+    if memory_format == "channels_last":
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    elif memory_format == "strided":
+        x = torch.randn(*shape[:-1], 2 * shape[-1], dtype=torch.float64).to(dtype)[..., ::2]
+    want = reference.input_factor(x.double(), **geometry)
+    got = input_factor(x, **geometry)
+    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert error(got, want) < TOLERANCE[dtype]
+    assert torch.equal(got, got.mT)
+    if memory_format == "contiguous" and dtype == torch.float32:
+        kernel = geometry["kernel_size"]
+        taps = torch.Size(reference.as_tuple(kernel, x.dim() - 2)).numel()
+        channels = shape[1] // geometry.get("groups", 1)
+        reordered = channels_last_order(want, channels, taps, geometry.get("bias", False))
+        assert error(input_factor(x, order="channels_last", **geometry), reordered) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        torch.nn.ConvTranspose2d(18, 5, 3, stride=2, padding=1, output_padding=1),
+        torch.nn.ConvTranspose2d(4, 5, (3, 2), stride=(1, 2), dilation=(2, 1)),
+    ],
+    ids=str,
+)
+def test_input_factor_of_transposed_convolutions_agrees_with_the_cpu(ops, monkeypatch, layer):
+    x = torch.randn(2, layer.in_channels, 4, 5, dtype=torch.float64)
+    arguments = geometry_of(layer)
+    want = input_factor(x, **arguments)
+    monkeypatch.setattr(torch.ops, "spectral_ext", ops)
+    assert error(input_factor(x, **arguments), want) < 1e-13
+
+
+@pytest.mark.parametrize(("rows", "n"), [(1, 1), (5, 7), (40, 20), (300, 70), (33, 129)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_input_factor_of_linear_layers(emulated, rows, n, bias):
+    x = torch.randn(rows, 1, n)
+    assert error(input_factor(x, bias=bias), reference.input_factor(x.double(), bias=bias)) < 1e-6
+
+
+def test_long_sums_keep_their_accuracy(emulated):
+    """All-positive input: what a plain fp32 sum loses most on."""
+    x = torch.rand(30000, 16)
+    assert error(input_factor(x), reference.input_factor(x.double().unsqueeze(1))) < 1e-6
+
+
+@pytest.mark.parametrize("channels", [3, 20])
+def test_accumulation_into_a_buffer(emulated, channels):
+    x, y = torch.randn(2, channels, 5, 4), torch.randn(3, channels, 5, 4)
+    geometry = dict(kernel_size=3, padding=1, bias=True)
+    out = input_factor(x, **geometry)
+    want = 0.9 * reference.input_factor(x.double(), **geometry) + 0.1 * reference.input_factor(y.double(), **geometry)
+    input_factor(y, **geometry, out=out, beta=0.9, alpha=0.1)
+    assert error(out, want) < 1e-6
+    poisoned = torch.full_like(out, torch.nan)
+    input_factor(x, **geometry, out=poisoned)
+    assert poisoned.isfinite().all()
+
+
+def test_empty_batch_gives_zero_and_keeps_the_average(emulated):
+    for channels in (3, 20):
+        x = torch.randn(0, channels, 5, 4)
+        assert not input_factor(x, kernel_size=3).any()
+        out = torch.ones(9 * channels, 9 * channels)
+        input_factor(x, kernel_size=3, out=out, beta=0.5)
+        assert (out == 0.5).all()
+
+
+@pytest.mark.parametrize("channels", [5, 20])
+def test_lag_sums_are_the_state_of_the_cpu(ops, monkeypatch, channels):
+    x = torch.randn(2, channels, 6, 5, dtype=torch.float64)
+    geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1), bias=True, output_padding=(0, 0))
+    state = torch.zeros(lag_state_size(x.shape[1:], geometry), dtype=torch.float64)
+    lag_sums_(state, x, geometry)
+    factor = expand_lag_sums(state, x.shape[1:], geometry)
+    monkeypatch.setattr(torch.ops, "spectral_ext", ops)
+    again = torch.full_like(state, torch.nan)
+    lag_sums_(again, x, geometry, beta=0.0)
+    assert error(again, state) < 1e-13
+    assert error(expand_lag_sums(state, x.shape[1:], geometry), factor) < 1e-13
+
+
+def test_output_factor(emulated):
+    delta = torch.randn(3, 17, 4, 5)
+    assert (
+        error(output_factor(delta, convolution=True), reference.output_factor(delta.double(), convolution=True)) < 1e-6
+    )
+
+
+RAYLEIGH = [
+    ((7, 5), (7, 4), {}),
+    ((3, 6, 9), (3, 6, 4), dict(bias=True)),
+    ((600, 9), (600, 33), {}),
+    ((3, 4, 6, 5), (3, 5, 6, 5), dict(kernel_size=3, padding=1, bias=True)),
+    ((2, 4, 9, 8), (2, 6, 4, 4), dict(kernel_size=3, stride=2, padding=(0, 1), groups=2)),
+    ((40, 3, 7), (40, 2, 5), dict(kernel_size=3)),
+    ((2, 3, 1, 1), (2, 2, 1, 1), dict(kernel_size=1)),
+]
+
+
+@pytest.mark.parametrize("budget", [1 << 20, 0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("shape", "delta_shape", "geometry"), RAYLEIGH, ids=lambda v: str(v))
+def test_rayleigh_quotients(emulated, shape, delta_shape, geometry, dtype, budget):
+    groups, K = geometry.get("groups", 1), 5
+    x, delta = torch.randn(shape).to(dtype), torch.randn(delta_shape).to(dtype)
+    plain = {key: value for key, value in geometry.items() if key != "groups"}
+    n = reference.patches(x.double(), **geometry).shape[-1]
+    m = delta.shape[1 if "kernel_size" in geometry else -1] // groups
+    U, V = torch.randn(groups, m, K), torch.randn(groups, n, K)
+    got = rayleigh_quotients(x, delta, U, V, **geometry, memory_budget=budget)
+    for g in range(groups):
+        dims = [slice(None)] if "kernel_size" in geometry else []
+        part = [
+            (t[(*dims, slice(g * t.shape[1] // groups, (g + 1) * t.shape[1] // groups))] if dims else t)
+            for t in (x, delta)
+        ]
+        want = reference.rayleigh_quotients(part[0].double(), part[1].double(), U[g].double(), V[g].double(), **plain)
+        for one, two in zip(got, want):
+            one = one[g] if groups > 1 else one
+            assert torch.allclose(one, two, rtol=1e-12 if dtype == torch.float64 else 1e-5, atol=0)
+
+
+def newton_case(batch, rows, columns, terms, dtype=torch.float32, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    G = (torch.randn(batch, rows, columns, generator=random) / max(rows, columns) ** 0.5).to(dtype)
+    constant, weights = torch.rand(batch, generator=random), torch.rand(batch, terms, generator=random) + 0.5
+    poles = torch.rand(batch, terms, generator=random) + 0.05
+    wide = G.double() if rows <= columns else G.double().mT
+    R, identity = wide @ wide.mT, torch.eye(min(rows, columns), dtype=torch.float64)
+    f = constant[:, None, None] * identity
+    for j in range(terms):
+        f = f + weights[:, j, None, None] * torch.linalg.inv(R + poles[:, j, None, None] * identity)
+    want = f @ wide
+    return G, constant, weights, poles, want if rows <= columns else want.mT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("batch", "rows", "columns", "terms"),
+    [(2, 1, 1, 1), (2, 5, 9, 3), (1, 64, 300, 1), (2, 40, 10, 2), (1, 128, 65, 1), (1, 100, 150, 2), (1, 160, 170, 1)],
+)
+def test_spectral_newton_of_small_matrices(ops, batch, rows, columns, terms, dtype):
+    G, constant, weights, poles, want = newton_case(batch, rows, columns, terms, dtype)
+    out, status = torch.full_like(G, torch.nan), torch.full((batch,), -1, dtype=torch.int32)
+    ops.spectral_newton_poles_(out, status, G, constant, weights, poles, 1.0, 0.0)
+    assert (status == 0).all()
+    assert error(out, want) < (2e-6 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps)
+
+
+def test_spectral_newton_epilogue_and_strides(ops):
+    G, constant, weights, poles, want = newton_case(2, 6, 9, 2)
+    storage = torch.ones(2, 9, 12)
+    out, status = storage[..., ::2].mT, torch.zeros(2, dtype=torch.int32)
+    ops.spectral_newton_poles_(out, status, G.mT.contiguous().mT, constant, weights, poles, -0.5, 0.9)
+    assert error(out, 0.9 - 0.5 * want) < 1e-6
+    assert (storage[..., 1::2] == 1).all()
+
+
+def test_spectral_newton_fails_one_matrix_at_a_time(ops):
+    G, constant, weights, poles, want = newton_case(3, 6, 9, 1)
+    G[1, 2, 3], poles[2] = torch.nan, -50.0
+    out, status = torch.full_like(G, torch.nan), torch.zeros(3, dtype=torch.int32)
+    ops.spectral_newton_poles_(out, status, G, constant, weights, poles, 1.0, 0.0)
+    assert status.tolist() == [0, 3, 1]
+    assert error(out[0], want[0]) < 1e-6
+    assert not out[1:].any()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_no_result_depends_on_the_order_of_threads_and_blocks(ops, monkeypatch, order):
+    """A race that the barriers leave open shows as a difference between orders, bit by bit."""
+
+    def results():
+        generator = torch.Generator().manual_seed(3)
+        x = torch.randn(3, 34, 6, 5, generator=generator)
+        geometry = ([3, 3], [1, 1], [1, 1], [1, 1])
+        yield ops.input_factor(x, *geometry, 1, True, False, [0, 0], False, 1.0)
+        yield ops.input_factor(x.bfloat16(), *geometry, 1, True, False, [0, 0], False, 1.0)
+        yield ops.input_factor(x[:, :3], *geometry, 1, True, False, [0, 0], True, 1.0)
+        P, Q = torch.randn(40, 6, 7, generator=generator), torch.randn(40, 6, 4, generator=generator)
+        U, V = torch.randn(1, 4, 5, generator=generator), torch.randn(1, 7, 5, generator=generator)
+        yield ops.rayleigh_quotients(P, Q, U, V, [], [], [], [], 1, False, False, [], 1 << 20)
+        yield ops.rayleigh_quotients(
+            x,
+            x,
+            U.new_ones(1, 34, 2),
+            V.new_ones(1, 34, 2),
+            [1, 1],
+            [1, 1],
+            [0, 0],
+            [1, 1],
+            1,
+            False,
+            False,
+            [0, 0],
+            1 << 20,
+        )
+        G, constant, weights, poles, _ = newton_case(2, 70, 80, 2)
+        out, status = torch.empty_like(G), torch.empty(2, dtype=torch.int32)
+        ops.spectral_newton_poles_(out, status, G, constant, weights, poles, 1.0, 0.0)
+        yield out
+
+    monkeypatch.setenv("CUDA_EMULATOR_ORDER", "forward")
+    want = list(results())
+    monkeypatch.setenv("CUDA_EMULATOR_ORDER", order)
+    for got, expected in zip(results(), want):
+        assert torch.equal(got, expected)
+
+
+def test_bad_arguments_are_errors(ops):
+    x = torch.randn(2, 4, 5, 5)
+    geometry = ([3, 3], [1, 1], [0, 0], [1, 1], 1, False, False, [0, 0])
+    with pytest.raises(RuntimeError, match="out must"):
+        ops.input_factor_(torch.zeros(36, 35), x, *geometry, False, 0.0, 1.0)
+    G = torch.randn(1, 161, 170)
+    one, status = torch.ones(1, 1), torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="at most 160"):
+        ops.spectral_newton_poles_(torch.empty_like(G), status, G, one[0], one, one, 1.0, 0.0)
+    with pytest.raises(RuntimeError, match="poles must be contiguous float32"):
+        ops.spectral_newton_poles_(G[:, :8], status, G[:, :8], one[0], one, one.double(), 1.0, 0.0)
+
+
+def test_race_checker_finds_no_race_and_would_find_one():
+    program = cuda_emulator.racecheck()
+    racy = subprocess.run([program, "racy"], capture_output=True, text=True)
+    if "unexpected memory mapping" in racy.stderr:
+        pytest.skip("ThreadSanitizer does not run on this kernel's address space layout")
+    assert racy.returncode != 0 and "data race" in racy.stderr
+    clean = subprocess.run([program], capture_output=True, text=True)
+    assert clean.returncode == 0, clean.stderr[:4000]

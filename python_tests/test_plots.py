@@ -1,0 +1,189 @@
+"""Figures: every one is drawn, in both themes, says why it is empty, and leaves matplotlib as it was."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from spectral_ext import plots
+from spectral_ext.exponents import Fit
+from spectral_ext.landscape import Landscape, LayerLandscape
+from spectral_ext.landscape.synthetic import synthetic_landscape
+from spectral_ext.plots.comparison import alpha_comparison
+from spectral_ext.plots.style import DARK, LIGHT
+from spectral_ext.tracker import Track
+
+
+@pytest.fixture(scope="module")
+def landscape():
+    return synthetic_landscape(3)
+
+
+@pytest.fixture(scope="module")
+def empty():
+    row = LayerLandscape("dead", "Linear", (3, 4), 0, empty_reason="its gradient is zero")
+    return Landscape({"dead": row})
+
+
+def texts(figure: Figure) -> str:
+    return " ".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
+
+
+def luminance(colour: str) -> float:
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(a: str, b: str) -> float:
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("name", plots.NAMES)
+def test_every_figure_is_drawn_with_labels(landscape, name):
+    figure = plots.figure(landscape, name)
+    drawn = [axes for axes in figure.axes if axes.axison]
+    assert drawn
+    assert all(axes.get_ylabel() for axes in drawn)
+    assert any(axes.get_xlabel() or axes.get_xticklabels() for axes in drawn)
+
+
+@pytest.mark.parametrize("name", plots.NAMES)
+def test_every_figure_of_an_empty_landscape_says_why(empty, name):
+    shown = texts(plots.figure(empty, name, theme="dark"))
+    assert re.search(r"gradient is zero|no layer|does not split", shown)
+
+
+def test_power_law_panel_shows_the_fit_and_counts_negative_curvature(landscape):
+    row = landscape["blocks.1.fc"]
+    shown = texts(plots.figure(Landscape({row.name: row}), "power_law"))
+    assert f"α = {row.alpha.value:.2f}" in shown
+    assert "2 of 20 h ≤ 0" in shown
+
+
+def test_power_law_points_are_the_measured_ones(landscape):
+    row = landscape["blocks.0.conv"]
+    axes = plots.figure(Landscape({row.name: row}), "power_law").axes[0]
+    drawn = axes.lines[0].get_xydata()
+    np.testing.assert_array_equal(drawn, np.stack([row.arrays.sigma, row.arrays.h], 1))
+
+
+def test_depth_figure_holds_value_and_interval_of_every_fit(landscape):
+    axes = plots.figure(landscape, "alpha_by_depth").axes[0]
+    points = {container.lines[0].get_xydata()[0][1]: container for container in axes.containers}
+    fitted = [row for row in landscape.values() if row.alpha.ok]
+    assert sorted(points) == sorted(row.alpha.value for row in fitted)
+    for row in fitted:
+        (low, high) = points[row.alpha.value].lines[2][0].get_segments()[0][:, 1]
+        assert (low, high) == pytest.approx(row.alpha.interval)
+
+
+def test_mechanism_shares_add_up(landscape):
+    axes = plots.figure(landscape, "mechanism_split").axes[0]
+    for depth in range(3):
+        bars = [bar for bar in axes.patches if abs(bar.get_x() + bar.get_width() / 2 - depth) < 0.1]
+        assert sum(bar.get_height() for bar in bars) == pytest.approx(100)
+
+
+def test_plot_writes_png_files(landscape, tmp_path):
+    paths = plots.plot(landscape, tmp_path / "new", names=["alpha_by_depth", "power_law"], theme="dark")
+    assert sorted(path.name for path in paths.values()) == ["alpha_by_depth.png", "power_law.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths.values())
+
+
+def test_svg_is_well_formed_and_coloured_by_variables_alone(landscape):
+    svg = plots.svg(landscape, "transfer_triangle", "one")
+    ET.fromstring(svg)
+    assert not re.search(r"#[0-9a-f]{6}", svg)
+    assert set(re.findall(r"var\(--(\w+)\)", svg)) <= set(plots.ROLES)
+    assert "font-family" not in svg
+
+
+def test_svg_references_resolve_and_two_figures_share_no_id(landscape):
+    drawings = [plots.svg(landscape, "mechanism_split", name) for name in ("a", "b")]
+    ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in drawings]
+    for svg, known in zip(drawings, ids):
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) <= known
+    assert not ids[0] & ids[1]
+
+
+def test_svg_keeps_the_digits_of_tick_labels(landscape):
+    row = landscape["blocks.0.conv"]
+    svg = plots.panel_svg(landscape, "rank_profile", row.name, "x")
+    labels = re.findall(r"<text[^>]*>([\d.]+)</text>", svg)
+    assert "0.05" in labels or "0.1" in labels
+    assert "0.00" not in labels
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_text_and_marks_stand_out_from_the_paper(theme):
+    assert contrast(theme.ink, theme.paper) >= 12
+    assert contrast(theme.muted, theme.paper) >= 4.5
+    marks = ("blue", "orange", "green", "red", "purple", "sky", "yellow")
+    assert all(contrast(theme[role], theme.paper) >= 2.5 for role in marks)
+
+
+def test_matplotlib_settings_are_untouched(landscape):
+    before = dict(matplotlib.rcParams)
+    plots.figure(landscape, "alpha_by_depth", theme="dark")
+    plots.svg(landscape, "alpha_by_depth", "x")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_unknown_names_are_refused(landscape):
+    with pytest.raises(KeyError, match="no figure 'alpha'"):
+        plots.figure(landscape, "alpha")
+    with pytest.raises(KeyError, match="no theme 'sepia'"):
+        plots.figure(landscape, "alpha_by_depth", theme="sepia")
+    with pytest.raises(ValueError, match="no layer"):
+        plots.figure(Landscape({}), "alpha_by_depth")
+
+
+def test_many_layers_are_numbered_instead_of_named():
+    rows = {}
+    for depth in range(45):
+        row = LayerLandscape(f"layer{depth}", "Linear", (3, 4), depth)
+        row.alpha = Fit(2.0, (1.9, 2.1), 0.9, 20)
+        rows[row.name] = row
+    axes = plots.figure(Landscape(rows), "alpha_by_depth").axes[0]
+    assert axes.get_xlabel() == "depth index of the layer"
+
+
+def test_track_figures_hold_the_winners(tmp_path):
+    landscapes = []
+    for step in (0, 10, 20):
+        one = synthetic_landscape(3, seed=step)
+        one.meta["track"] = {"step": step, "epoch": step // 10}
+        landscapes.append(one)
+    track = Track(landscapes)
+    paths = plots.plot_track(track, tmp_path, unit="epoch")
+    assert {path.name for path in paths.values()} == {"phase_transition.png", "exponents_over_time.png"}
+    drawings = plots.plot_track(track)
+    lines = drawings["exponents_over_time"].axes[0].lines
+    first = next(iter(track.series("alpha").values()))[1]
+    np.testing.assert_array_equal(lines[0].get_ydata(), first)
+    with pytest.raises(ValueError, match="unit"):
+        plots.plot_track(track, unit="hour")
+
+
+def test_phase_transition_shares_follow_from_the_counts():
+    with plots.drawn_in(LIGHT):
+        drawing = plots.phase_transition([0, 1], [{"lognormal": 3, "power_law": 1}, {"lognormal": 2}], LIGHT, "epoch")
+    first = drawing.axes[0].collections[0].get_paths()[0].vertices
+    assert first[:, 1].max() == pytest.approx(25)
+
+
+def test_learning_curves_and_comparison_are_drawn():
+    with plots.drawn_in(LIGHT):
+        curves = plots.learning_curves({"a": [[1.0, 2.0], [3.0, 4.0]]}, LIGHT)
+        fits = [
+            ("x", Fit(2.0, (1.8, 2.2), 0.9, 20), Fit(1.0, (0.9, 1.1), 0.9, 20)),
+            ("y", Fit.empty("none"), Fit.empty("-")),
+        ]
+        compared = alpha_comparison(fits, ("before", "after"), LIGHT)
+    np.testing.assert_array_equal(curves.axes[0].lines[-1].get_ydata(), [2.0, 3.0])
+    assert [label.get_text() for label in compared.axes[0].get_yticklabels()] == ["x"]

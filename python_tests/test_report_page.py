@@ -1,0 +1,215 @@
+"""The page: complete, self-contained, safe, and right in a real browser where there is one."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from spectral_ext.landscape import Landscape, LayerLandscape
+from spectral_ext.landscape.synthetic import synthetic_landscape, synthetic_row
+from spectral_ext.report import Section, render, sentences, training_section, write_report
+from spectral_ext.report.table import COLUMNS
+from spectral_ext.tracker import Track
+
+CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def landscape():
+    found = synthetic_landscape(3)
+    found["blocks.0.conv"].notes.append("a note of this layer")
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(landscape):
+    return render(landscape, title="A title", sections=[Section("Mine", "words", ("h",), [("cell <b>",)])])
+
+
+class Balance(HTMLParser):
+    """Raises on a tag that is closed out of order, and collects what the page links to."""
+
+    VOID = {"meta", "input", "br", "hr", "img", "link"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.links, self.ids = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.links += [given[key] for key in ("href", "src", "xlink:href") if key in given]
+        self.ids += [given["id"]] if "id" in given else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_well_formed_and_needs_nothing_else(page):
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    assert parser.links
+    assert all(link.startswith("#") for link in parser.links)
+    assert not re.search(r"@import|<link|src=|https?://(?!www\.w3\.org/)", page)
+
+
+def test_every_link_inside_the_page_has_a_target_and_ids_are_unique(page):
+    parser = Balance()
+    parser.feed(page)
+    assert len(set(parser.ids)) == len(parser.ids)
+    assert {link[1:] for link in parser.links} <= set(parser.ids)
+
+
+def test_page_shows_every_layer_every_column_every_reason(page, landscape):
+    for row in landscape.values():
+        assert f">{row.name}</a>" in page
+    for column in COLUMNS:
+        assert f">{column.heading}</button>" in page
+    assert "not measured: its gradient is zero" in page
+    assert "BatchNorm2d has no weight matrix that is measured" in page
+    assert "a note of this layer" in page
+    for row in list(landscape.values())[:-1]:
+        low, high = row.alpha.interval
+        assert f"{row.alpha.value:.2f} [{low:.2f}, {high:.2f}]" in page
+
+
+def test_caller_text_is_escaped(page):
+    assert "cell &lt;b&gt;" in page
+    row = synthetic_row("<script>alert(1)</script>")
+    hostile = render(Landscape({row.name: row}), title="<i>")
+    assert "<script>alert(1)" not in hostile
+    assert "<title>&lt;i&gt;" in hostile
+
+
+def test_write_report_leaves_page_json_and_figures(landscape, tmp_path):
+    path = write_report(landscape, tmp_path / "out", title="T", figures=False)
+    assert path == tmp_path / "out" / "index.html"
+    again = Landscape.load(tmp_path / "out")
+    assert list(again) == list(landscape)
+    assert not (tmp_path / "out" / "figures").exists()
+
+
+def test_a_landscape_of_empty_rows_is_still_a_page():
+    row = LayerLandscape("dead", "Linear", (3, 4), 0, empty_reason="its gradient is zero")
+    page = render(Landscape({"dead": row}), title="T")
+    assert "No layer could be measured" in page
+    with pytest.raises(ValueError, match="no layer"):
+        render(Landscape({}), title="T")
+
+
+def test_notes_of_the_measurement_are_shown():
+    found = synthetic_landscape(1)
+    found.meta["notes"] = ["batch norm uses batch statistics"]
+    assert "batch norm uses batch statistics" in render(found, title="T")
+
+
+def test_sentences_count_what_is_there(landscape):
+    said = " ".join(sentences(landscape))
+    rows = [row for row in landscape.values() if not row.empty_reason]
+    two = sum(row.alpha.interval[0] <= 2 <= row.alpha.interval[1] for row in rows)
+    assert f"contains 2 in {two} of 3 layers" in said
+    assert "2 of 60 measured directions have no positive curvature, in 1 of 3 layers" in said
+    verdicts = [row.transfer.verdict for row in rows]
+    assert f"holds within 10 % in {verdicts.count('holds')} of 3" in said
+
+
+def test_a_weak_fit_is_named_and_marked():
+    row = synthetic_row("noisy", noise=1.5, gamma=0.2, seed=3)
+    assert row.alpha.r2 < 0.8
+    found = Landscape({"noisy": row})
+    assert any("noisy" in one and "R² is below 0.8" in one for one in sentences(found))
+    assert re.search(r'class="n doubt"[^>]*>\s*[−\d]', render(found, title="T"))
+
+
+def test_training_section_shows_a_track():
+    landscapes = []
+    for step in (0, 5):
+        one = synthetic_landscape(2, seed=step)
+        one.meta["track"] = {"step": step, "epoch": step}
+        landscapes.append(one)
+    section = training_section(Track(landscapes))
+    assert len(section.figures) == 2
+    assert "2 landscapes" in section.text
+
+
+def browse(page, tmp_path, *options):
+    profile = tmp_path / "profile"
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--no-first-run", "--hide-scrollbars",
+        f"--user-data-dir={profile}", *options, page.as_uri(),
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+@pytest.fixture(scope="module")
+def written(landscape, tmp_path_factory):
+    return write_report(landscape, tmp_path_factory.mktemp("page"), title="T", figures=False)
+
+
+@needs_browser
+@pytest.mark.parametrize(("scheme", "paper"), [(1, (255, 255, 255)), (0, (0x14, 0x18, 0x1D))])
+def test_browser_shows_the_page_in_light_and_dark(written, tmp_path, scheme, paper):
+    shot = tmp_path / "shot.png"
+    browse(
+        written,
+        tmp_path,
+        f"--blink-settings=preferredColorScheme={scheme}",
+        "--window-size=1300,900",
+        f"--screenshot={shot}",
+    )
+    image = Image.open(shot).convert("RGB")
+    assert image.size == (1300, 900)
+    assert image.getpixel((4, 4)) == paper
+    assert len(image.getcolors(1 << 20)) > 20
+
+
+PROBE = """
+<script>
+addEventListener("load", () => {
+  const table = document.querySelector("table.sortable");
+  const index = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent.trim() === "α");
+  const order = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent.trim());
+  const heading = table.tHead.rows[0].cells[index].querySelector("button");
+  heading.click();
+  const up = order();
+  heading.click();
+  const result = {
+    up, down: order(), width: document.documentElement.scrollWidth, window: innerWidth,
+    empty: [...document.querySelectorAll("svg.plot")].filter((svg) => svg.getBoundingClientRect().height < 40 &&
+      !svg.closest("details")).length,
+    plots: document.querySelectorAll("svg.plot").length,
+    ink: getComputedStyle(document.querySelector("svg.plot text")).fill,
+  };
+  document.body.innerHTML = "<pre id=result>" + JSON.stringify(result) + "</pre>";
+});
+</script>
+"""
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1300, 500])
+def test_browser_sorts_the_table_and_nothing_overflows(written, landscape, tmp_path, width):
+    probed = tmp_path / "probe.html"
+    probed.write_text(written.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    dump = browse(probed, tmp_path, f"--window-size={width},900", "--virtual-time-budget=4000", "--dump-dom").stdout
+    result = json.loads(re.search(r'<pre id="result">(.*?)</pre>', dump)[1])
+    fitted = sorted((row for row in landscape.values() if row.alpha.ok), key=lambda row: row.alpha.value)
+    assert result["up"] == [row.name for row in fitted] + ["head"]
+    assert result["down"] == [row.name for row in reversed(fitted)] + ["head"]
+    assert result["width"] <= result["window"]
+    assert result["plots"] > 10
+    assert result["empty"] == 0
+    assert result["ink"] == "rgb(27, 31, 36)"
