@@ -17,6 +17,7 @@ constexpr double unit_roundoff() {
   return std::numeric_limits<T>::epsilon() / 2;
 }
 
+constexpr double kHopeless = 1e3;  // unit round-off · condition number beyond which an attempt is wasted
 constexpr double kSafety = 3;  // error over estimate near 1e-5: at most 3 over α, d, shapes and spectra, 0.1 as a rule
 
 // How much larger than their sum the terms of φ are, at worst over the spectrum.
@@ -212,7 +213,7 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
 
   const TransferResult refused{TransferStatus::kIllConditioned, y_max};
   const double worst_terms = cancellation(*phi, y_max);
-  if (unit_roundoff<T>() * y_max * worst_terms > 1) return refused;
+  if (unit_roundoff<T>() * y_max * worst_terms > kHopeless) return refused;
   const double unit = std::exp2(std::ceil(std::log2(std::max(lambda, delta))));
   const T shrink = static_cast<T>(1 / unit);
   for (int64_t i = 0; i < n * n; ++i) at.R[i] *= shrink;
