@@ -18,7 +18,7 @@ constexpr double unit_roundoff() {
 }
 
 constexpr double kHopeless = 300;  // times the tolerance: a bound so far off is not worth an attempt
-constexpr double kSafety = 4;      // error over estimate was at most 4.5 over α, d, shapes and spectra, 0.5 as a rule
+constexpr double kSafety = 3;  // error over estimate near 1e-5: at most 3 over α, d, shapes and spectra, 0.1 as a rule
 
 // How much larger than their sum the terms of φ are, at worst over the spectrum.
 inline double cancellation(const PartialFractions& phi, double y_max) {

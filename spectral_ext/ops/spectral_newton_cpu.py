@@ -15,8 +15,8 @@ NEEDS_REACH, ILL_CONDITIONED = 3, 4
 MODE_NUMBER = {"absolute": 0, "spectral": 1, "mean": 2}
 FIT_SHARE = 0.8
 """The part of the tolerance that the fit may use; rounding is held to the whole, and is a fraction of its estimate."""
-POLE_LIMIT = 14
-"""Above this many poles an eigendecomposition costs less (measured at n = 128 to 1024)."""
+POLE_LIMIT = 22
+"""Above this many poles an eigendecomposition costs less (measured at n = 512)."""
 
 _levels: dict[tuple[float, float], dict[float, PartialFractions | None]] = {}
 

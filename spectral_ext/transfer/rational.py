@@ -25,6 +25,7 @@ from spectral_ext.transfer.scalar import check_exponent
 
 Array = NDArray[np.float64]
 MAX_POLES = 24
+MAX_REACH = 1e14
 FLOOR = 1.0 / 32.0
 """Errors count relative to max(T(σ), FLOOR · T(σ_max)): where T is small they are measured against the whole."""
 LADDER = 4.0
@@ -115,7 +116,9 @@ def fit_partial_fractions(alpha: float, reach: float, tolerance: float, max_pole
         ValueError: α outside (0, 6], or no fit with `max_poles` (α near 0, or reach too large): use ``eigh``.
     """
     check_exponent(alpha)
-    if not 0.0 < reach < math.inf or not 0.0 < tolerance < 1.0:
+    if reach > MAX_REACH:
+        raise ValueError(f"reach={reach:.3g} is beyond {MAX_REACH:g}, where float64 ends: use solver='svd'")
+    if not 0.0 < reach or not 0.0 < tolerance < 1.0:
         raise ValueError(f"reach must be positive and finite and tolerance in (0, 1), not {reach!r}, {tolerance!r}")
     exact = {2.0: ((1.0,), (1.0,), 0.0), 4.0: ((), (), 1.0), 6.0: ((1.0,), (1.0,), 0.0)}
     if alpha in exact:

@@ -1,0 +1,135 @@
+"""Coefficients of T(σ; α, d): closed forms, certified errors on independent grids, limits, bad input."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spectral_ext import reference
+from spectral_ext import transfer as tr
+from spectral_ext.transfer.products import basis_matrix, product_count
+from spectral_ext.transfer.rational import FLOOR
+
+ALPHAS = [0.5, 0.84, 1.0, 1.3, 1.5, 1.9, 2.0, 2.1, 2.5, 3.0, 3.7, 4.0, 4.5, 6.0]
+
+
+@given(st.floats(0.05, 6.0), st.floats(1e-6, 10.0))
+@settings(max_examples=60, deadline=None)
+def test_maximum_is_the_largest_value_on_a_grid(alpha, damping):
+    sigma = np.concatenate([np.linspace(0.0, 3.0, 20001), np.geomspace(1e-6, 3.0, 2001)])
+    at, value = tr.transfer_maximum(alpha, damping, 3.0)
+    found = tr.transfer(sigma, alpha, damping)
+    assert 0.0 <= at <= 3.0
+    assert found.max() <= value * (1 + 1e-12)
+    assert found.max() >= value * (1 - 1e-3)
+
+
+def test_closed_forms():
+    assert tr.transfer_maximum(2.0, 0.1)[1] == pytest.approx(1 / (2 * math.sqrt(0.1)))
+    assert tr.transfer_maximum(1.0, 0.1)[1] == 1.0
+    assert tr.transfer_maximum(0.5, 0.1)[1] == math.inf
+    assert tr.transfer_maximum(2.0, 0.1, 0.0) == (0.0, 0.0)
+    assert float(tr.transfer(0.0, 0.5, 0.1)) == 0.0
+
+
+def test_agrees_with_the_reference_on_a_diagonal_matrix():
+    sigma = torch.tensor([2.0, 0.7, 0.01, 0.0], dtype=torch.float64)
+    expected = reference.spectral_newton(torch.diag(sigma), 1.3, 0.2).diagonal()
+    assert np.allclose(tr.transfer(sigma.numpy(), 1.3, 0.2), expected.numpy(), atol=1e-15)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("damping", [1.0, 0.1, 0.01])
+def test_partial_fractions_hold_their_bound_off_the_grid_they_were_fitted_on(alpha, damping):
+    fit = tr.fit_partial_fractions(alpha, tr.reach_of(alpha, damping), 1e-4)
+    sigma = np.concatenate([[0.0], np.geomspace(1e-12, 1.0, 20011), np.linspace(0.0, 1.0, 5003)])
+    y = sigma**2 * damping ** (-2 / alpha)
+    exact = tr.transfer(sigma, alpha, damping)
+    error = np.abs(sigma * fit(y) / damping - exact) / np.maximum(exact, FLOOR * exact[-1] + 1e-300)
+    assert fit.error <= 1e-4
+    assert error.max() <= 1.02 * fit.error + 1e-13
+    assert all(p > 0 for p in fit.poles)
+    assert len(fit.poles) <= 16
+
+
+@pytest.mark.parametrize(("alpha", "poles"), [(2.0, 1), (4.0, 0), (6.0, 1)])
+def test_exact_cases(alpha, poles):
+    fit = tr.fit_partial_fractions(alpha, 123.0, 1e-12)
+    y = np.geomspace(1e-9, 1e9, 50)
+    assert len(fit.poles) == poles
+    assert np.allclose(fit(y) * (y ** (alpha / 2) + 1), 1.0, rtol=1e-12)
+
+
+def test_a_matrix_to_invert_is_positive_definite_for_every_alpha_above_two():
+    for alpha in np.linspace(2.01, 6.0, 50):
+        b = tr.fit_partial_fractions(4.0, 1.0, 0.1).quadratic if alpha == 4.0 else -2 * math.cos(2 * math.pi / alpha)
+        assert abs(b) < 2.0  # y² + b y + 1 has no real root
+
+
+def test_tiny_spectra_are_a_multiple_of_the_gradient():
+    for alpha in (1.0, 3.0, 5.0):
+        fit = tr.fit_partial_fractions(alpha, 1e-30, 1e-6)
+        assert np.allclose(fit(np.array([0.0, 1e-31])), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("basis", ["polynomial", "iterates"])
+@pytest.mark.parametrize(("alpha", "damping"), [(2.0, 0.1), (3.0, 0.1), (4.5, 0.03)])
+def test_product_sums_hold_their_bound(basis, alpha, damping):
+    fit = tr.fit_products(basis, alpha, damping, 1e-2)
+    sigma = np.concatenate([np.geomspace(1e-9, 1.0, 9001), np.linspace(0.0, 1.0, 9001)])
+    exact = tr.transfer(sigma, alpha, damping)
+    error = np.abs(sigma * fit(sigma**2) / damping - exact) / np.maximum(exact, exact[-1] / 8)
+    assert error.max() <= 1.02 * fit.error <= 1.02e-2
+    assert fit.products == product_count(basis, len(fit.coefficients))
+
+
+def test_bases_are_what_they_are_called():
+    x = np.linspace(0.0, 1.0, 7)
+    assert np.allclose(basis_matrix("polynomial", x, 3)[:, 2], 2 * (2 * x - 1) ** 2 - 1)
+    sigma = np.sqrt(x)
+    step = sigma * (3 - sigma**2) / 2
+    step = step * (3 - step**2) / 2
+    assert np.allclose(basis_matrix("iterates", x, 3)[:, 2] * sigma, step)
+
+
+def test_polynomials_refuse_small_alpha_and_name_what_to_use():
+    with pytest.raises(ValueError, match="rational"):
+        tr.fit_products("polynomial", 0.5, 0.1, 1e-3)
+
+
+def test_fits_are_cached_and_quick():
+    start = time.process_time()
+    first = tr.fit_partial_fractions(1.234, 50.0, 1e-5)
+    assert time.process_time() - start < 2.0
+    assert tr.fit_partial_fractions(1.234, 50.0, 1e-5) is first
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, 6.5, math.nan, math.inf])
+def test_bad_alpha(alpha):
+    for call in (
+        lambda: tr.transfer(1.0, alpha, 0.1),
+        lambda: tr.transfer_maximum(alpha, 0.1),
+        lambda: tr.fit_partial_fractions(alpha, 1.0, 1e-3),
+        lambda: tr.fit_products("iterates", alpha, 0.1, 1e-3),
+    ):
+        with pytest.raises(ValueError, match="alpha"):
+            call()
+
+
+@pytest.mark.parametrize("damping", [0.0, -0.1, math.nan, math.inf])
+def test_bad_damping(damping):
+    with pytest.raises(ValueError, match="damping"):
+        tr.transfer(1.0, 2.0, damping)
+    with pytest.raises(ValueError, match="damping"):
+        tr.fit_products("iterates", 2.0, damping, 1e-3)
+
+
+def test_bad_reach_and_too_many_poles():
+    with pytest.raises(ValueError, match="reach"):
+        tr.fit_partial_fractions(1.0, math.inf, 1e-3)
+    with pytest.raises(ValueError, match="eigh"):
+        tr.fit_partial_fractions(0.1, 1e12, 1e-6)
