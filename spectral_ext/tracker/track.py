@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,32 +59,11 @@ class Track:
         """How many layers each rank model wins by BIC, at every step (App. G and K)."""
         return [_count(landscape.values()) for landscape in self.landscapes]
 
-    def plot(self, folder: str | Path | None = None, *, theme: str = "light") -> dict[str, Any]:
-        """α, γ and s over time, and the rank laws' phase transition (App. E, G, K), by epoch where epochs differ.
+    def plot(self, folder: str | Path | None = None, **options: Any) -> Any:
+        """The exponents over time and the phase transition (App. E, G, K); see ``spectral_ext.plots.plot_track``."""
+        from ..plots import plot_track
 
-        Returns:
-            Figures by name, or with ``folder`` the paths of the PNG files written there.
-        """
-        from ..plots import THEMES, drawn_in, exponents_over_time, phase_transition, save_png
-
-        unit = "epoch" if len(set(self.epochs)) == len(self) else "step"
-        at = self.epochs if unit == "epoch" else self.steps
-        names = list(dict.fromkeys(name for landscape in self.landscapes for name in landscape))
-        flat = [{name: summary(row) for name, row in landscape.items()} for landscape in self.landscapes]
-        series = {
-            symbol: {name: [rows[name][key] if name in rows else math.nan for rows in flat] for name in names}
-            for symbol, key in (("α", "alpha"), ("γ", "gamma"), ("s", "s"))
-        }
-        laws = [{name: row.rank_models.best for name, row in landscape.items()} for landscape in self.landscapes]
-        with drawn_in(THEMES[theme]):
-            figures = {
-                "exponents_over_time": exponents_over_time(at, series, THEMES[theme], unit),
-                "phase_transition": phase_transition(at, laws, THEMES[theme], unit),
-            }
-        if folder is None:
-            return figures
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        return {name: save_png(figure, Path(folder) / f"{name}.png") for name, figure in figures.items()}
+        return plot_track(self, folder, **options)
 
     def to_frame(self) -> Any:
         """A pandas DataFrame with one row a layer and step.
