@@ -401,7 +401,7 @@ def _():
                 1 + x.square().sum(1, keepdim=True)
             )
             z = torch.stack([x.max(1).values, x.std(1), x.prod(1)], 1)
-            z = torch.where(z > 0, z, z * 0.1).cumsum(1)
+            z = torch.rsub(torch.where(z > 0, z, z * 0.1).cumsum(1), 2.0, alpha=0.5)
             w = torch.einsum("bi,bj->bij", x, y).logsumexp(2)
             return self.head(torch.cat([y.topk(3, 1)[0], z, w, F.pad(x, (1, 0))[:, :3].abs().add(0.1).sqrt()], 1))
 

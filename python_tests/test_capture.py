@@ -145,6 +145,24 @@ def test_layers_that_cannot_be_measured_say_why():
     assert [name for name, layer in found.layers.items() if layer.is_head] == ["head"]
 
 
+def test_checkpointed_layers_say_why():
+    from torch.utils.checkpoint import checkpoint
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.head(checkpoint(lambda v: torch.tanh(self.body(v)), x, use_reentrant=False))
+
+    net = Net()
+    layers, _ = find_layers(net)
+    found = capture_factors(net, LOSS, [(torch.randn(8, 4), torch.randint(5, (8,)))], layers)
+    assert list(found.layers) == ["head"]
+    assert "checkpointing" in found.missing["body"]
+
+
 def test_tokens_sequence_first_and_folded_rows():
     torch.manual_seed(0)
 

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from spectral_ext import reference
-from spectral_ext.ops import Geometry, expand_lag_sums, geometry_of, input_factor, lag_state_size, lag_sums_, output_factor
+from spectral_ext.ops import (
+    Geometry,
+    expand_lag_sums,
+    geometry_of,
+    input_factor,
+    lag_state_size,
+    lag_sums_,
+    output_factor,
+)
 from spectral_ext.ops.rayleigh_quotients import rayleigh_quotients
 
 ORDERS = ["forward", "reverse", "5"]

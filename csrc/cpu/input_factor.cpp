@@ -9,26 +9,28 @@
 namespace spectral_ext::cpu {
 namespace {
 
-// Multiply-adds that cost as much as packing one number, and as clearing and reading one number of a region's matrix.
-constexpr double kPackCost = 24, kRegionCost = 64;
+// Multiply-adds that cost as much as packing one number, as clearing and reading one number of a region's matrix, and
+// as a microkernel call's way to its tiles and back.
+constexpr double kPackCost = 24, kRegionCost = 64, kCallCost = 6000;
 
 double cost(const Geometry& geometry, std::array<bool, kAxes> fold, int lanes) {
   const LagPlan plan(geometry, fold);
   const int64_t panels = (plan.channels + lanes - 1) / lanes, rows = (plan.channels + 7) / 8 * 8;
-  double pixels = 0, packed = 1;
+  double pixels = 0, runs = 0, packed = 1;
   for (int a = 0; a < kAxes; ++a) packed *= static_cast<double>(plan.axes[a].size);
   for (const LagClass& c : plan.classes) {
-    double here = 1;
+    double here = c.symmetric ? static_cast<double>(panels + 1) / (2.0 * static_cast<double>(panels)) : 1.0, along = 0;
     for (int a = 0; a < kAxes; ++a) {
-      double along = 0;
+      here *= a > 0 ? along : 1.0, along = 0;
       for (const Segment& s : plan.axis_class(c, a).segments) along += static_cast<double>(s.end - s.begin);
-      here *= along;
     }
-    pixels += c.symmetric ? here * (panels + 1) / (2.0 * panels) : here;
+    pixels += here * along;
+    runs += here * static_cast<double>(plan.axis_class(c, kAxes - 1).segments.size());
   }
   const double tile = static_cast<double>(panels * lanes);
   return static_cast<double>(geometry.batch) * (pixels * rows + packed * kPackCost) * tile +
-         static_cast<double>(plan.regions) * tile * tile * kRegionCost;
+         static_cast<double>(plan.regions) * tile * tile * kRegionCost +
+         runs * static_cast<double>(rows / 8 * ((panels + 2) / 3)) * kCallCost;
 }
 
 template <class T>

@@ -6,7 +6,7 @@
 namespace spectral_ext::cpu {
 namespace {
 
-constexpr int64_t kAtOnce = 32;  // regions of a block that are added in registers
+constexpr int64_t kAtOnce = 32;            // regions of a block that are added in registers
 constexpr int64_t kBufferNumbers = 40000;  // an output tile that is put in order before it is written, within L2
 
 template <class T>
@@ -110,8 +110,8 @@ class Expander {
   }
 
  private:
-  // Σ of the pair's regions as they are stored: rows [row, row + rows) of panel p, columns [column, column + columns) of
-  // panel q; zero beyond the last channel, where plain matrices end.
+  // Σ of the pair's regions as they are stored: rows [row, row + rows) of panel p, columns [column, column + columns)
+  // of panel q; zero beyond the last channel, where plain matrices end.
   void add_up(const PairRegions& pair, int64_t p, int64_t row, int64_t rows, int64_t q, int64_t column, int64_t columns,
               T* tile) const {
     const int64_t rows_there = std::min(rows, channels_ - p * kLanes<T> - row);

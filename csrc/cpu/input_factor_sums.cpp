@@ -78,8 +78,8 @@ RegionSums<T>::RegionSums(const LagPlan& plan, const Input& input, bool channels
   share_out();
 }
 
-// Equal shares of consecutive items: a thread keeps to few streams and few classes, whose pixels stay in its cache. Which
-// thread adds up a tile does not change its value.
+// Equal shares of consecutive items: a thread keeps to few streams and few classes, whose pixels stay in its cache.
+// Which thread adds up a tile does not change its value.
 template <class T>
 void RegionSums<T>::share_out() {
   const int64_t np = packing_.panels();

@@ -1,6 +1,8 @@
 // T(G) = U diag(σ/(σ^α + d)) Vᵀ as f(R) G on the small side, R = G Gᵀ, with f a sum of partial fractions: no
 // eigendecomposition. In units δ = d^{2/α} of the eigenvalues of R, f = φ(R/δ)/d with φ(y) = 1/(y^{α/2} + 1), and
-//   φ(y) ≈ (constant + Σ_j residue_j/(y + pole_j)) / Q(y)   on 0 ≤ y ≤ reach,   Q = 1 or y² + b y + 1 (α > 2).
+//   φ(y) ≈ g(y)                    for α ≤ 2,   g(y) = constant + Σ_j residue_j/(y + pole_j)   on 0 ≤ y ≤ reach,
+//   φ(y) ≈ g(y) + (u + v y)/Q(y)   for 2 < α < 4 (kPlus),   Q(y) = y² + b y + 1,
+//   φ(y) ≈ g(y)/Q(y)               for α ≥ 4 (kTimes): the form whose terms do not cancel.
 // α = 2 is one pole, α = 4 is Q alone, both exact; every matrix to invert is positive definite.
 #pragma once
 
@@ -13,9 +15,11 @@ struct Parallel {
   void (*run)(int64_t tasks, void (*body)(void* context, int64_t task), void* context);
 };
 
+enum class Quadratic : int64_t { kNone, kPlus, kTimes };
+
 struct PartialFractions {
-  double lowest, reach, constant, b;  // for lowest ≤ σ_max²/δ ≤ reach
-  bool quadratic;
+  double lowest, reach, constant, b, u, v;  // for lowest ≤ σ_max²/δ ≤ reach
+  Quadratic quadratic;
   int64_t poles;
   const double *pole, *residue;
 };

@@ -2,6 +2,7 @@
 // definite matrix, the largest eigenvalue. Included once per instruction set, after spectral_newton_product.h.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "cpu/spectral_newton_product.h"
@@ -70,48 +71,148 @@ void mirror(T* X, int64_t n, int64_t ld) {
         for (int64_t j = j0; j < j0 + block && j < i; ++j) X[j * ld + i] = X[i * ld + j];
 }
 
-// Gauss–Jordan on one panel-sized block. False if a pivot is not positive: the matrix is not positive definite.
+// The steps of X⁻¹ = L⁻ᵀ L⁻¹, X = L Lᵀ, by recursion down to one panel. Triangular solves at the bottom substitute:
+// with explicit inverses of diagonal blocks instead, the error grows as the square of the condition number.
+
+// Cholesky factor of one panel-sized block, in place below the diagonal. False if a pivot is not positive.
 template <class T>
-bool invert_block(T* X, int64_t n, int64_t ld) {
+bool cholesky_block(T* X, int64_t n, int64_t ld) {
   using L = Lanes<T>;
-  constexpr int64_t W = L::width;
-  T t[W][W];
+  T t[L::width][L::width];  // becomes Lᵀ
   for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < W; ++j) t[i][j] = j >= n ? T(0) : j <= i ? X[i * ld + j] : X[j * ld + i];
+    for (int64_t j = 0; j < L::width; ++j) t[i][j] = j >= n ? T(0) : j <= i ? X[i * ld + j] : X[j * ld + i];
   for (int64_t k = 0; k < n; ++k) {
     if (!(t[k][k] > T(0))) return false;
-    const T inverse = T(1) / t[k][k];
-    t[k][k] = T(1);
+    const T inverse = T(1) / std::sqrt(t[k][k]);
     const auto p0 = L::load(t[k]) * inverse, p1 = L::load(t[k] + L::count) * inverse;
-    for (int64_t i = 0; i < n; ++i) {
-      const T factor = t[i][k];
-      t[i][k] = T(0);
-      L::store(t[i], L::load(t[i]) - factor * p0);
-      L::store(t[i] + L::count, L::load(t[i] + L::count) - factor * p1);
-    }
     L::store(t[k], p0);
     L::store(t[k] + L::count, p1);
+    for (int64_t i = k + 1; i < n; ++i) {
+      L::store(t[i], L::load(t[i]) - t[k][i] * p0);
+      L::store(t[i] + L::count, L::load(t[i] + L::count) - t[k][i] * p1);
+    }
   }
   for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < n; ++j) X[i * ld + j] = t[i > j ? i : j][i > j ? j : i];
+    for (int64_t j = 0; j <= i; ++j) X[i * ld + j] = t[j][i];
   return true;
 }
 
-// X ← X⁻¹ for X positive definite, of which the lower triangle is read and the whole written: n³ operations by blocks,
-//   [A Bᵀ; B C]⁻¹ = [A⁻¹ + Wᵀ S⁻¹ W, ·; −S⁻¹ W, S⁻¹],  W = B A⁻¹,  S = C − W Bᵀ.
-// `spare` holds n²/2 elements. False if X is not positive definite.
+// B (m × n) ← B L⁻ᵀ for L (n × n) lower, n at most a panel: substitution, W rows of B at a time.
+template <class T>
+void solve_block(const T* L_, int64_t n, T* B, int64_t m, int64_t ld) {
+  using L = Lanes<T>;
+  alignas(64) T t[L::width * L::width];
+  for (int64_t i = 0; i < m; i += L::width) {
+    const int64_t rows = m - i < L::width ? m - i : L::width;
+    pack(Operand<T>{B + i * ld, ld, 1}, rows, n, t);
+    for (int64_t j = 0; j < n; ++j) {
+      auto v0 = L::load(t + j * L::width), v1 = L::load(t + j * L::width + L::count);
+      for (int64_t k = 0; k < j; ++k) {
+        v0 -= L_[j * ld + k] * L::load(t + k * L::width);
+        v1 -= L_[j * ld + k] * L::load(t + k * L::width + L::count);
+      }
+      const T inverse = T(1) / L_[j * ld + j];
+      L::store(t + j * L::width, v0 * inverse);
+      L::store(t + j * L::width + L::count, v1 * inverse);
+    }
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < n; ++j) B[(i + r) * ld + j] = t[j * L::width + r];
+  }
+}
+
+template <class T>
+int64_t split(int64_t n) {
+  return round_up<T>(n / 2 < Lanes<T>::width ? Lanes<T>::width : n / 2);
+}
+
+template <class T>
+void solve(const Workspace<T>& workspace, const T* L, int64_t n, T* B, int64_t m, int64_t ld) {
+  if (n <= Lanes<T>::width) return solve_block(L, n, B, m, ld);
+  const int64_t h = split<T>(n);
+  const Operand<T> first{B, ld, 1}, below{L + h * ld, ld, 1};
+  solve(workspace, L, h, B, m, ld);
+  multiply<T, T, T>(workspace, m, n - h, h, T(-1), first, below.transposed(), true, B + h, ld, false);
+  solve(workspace, L + h * ld + h, n - h, B + h, m, ld);
+}
+
+template <class T>
+bool cholesky(const Workspace<T>& workspace, T* X, int64_t n, int64_t ld) {
+  if (n <= Lanes<T>::width) return cholesky_block(X, n, ld);
+  const int64_t h = split<T>(n);
+  T *const B = X + h * ld, *const C = B + h;
+  if (!cholesky(workspace, X, h, ld)) return false;
+  solve(workspace, X, h, B, n - h, ld);
+  const Operand<T> b{B, ld, 1};
+  multiply<T, T, T>(workspace, n - h, n - h, h, T(-1), b, b.transposed(), true, C, ld, true);
+  return cholesky(workspace, C, n - h, ld);
+}
+
+// C (m × n) = sign · A B where A is lower (or, `upper`, upper) triangular, in strips of rows that skip its zeros.
+template <class T>
+void multiply_triangular(const Workspace<T>& workspace, int64_t m, int64_t n, T sign, Operand<T> A, bool upper,
+                         Operand<T> B, T* C, int64_t ldc) {
+  const int64_t strip = m > 8 * Lanes<T>::width ? round_up<T>(m / 4) : m;
+  for (int64_t i = 0; i < m; i += strip) {
+    const int64_t rows = m - i < strip ? m - i : strip, k0 = upper ? i : 0, k1 = upper ? m : i + rows;
+    multiply<T, T, T>(workspace, rows, n, k1 - k0, sign, A.from_row(i).from_column(k0), B.from_row(k0), false,
+                      C + i * ldc, ldc, false);
+  }
+}
+
+// L ← L⁻¹, lower triangular; what is above the diagonal becomes zero. `spare`: n²/4 elements.
+template <class T>
+void invert_lower(const Workspace<T>& workspace, T* L, int64_t n, int64_t ld, T* spare) {
+  if (n <= Lanes<T>::width) {
+    T t[Lanes<T>::width][Lanes<T>::width] = {};
+    for (int64_t i = 0; i < n; ++i) {
+      const T inverse = T(1) / L[i * ld + i];
+      for (int64_t k = 0; k < i; ++k)
+        for (int64_t j = 0; j < Lanes<T>::width; ++j) t[i][j] -= L[i * ld + k] * t[k][j];
+      for (int64_t j = 0; j < i; ++j) t[i][j] *= inverse;
+      t[i][i] = inverse;
+    }
+    for (int64_t i = 0; i < n; ++i) std::copy(t[i], t[i] + n, L + i * ld);
+    return;
+  }
+  const int64_t h = split<T>(n), rest = n - h;
+  T *const B = L + h * ld, *const C = B + h;
+  invert_lower(workspace, L, h, ld, spare);
+  invert_lower(workspace, C, rest, ld, spare);
+  // −C⁻¹ (B A⁻¹): the inner product transposed, (A⁻ᵀ Bᵀ)ᵀ, so that the triangular factor is on the left.
+  const Operand<T> a{L, ld, 1}, b{B, ld, 1}, c{C, ld, 1}, w{spare, rest, 1};
+  multiply_triangular(workspace, h, rest, T(1), a.transposed(), true, b.transposed(), spare, rest);
+  multiply_triangular(workspace, rest, h, T(-1), c, false, w.transposed(), B, ld);
+  for (int64_t i = 0; i < h; ++i) std::fill(L + i * ld + h, L + i * ld + n, T(0));
+}
+
+// M ← Mᵀ M, of which the lower triangle is right, for M lower triangular with zeros above. `spare`: n²/4 elements.
+template <class T>
+void gram_of_lower(const Workspace<T>& workspace, T* M, int64_t n, int64_t ld, T* spare) {
+  if (n <= Lanes<T>::width) {
+    T t[Lanes<T>::width][Lanes<T>::width] = {};
+    for (int64_t k = 0; k < n; ++k)
+      for (int64_t i = 0; i <= k; ++i)
+        for (int64_t j = 0; j < n; ++j) t[i][j] += M[k * ld + i] * M[k * ld + j];
+    for (int64_t i = 0; i < n; ++i) std::copy(t[i], t[i] + n, M + i * ld);
+    return;
+  }
+  const int64_t h = split<T>(n), rest = n - h;
+  T *const B = M + h * ld, *const C = B + h;
+  const Operand<T> b{B, ld, 1}, c{C, ld, 1};
+  gram_of_lower(workspace, M, h, ld, spare);
+  multiply<T, T, T>(workspace, h, h, rest, T(1), b.transposed(), b, true, M, ld, true);
+  multiply_triangular(workspace, rest, h, T(1), c.transposed(), true, b, spare, h);
+  for (int64_t i = 0; i < rest; ++i) std::copy(spare + i * h, spare + (i + 1) * h, B + i * ld);
+  gram_of_lower(workspace, C, rest, ld, spare);
+}
+
+// X ← X⁻¹, full, for X positive definite, of which the lower triangle is read. `spare`: n²/4 elements. False if X is
+// not positive definite.
 template <class T>
 bool invert(const Workspace<T>& workspace, T* X, int64_t n, int64_t ld, T* spare) {
-  if (n <= Lanes<T>::width) return invert_block(X, n, ld);
-  const int64_t h = round_up<T>(n / 2 < Lanes<T>::width ? Lanes<T>::width : n / 2), rest = n - h;
-  T *const A = X, *const B = X + h * ld, *const C = B + h, *const W = spare;
-  if (!invert(workspace, A, h, ld, spare)) return false;
-  const Operand<T> a{A, ld, 1}, b{B, ld, 1}, c{C, ld, 1}, w{W, h, 1};
-  multiply<T, T, T>(workspace, rest, h, h, T(1), b, a, false, W, h, false);
-  multiply<T, T, T>(workspace, rest, rest, h, T(-1), w, b.transposed(), true, C, ld, true);
-  if (!invert(workspace, C, rest, ld, spare + rest * h)) return false;
-  multiply<T, T, T>(workspace, rest, h, rest, T(-1), c, w, false, B, ld, false);
-  multiply<T, T, T>(workspace, h, h, rest, T(-1), w.transposed(), b, true, A, ld, true);
+  if (!cholesky(workspace, X, n, ld)) return false;
+  invert_lower(workspace, X, n, ld, spare);
+  gram_of_lower(workspace, X, n, ld, spare);
   mirror(X, n, ld);
   return true;
 }

@@ -17,23 +17,24 @@ constexpr double unit_roundoff() {
   return std::numeric_limits<T>::epsilon() / 2;
 }
 
-// Relative error of T(G) from rounding. Each matrix X that is inverted carries a perturbation of `epsilon` ‖X‖, from R
-// and from the inversion, so a term 1/x moves by epsilon ‖X‖/x of itself. The largest over the spectrum of the sum of
-// terms, relative or, where T is small, against ‖T(G)‖_F ≥ T(y_max) √(tr R/λ_max), with q = √(n λ_max/tr R).
-inline double rounding_error(const PartialFractions& phi, double alpha, double y_max, double epsilon, double q) {
-  const auto transfer = [&](double y) { return std::sqrt(y) / (std::pow(y, 0.5 * alpha) + 1); };
-  double worst = 0;
+constexpr double kHopeless = 300;  // times the tolerance: a bound so far off is not worth an attempt
+constexpr double kSafety = 4;      // error over estimate was at most 4.5 over α, d, shapes and spectra, 0.5 as a rule
+
+// How much larger than their sum the terms of φ are, at worst over the spectrum.
+inline double cancellation(const PartialFractions& phi, double y_max) {
+  double worst = 1;
   for (int point = 0; point < 24; ++point) {
     const double y = y_max * std::exp2(-2.0 * point);
-    double sum = phi.constant, moved = 0;
+    double sum = phi.constant, size = std::fabs(phi.constant);
     for (int64_t j = 0; j < phi.poles; ++j) {
-      const double x = y + phi.pole[j], term = phi.residue[j] / x;
-      sum += term;
-      moved += std::fabs(term) * std::min(epsilon * (y_max + phi.pole[j]) / x, 1.0);
+      sum += phi.residue[j] / (y + phi.pole[j]);
+      size += std::fabs(phi.residue[j]) / (y + phi.pole[j]);
     }
-    double relative = moved / std::fabs(sum);
-    if (phi.quadratic) relative += epsilon * (y_max * y_max + std::fabs(phi.b) * y_max + 1) / (y * y + phi.b * y + 1);
-    worst = std::max(worst, std::min(relative, relative * q * transfer(y) / transfer(y_max)));
+    if (phi.quadratic == Quadratic::kPlus) {
+      const double pair = (phi.u + phi.v * y) / (y * y + phi.b * y + 1);
+      sum += pair, size += std::fabs(pair);
+    }
+    worst = std::max(worst, size / std::fabs(sum));
   }
   return worst;
 }
@@ -68,29 +69,45 @@ inline int64_t scratch_bytes(int64_t rows, int64_t columns, int64_t threads) {
   return 8 * (7 * n * n / 2 + 98 * n + threads * packing + kConversionColumns * rows + 512);
 }
 
-// F ← φ(R/δ) · gain, full, from R (full, overwritten) in a unit where δ is `delta`. False if a term is not positive
-// definite.
+// What rounding did to f(R), from the inverses themselves: an error E of X with entries of √mean square e gives
+// ‖X⁻¹ E X⁻¹ G‖_F ≈ e ‖X⁻¹‖_F ‖X⁻¹ G‖_F; taken with e = unit round-off · ‖X‖₂/√n.
+struct Rounding {
+  bool positive_definite = false;
+  double poles = 0;      // of the sum over poles, in the unit of ‖g(R) G‖_F, G in the unit of R
+  double quadratic = 0;  // of Q(R)⁻¹, relative
+};
+
+// F ← φ(R/δ) · gain, full, from R (full, overwritten) in a unit where δ is `delta` and λ_max is `top`.
 template <class T>
-bool partial_fractions(const Workspace<T>& workspace, const PartialFractions& phi, int64_t n, double delta, double gain,
-                       Buffers<T>& at) {
+Rounding partial_fractions(const Workspace<T>& workspace, const PartialFractions& phi, int64_t n, double delta,
+                           double gain, double top, Buffers<T>& at) {
   const int64_t size = n * n;
+  const double epsilon = unit_roundoff<T>() / std::sqrt(static_cast<double>(n));
+  Rounding rounding;
   bool empty = true;
-  if (phi.poles == 0 && !phi.quadratic) std::fill(at.F, at.F + size, T(0));
+  const bool with_q = phi.quadratic != Quadratic::kNone;
+  if (phi.poles == 0 && !with_q) std::fill(at.F, at.F + size, T(0));
   for (int64_t j = 0; j < phi.poles; ++j) {
     T* const X = empty ? at.F : at.X;
+    const double shift = delta * phi.pole[j], weight = gain * delta * phi.residue[j];
     std::copy(at.R, at.R + size, X);
-    for (int64_t i = 0; i < n; ++i) X[i * n + i] += static_cast<T>(delta * phi.pole[j]);
-    if (!invert(workspace, X, n, n, at.spare)) return false;
-    const T weight = static_cast<T>(gain * delta * phi.residue[j]);
+    for (int64_t i = 0; i < n; ++i) X[i * n + i] += static_cast<T>(shift);
+    if (!invert(workspace, X, n, n, at.spare)) return rounding;
+    double trace = 0;
+    for (int64_t i = 0; i < n; ++i) trace += X[i * n + i];
+    const double square = dot(X, X, size);  // ‖X⁻¹G‖² = tr X⁻¹ − shift ‖X⁻¹‖²
+    rounding.poles += std::fabs(weight) * epsilon * (top + shift) *
+                      std::sqrt(square * std::max(std::fabs(trace - shift * square), epsilon * trace));
     if (empty)
-      for (int64_t i = 0; i < size; ++i) at.F[i] *= weight;
+      for (int64_t i = 0; i < size; ++i) at.F[i] *= static_cast<T>(weight);
     else
-      for (int64_t i = 0; i < size; ++i) at.F[i] += weight * X[i];
+      for (int64_t i = 0; i < size; ++i) at.F[i] += static_cast<T>(weight) * X[i];
     empty = false;
   }
-  if ((!empty || !phi.quadratic) && phi.constant != 0)
+  if ((!empty || !with_q) && phi.constant != 0)
     for (int64_t i = 0; i < n; ++i) at.F[i * n + i] += static_cast<T>(gain * phi.constant);
-  if (!phi.quadratic) return true;
+  rounding.positive_definite = true;
+  if (!with_q) return rounding;
 
   T* const X = empty ? at.F : at.X;
   const Operand<T> r{at.R, n, 1}, x{at.X, n, 1}, f{at.F, n, 1};
@@ -99,14 +116,26 @@ bool partial_fractions(const Workspace<T>& workspace, const PartialFractions& ph
     for (int64_t j = 0; j <= i; ++j) X[i * n + j] += static_cast<T>(delta * phi.b) * at.R[i * n + j];
     X[i * n + i] += static_cast<T>(delta * delta);
   }
-  if (!invert(workspace, X, n, n, at.spare)) return false;
-  const T weight = static_cast<T>(delta * delta * (empty ? gain * phi.constant : 1));
+  rounding.positive_definite = invert(workspace, X, n, n, at.spare);
+  if (!rounding.positive_definite) return rounding;
+  rounding.quadratic =
+      2 * epsilon * (top * top + delta * (std::fabs(phi.b) * top + delta)) * std::sqrt(dot(X, X, size));
+  const bool plus = phi.quadratic == Quadratic::kPlus;
+  const T weight = static_cast<T>(delta * delta * (plus ? gain * phi.u : empty ? gain * phi.constant : 1));
+  if (plus && !empty) {  // F += weight X + gain δ v R X
+    const T slope = static_cast<T>(gain * delta * phi.v);
+    for (int64_t i = 0; i < size; ++i) at.F[i] += weight * X[i];
+    for (int64_t i = 0; i < size; ++i) at.R[i] *= slope;
+    multiply<T, T, T>(workspace, n, n, n, T(1), r, x, true, at.F, n, true);
+    mirror(at.F, n, n);
+    return rounding;
+  }
   for (int64_t i = 0; i < size; ++i) X[i] *= weight;
-  if (empty) return true;
+  if (empty) return rounding;
   multiply<T, T, T>(workspace, n, n, n, T(1), x, f, false, at.R, n, true);  // the factors commute: half is enough
   mirror(at.R, n, n);
   std::swap(at.R, at.F);
-  return true;
+  return rounding;
 }
 
 // Largest |G|, NaN if any element is not finite.
@@ -183,20 +212,24 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   if (phi == nullptr) return {TransferStatus::kNeedsReach, y_max};
 
   const TransferResult refused{TransferStatus::kIllConditioned, y_max};
-  const double q = std::sqrt(n * lambda / trace);
-  if (rounding_error(*phi, alpha, y_max, unit_roundoff<T>(), q) > settings.tolerance) return refused;
+  const double worst_terms = cancellation(*phi, y_max);
+  if (unit_roundoff<T>() * y_max * worst_terms > kHopeless * settings.tolerance) return refused;
   const double unit = std::exp2(std::ceil(std::log2(std::max(lambda, delta))));
   const T shrink = static_cast<T>(1 / unit);
   for (int64_t i = 0; i < n * n; ++i) at.R[i] *= shrink;
   for (int64_t i = 0; i < n; ++i) at.diagonal[i] = at.R[i * n + i];
-  if (!partial_fractions(workspace, *phi, n, delta / unit, scale / damping, at)) return refused;
+  const Rounding rounding = partial_fractions(workspace, *phi, n, delta / unit, scale / damping, lambda / unit, at);
+  if (!rounding.positive_definite) return refused;
 
-  // Rounding of the last product against ‖T(G)‖_F ≥ ‖G‖_F · T(σ_max)/σ_max.
+  // ‖T(G)‖_F ≥ ‖G‖_F · T(σ_max)/σ_max
+  const double norm = scale / damping / (std::pow(y_max, 0.5 * alpha) + 1) * std::sqrt(trace / unit);
+  double last = 0;
+  for (int64_t i = 0; i < n; ++i) last += dot(at.F + i * n, at.F + i * n, n) * at.diagonal[i];
+  last = std::sqrt(last) * unit_roundoff<S>() / norm;
+  const double inside = phi->quadratic == Quadratic::kTimes ? unit_roundoff<T>() * y_max + rounding.quadratic
+                                                            : rounding.poles / norm + rounding.quadratic * worst_terms;
+  if (kSafety * (inside + (exact_apply ? 0 : last)) > settings.tolerance) return refused;
   if (!exact_apply) {
-    double rounding = 0;
-    for (int64_t i = 0; i < n; ++i) rounding += dot(at.F + i * n, at.F + i * n, n) * at.diagonal[i];
-    const double norm = scale / damping / (std::pow(y_max, 0.5 * alpha) + 1) * std::sqrt(trace / unit);
-    if (unit_roundoff<S>() * std::sqrt(rounding) > settings.tolerance * norm) return refused;
     const Workspace<S> workspace_out{reinterpret_cast<S*>(at.packing), at.packing_size, &parallel};
     const Operand<T> f{at.F, n, 1};
     if (wide)

@@ -1,5 +1,5 @@
 // spectral_newton_cpu_: T(G) for every matrix of a list of batches in one parallel loop. Levels and their layout are
-// those of spectral_ext/transfer: rows [α, lowest, reach, constant, b, quadratic, poles, pole…, residue…].
+// those of spectral_ext/transfer: rows [α, lowest, reach, constant, b, u, v, quadratic, poles, pole…, residue…].
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -19,7 +19,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kHeader = 7;
+constexpr int64_t kHeader = 9;
 
 struct Job {
   const Tensor* G;
@@ -64,8 +64,9 @@ std::vector<PartialFractions> levels_of(const Tensor& levels, double alpha) {
     const double* row = static_cast<const double*>(levels.data_ptr()) + l * columns;
     if (row[0] != alpha) continue;
     const double* poles = row + kHeader;
-    found.push_back(
-        {row[1], row[2], row[3], row[4], row[5] != 0, static_cast<int64_t>(row[6]), poles, poles + capacity});
+    found.push_back({row[1], row[2], row[3], row[4], row[5], row[6],
+                     static_cast<Quadratic>(static_cast<int64_t>(row[7])), static_cast<int64_t>(row[8]), poles,
+                     poles + capacity});
   }
   return found;
 }

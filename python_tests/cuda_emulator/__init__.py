@@ -24,7 +24,6 @@ OUT = ROOT / "build" / "cuda_emulator"
 TORCH = Path(torch.__file__).parent
 COMMON = [
     "-std=c++17",
-    "-g",
     "-fPIC",
     "-fno-strict-aliasing",
     "-w",
@@ -91,7 +90,7 @@ def load():
         ROOT / "csrc/ops/library.cpp",
         HERE / "torch_cuda.cpp",
     ]
-    sources |= {path: [*COMMON, "-O1", *BINDING] for path in bindings}
+    sources |= {path: [*COMMON, "-O0", *BINDING] for path in bindings}
     sources[HERE / "emulator.cpp"] = [*COMMON, "-O2"]
     lib = TORCH / "lib"
     # -Bsymbolic: the stand-ins of torch_cuda.cpp come before what libtorch exports under the same names.
@@ -102,7 +101,7 @@ def load():
 
 def racecheck() -> Path:
     """A program that runs every kernel under ThreadSanitizer; with the argument ``racy``, one that lacks a barrier."""
-    flags = [*COMMON, "-O1", "-fsanitize=thread"]
+    flags = [*COMMON, "-O1", "-g1", "-fsanitize=thread"]
     sources = dict.fromkeys([*kernels(), HERE / "kernel_check.cpp"], flags)
     sources[HERE / "emulator.cpp"] = [*COMMON, "-O2", "-DRACECHECK"]  # its own bookkeeping is not what is checked
     return _build("racecheck", sources, ["-fsanitize=thread"])

@@ -39,9 +39,8 @@ class Calls:
             )
         if self.count[name] > 1:
             return (
-                f"it is called {self.count[name]} times in a forward pass, so that its weight is used twice: "
-                f"give each call "
-                "its own module"
+                f"it is called {self.count[name]} times in a forward pass, so that its weight is used twice: give each "
+                "call its own module (or switch activation checkpointing off, if it is that which repeats the call)"
             )
         if name not in self.reached:
             return "the loss does not depend on its output"
@@ -92,7 +91,8 @@ def recording(model: nn.Module, layers: Mapping[str, Layer], samples: int, visit
             calls.count[name] += 1
             calls.order.append(name)
             x = first_tensor(args) if args else first_tensor(kwargs)
-            if calls.count[name] > 1 or x is None or not output.requires_grad:
+            z = first_tensor(output)
+            if calls.count[name] > 1 or x is None or z is None or not z.requires_grad:
                 return
             if (x.data_ptr(), x.shape) in calls.norm_outputs:
                 calls.behind_norm.add(name)
@@ -103,7 +103,7 @@ def recording(model: nn.Module, layers: Mapping[str, Layer], samples: int, visit
                 calls.reached.add(name)
                 _visit(calls, visit, name, layer, held, gradient, source)
 
-            output.register_hook(on_gradient)
+            z.register_hook(on_gradient)
 
         return hook
 

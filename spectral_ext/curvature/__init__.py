@@ -3,6 +3,7 @@
 from .measure import directional_curvature
 from .memory import MemoryEstimate, estimate_memory
 from .result import MECHANISMS, DirectionalCurvature, LayerCurvature, SelfCheck
+from .trace import UntraceableError
 
 __all__ = [
     "MECHANISMS",
@@ -10,6 +11,7 @@ __all__ = [
     "LayerCurvature",
     "MemoryEstimate",
     "SelfCheck",
+    "UntraceableError",
     "directional_curvature",
     "estimate_memory",
 ]

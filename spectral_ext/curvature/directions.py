@@ -48,6 +48,13 @@ class Directions:
         assert self.U is not None and self.V is not None
         return ((gradient.flatten(1) @ self.V) * self.U).sum(0)
 
+    def norms(self) -> Tensor:
+        """‖D_k‖, (K,)."""
+        if self.dense is not None:
+            return self.dense.flatten(1).norm(dim=1)
+        assert self.U is not None and self.V is not None
+        return self.U.norm(dim=0) * self.V.norm(dim=0)
+
     def linear_output(self, x: Tensor) -> Tensor:
         """ż = x D_kᵀ for x (…, n): (K, …, m)."""
         if self.dense is not None:

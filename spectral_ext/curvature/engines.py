@@ -26,11 +26,14 @@ class Measured:
     """L̇_k = ⟨∂L/∂W, D_k⟩ as the method saw it."""
     first: Tensor | None = None
     """h on the first piece alone, of weight 1."""
+    terms: Tensor | None = None
+    """Σ |part| on the first piece: what h's round-off is measured against where the parts cancel."""
     note: str | None = None
 
     def add(self, weight: float, parts: dict[str, Tensor], slope: Tensor | None) -> None:
         if self.first is None:
-            self.first = torch.stack(list(parts.values())).sum(0)
+            every = torch.stack(list(parts.values()))
+            self.first, self.terms = every.sum(0), every.abs().sum(0)
         for kind, value in parts.items():
             held = self.parts.get(kind)
             self.parts[kind] = weight * value if held is None else held + weight * value

@@ -46,7 +46,8 @@ def directional_curvature(
         directions: ``{name: (U, V)}`` with columns u_k, v_k, shapes (m, K) and (n, K), or ``{name: D}`` of any rank,
             (K, *weight.shape); only the layers named are measured. None: the singular vectors of the mean gradient.
         layers: names or shell patterns; None takes all that :func:`spectral_ext.layers.find_layers` measures. A module
-            of another kind (an Embedding, Hugging Face's Conv1D) is measured in ``weight.flatten(1)`` if it is named.
+            of another kind (an Embedding, Hugging Face's Conv1D) is measured in ``weight.flatten(1)`` if it is named,
+            and so is a grouped convolution or a layer with a shared weight.
         top_k: how many singular directions, at most min(m, n) of a layer.
         method: ``auto``, ``tangent_adjoint``, ``sqrt_gn``, ``double_backward_output`` or ``double_backward_weight``.
             ``auto`` takes the fastest exact one, compares k = 1 and k = K with double backward (1e-8 in float64, 1e-3
@@ -55,7 +56,8 @@ def directional_curvature(
             Jacobian of the model's output (all operations behind that output), and the curvature of the model's own
             operations is ``norm``, ``softmax``, ``bilinear`` (products, attention), ``activation`` and ``other``. They
             add up to h.
-        memory_budget: bytes for the measurement; directions, then samples are taken in turns to fit. None: no limit.
+        memory_budget: bytes for the measurement; directions, then samples are taken in turns to fit. None: no limit
+            on a CPU; on a GPU directions are taken in turns to fit what is free.
         progress: show a progress bar.
         process_group: a ``torch.distributed`` group whose ranks each bring their own batches; all get the same result.
         grouped: measure grouped convolutions too, D_k in ``weight.flatten(1)``.

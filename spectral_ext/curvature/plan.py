@@ -66,13 +66,14 @@ class Plan:
 
     def lanes(self, name: str, batch: Batch) -> int:
         """How many directions of a layer to push at a time."""
-        estimate = self._estimate(batch)
-        most = 1 << 30
-        if self.layers[name].weight.device.type == "cpu":
+        estimate, budget = self._estimate(batch), self.memory_budget
+        device, most = self.layers[name].weight.device, 1 << 30
+        if device.type == "cpu":
             most = max(2, CACHE // max(estimate.per_lane[name], 1))
-        if self.memory_budget is None:
-            return most
-        return max(1, min(most, estimate.lanes(name, self.memory_budget)))
+        elif device.type == "cuda" and budget is None:
+            # The base is held already when lanes are counted.
+            budget = estimate.base + int(0.8 * torch.cuda.mem_get_info(device)[0])
+        return most if budget is None else max(1, min(most, estimate.lanes(name, budget)))
 
     def cut_samples(self) -> None:
         """Cut batches whose estimate exceeds the budget at one direction into pieces of fewer samples.

@@ -17,7 +17,7 @@ class SelfCheck:
     k: tuple[int, ...]
     """The directions that were compared, counted from 0."""
     error: float
-    """max_k |h_k − ĥ_k| / max_k |ĥ_k|, ĥ by double backward."""
+    """max_k |h_k − ĥ_k| / max(|ĥ_k|, 10⁻³ max|ĥ|, 10⁻³ Σ|parts of h_k|), ĥ by double backward."""
     tolerance: float
 
     @property
@@ -43,7 +43,7 @@ class LayerCurvature:
     reason: str
     """Why this method."""
     parts: dict[str, Tensor] | None = None
-    """With ``split``: h by mechanism, each (K,); they add up to h."""
+    """With ``split``: h by mechanism, each (K,), adding up to h; None where double backward had to measure."""
     directions: Tensor | None = field(default=None, repr=False)
     """(K, *weight.shape) where the directions are not of rank one."""
     check: SelfCheck | None = None

@@ -18,13 +18,18 @@ class CannotCheckError(Exception):
     """The model has no double backward."""
 
 
-def check_slopes(measured: Measured, sigma: Tensor, dtype: torch.dtype) -> str | None:
-    """L̇_k must be σ_k = ⟨G, D_k⟩: whether the traced graph is the model, at first order. The complaint, or None."""
+def check_slopes(
+    measured: Measured, directions: Directions, gradient: Tensor | None, precision: torch.dtype
+) -> str | None:
+    """L̇_k must be ⟨G, D_k⟩: whether the traced graph is the model, at first order. The complaint, or None."""
     if measured.slope is None:
         return None
-    scale = sigma.abs().max().clamp_min(torch.finfo(dtype).tiny)
-    error = float((measured.slope - sigma.double()).abs().max() / scale)
-    if error <= 10 * TOLERANCE[dtype]:
+    slopes, norm = torch.zeros_like(measured.slope), torch.zeros_like(measured.slope)
+    if gradient is not None:
+        slopes, norm = directions.along(gradient).double(), (gradient.norm() * directions.norms()).double()
+    scale = torch.maximum(slopes.abs(), 1e-2 * norm).max().clamp_min(torch.finfo(precision).tiny)
+    error = float((measured.slope - slopes).abs().max() / scale)
+    if error <= 10 * TOLERANCE[precision]:
         return None
     return f"its first derivatives differ from the gradient's by {error:.1e} (relative)"
 
@@ -46,9 +51,10 @@ def check_curvature(
     checks = {}
     for name, measured in found.items():
         truth, ours = reference[name].first, measured.first
-        assert truth is not None and ours is not None
-        ours = ours[ends[name]]
-        scale = torch.maximum(truth.abs(), 1e-3 * truth.abs().max()).clamp_min(torch.finfo(dtype).tiny)
+        assert truth is not None and ours is not None and measured.terms is not None
+        ours, terms = ours[ends[name]], measured.terms[ends[name]]
+        scale = torch.maximum(truth.abs(), 1e-3 * torch.maximum(terms, truth.abs().max()))
+        scale = scale.clamp_min(torch.finfo(dtype).tiny)
         error = float(((ours - truth).abs() / scale).max())
         checks[name] = SelfCheck(tuple(ends[name]), error, TOLERANCE[dtype])
     return checks

@@ -24,7 +24,7 @@ from spectral_ext.task import Batch, LossFunction, batch_loss, split_batch
 from .normal_form import bring_to_normal_form
 
 
-class UntraceableError(Exception):
+class UntraceableError(RuntimeError):
     """Model or loss cannot be traced; the message says why."""
 
 

@@ -13,6 +13,8 @@ from spectral_ext.transfer import LADDER, PartialFractions, fit_partial_fraction
 
 NEEDS_REACH, ILL_CONDITIONED = 3, 4
 MODE_NUMBER = {"absolute": 0, "spectral": 1, "mean": 2}
+FIT_SHARE = 0.8
+"""The part of the tolerance that the fit may use; rounding is held to the whole, and is a fraction of its estimate."""
 POLE_LIMIT = 14
 """Above this many poles an eigendecomposition costs less (measured at n = 128 to 1024)."""
 
@@ -39,13 +41,14 @@ def _rounded_reach(y_max: float) -> float:
 def _table(alphas: set[float], tolerance: float) -> Tensor:
     rows = [fit for a in sorted(alphas) for fit in _levels.get((a, tolerance), {}).values() if fit is not None]
     width = max((len(fit.poles) for fit in rows), default=0)
-    table = torch.zeros(len(rows), 7 + 2 * width, dtype=torch.float64)
+    table = torch.zeros(len(rows), 9 + 2 * width, dtype=torch.float64)
     for index, fit in enumerate(rows):
         row, b, count = table[index], fit.quadratic, len(fit.poles)
-        head = [fit.alpha, fit.lowest, fit.reach, fit.constant, b or 0.0, float(b is not None), float(count)]
-        row[:7] = torch.tensor(head, dtype=torch.float64)
-        row[7 : 7 + count] = torch.tensor(fit.poles, dtype=torch.float64)
-        row[7 + width : 7 + width + count] = torch.tensor(fit.residues, dtype=torch.float64)
+        u, v = fit.pair
+        head = [fit.alpha, fit.lowest, fit.reach, fit.constant, b or 0.0, u, v, float(fit.form), float(count)]
+        row[:9] = torch.tensor(head, dtype=torch.float64)
+        row[9 : 9 + count] = torch.tensor(fit.poles, dtype=torch.float64)
+        row[9 + width : 9 + width + count] = torch.tensor(fit.residues, dtype=torch.float64)
     return table
 
 
@@ -65,10 +68,10 @@ def partial_fractions_(
     """
     if mode == "spectral":
         for a, d in set(zip(alphas, dampings)):
-            level(a, reach_of(a, d), tolerance)
-    elif not all(any(_levels.get((a, tolerance), {}).values()) for a in set(alphas)):
+            level(a, reach_of(a, d), FIT_SHARE * tolerance)
+    elif not all(any(_levels.get((a, FIT_SHARE * tolerance), {}).values()) for a in set(alphas)):
         for a in set(alphas):
-            level(a, 16.0, tolerance)
+            level(a, 16.0, FIT_SHARE * tolerance)
     owners = [(i, b) for i, g in enumerate(G) for b in range(len(g))]
     pending = list(range(len(owners)))
     undone = []
@@ -76,14 +79,19 @@ def partial_fractions_(
     while pending:
         status = torch.empty(len(pending), dtype=torch.int64)
         y_max = torch.empty(len(pending), dtype=torch.float64)
-        a = torch.tensor([alphas[p] for p in pending], dtype=torch.float64)
-        d = torch.tensor([dampings[p] for p in pending], dtype=torch.float64)
+        alpha_column = torch.tensor([alphas[p] for p in pending], dtype=torch.float64)
+        damping_column = torch.tensor([dampings[p] for p in pending], dtype=torch.float64)
+        table = _table(set(alphas), FIT_SHARE * tolerance)
         torch.ops.spectral_ext.spectral_newton_cpu_(
-            batches, outs, a, d, MODE_NUMBER[mode], tolerance, _table(set(alphas), tolerance), status, y_max
+            batches, outs, alpha_column, damping_column, MODE_NUMBER[mode], tolerance, table, status, y_max
         )
         again = []
-        for p, state, y in zip(pending, status.tolist(), y_max.tolist()):
-            if state == NEEDS_REACH and mode != "spectral" and level(alphas[p], _rounded_reach(y), tolerance):
+        for p, state, extent in zip(pending, status.tolist(), y_max.tolist()):
+            if (
+                state == NEEDS_REACH
+                and mode != "spectral"
+                and level(alphas[p], _rounded_reach(extent), FIT_SHARE * tolerance)
+            ):
                 again.append(p)
             elif state in (NEEDS_REACH, ILL_CONDITIONED):
                 undone.append(owners[p])

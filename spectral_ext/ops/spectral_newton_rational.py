@@ -55,7 +55,7 @@ def rational(G: Tensor, alpha: float, damping: Tensor, mode: str, levels: Sequen
     constant, poles, residues = chosen[:, :1], chosen[:, 1 : count + 1], chosen[:, count + 1 :]
     jitter = SHIFT * torch.finfo(R.dtype).eps
 
-    if levels[0].quadratic is None and G.is_cuda and G.dtype == torch.float32 and n <= FUSED_SIDE:
+    if levels[-1].form == 0 and G.is_cuda and G.dtype == torch.float32 and n <= FUSED_SIDE:
         shifts = (delta[:, None] * poles + jitter * top[:, None]).float()
         weights = (delta[:, None] * residues).float()
         product = torch.empty_like(scaled)
@@ -73,7 +73,7 @@ def rational(G: Tensor, alpha: float, damping: Tensor, mode: str, levels: Sequen
             constant,
             poles,
             residues,
-            levels[0].quadratic,
+            levels[-1],
         )
         failed, product = failed | bad, F @ scaled
     gain = (s / d).to(G.dtype)[:, None, None]
@@ -90,7 +90,7 @@ def _row(level: PartialFractions, count: int) -> list[float]:
 
 
 def _matrix_function(
-    Z: Tensor, delta: Tensor, jitter: Tensor, constant: Tensor, poles: Tensor, residues: Tensor, b: float | None
+    Z: Tensor, delta: Tensor, jitter: Tensor, constant: Tensor, poles: Tensor, residues: Tensor, form: PartialFractions
 ) -> tuple[Tensor, Tensor]:
     """``(φ(Z/δ), failed)`` for Z (B, n, n) and per-matrix coefficients (B, ·)."""
     identity = torch.eye(Z.shape[-1], dtype=Z.dtype, device=Z.device)
@@ -101,8 +101,12 @@ def _matrix_function(
         inverse, bad = _spd_inverse(Z[:, None] + shifts[:, :, None, None] * identity)
         F = F + ((delta * residues).to(Z.dtype)[:, :, None, None] * inverse).sum(1)
         failed = failed | bad.any(-1)
-    if b is None:
+    if form.quadratic is None:
         return F, failed
     u = delta.to(Z.dtype)[:, :, None]
-    inverse, bad = _spd_inverse(Z @ Z + b * u * Z + (u * u + jitter.to(Z.dtype)[:, :, None]) * identity)
-    return (u * u * inverse) @ F, failed | bad
+    Q = Z @ Z + form.quadratic * u * Z + (u * u + jitter.to(Z.dtype)[:, :, None]) * identity
+    inverse, bad = _spd_inverse(Q)
+    if form.form == 2:
+        return (u * u * inverse) @ F, failed | bad
+    constant_part, slope = form.pair
+    return F + (constant_part * u * u) * inverse + (slope * u) * (Z @ inverse), failed | bad

@@ -1,13 +1,15 @@
 """Partial fractions for T(σ; α, d): real poles for 0 < α ≤ 2, one real quadratic beside them for α > 2.
 
 In the unit δ = d^{2/α} of the eigenvalues x = σ² of R = G Gᵀ, T(G) = φ(R/δ) G / d with φ(y) = 1/(y^β + 1), β = α/2.
-φ has a cut on the negative axis and, for β > 1, one pair of poles e^{±iπ/β}. So Q φ, with Q = 1 for β ≤ 1 and
-Q(y) = y² − 2 cos(π/β) y + 1 above, is an integral of 1/(y + t) over t > 0 (a Stieltjes function up to a constant), and
+φ has a cut on the negative axis and, for β > 1, one pair of poles e^{±iπ/β}, the zeros of Q(y) = y² − 2 cos(π/β) y + 1.
+With the pair split off, what is left is an integral of 1/(y + t) over t > 0 (a Stieltjes function up to sign), so
 
-    φ(y) ≈ (c + Σ_j r_j / (y + p_j)) / Q(y),   p_j > 0,
+    φ(y) ≈ g(y)                     0 < α ≤ 2,      g(y) = c + Σ_j r_j / (y + p_j),  p_j > 0,
+    φ(y) ≈ g(y) + (u + v y)/Q(y)    2 < α < 4,      u = 2/β,  v = −(2/β) cos(π/β),
+    φ(y) ≈ g(y)/Q(y)                4 ≤ α ≤ 6,
 
-converges exponentially in the number of poles. Every matrix to invert, R/δ + p_j and Q(R/δ), is positive definite.
-α = 2 is one pole, α = 4 is Q alone, α = 6 is both: exact.
+converge exponentially in the number of poles; the two forms for α > 2 are those whose terms do not cancel. Every matrix
+to invert, R/δ + p_j and Q(R/δ), is positive definite. α = 2 is one pole, α = 4 is Q alone, α = 6 is both: exact.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def reach_of(alpha: float, damping: float) -> float:
 
 @dataclass(frozen=True)
 class PartialFractions:
-    """φ(y) ≈ (constant + Σ residue/(y + pole)) / Q(y), y = σ²/d^{2/α}, for spectra with lowest ≤ y_max ≤ reach."""
+    """φ(y) by g(y) = constant + Σ residue/(y + pole), y = σ²/d^{2/α}, for spectra with lowest ≤ y_max ≤ reach."""
 
     alpha: float
     lowest: float
@@ -50,14 +52,25 @@ class PartialFractions:
 
     @property
     def quadratic(self) -> float | None:
-        """b of Q(y) = y² + b y + 1, or None where Q = 1."""
+        """b of Q(y) = y² + b y + 1, or None for α ≤ 2."""
         return quadratic_coefficient(self.alpha)
+
+    @property
+    def form(self) -> int:
+        """0: g; 1: g + (u + v y)/Q; 2: g/Q."""
+        return 0 if self.alpha <= 2.0 else 1 if self.alpha < 4.0 else 2
+
+    @property
+    def pair(self) -> tuple[float, float]:
+        """(u, v), zeros unless the form is 1."""
+        return pair_coefficients(self.alpha) if self.form == 1 else (0.0, 0.0)
 
     def __call__(self, y: Array) -> Array:
         """The approximation of φ at y."""
         y = np.asarray(y, dtype=np.float64)
         total = self.constant + sum(r / (y + p) for p, r in zip(self.poles, self.residues))
-        return np.asarray(total / denominator(self.alpha, y))
+        pair, q = _split(self.alpha, y)
+        return np.asarray(total / q + pair)
 
 
 def quadratic_coefficient(alpha: float) -> float | None:
@@ -65,10 +78,21 @@ def quadratic_coefficient(alpha: float) -> float | None:
     return -2.0 * math.cos(2.0 * math.pi / alpha) if alpha > 2.0 else None
 
 
-def denominator(alpha: float, y: Array) -> Array:
-    """Q(y)."""
+def pair_coefficients(alpha: float) -> tuple[float, float]:
+    """(u, v) of the pair of poles of 1/(y^β + 1): the residue at p = e^{iπ/β} is −p/β."""
+    return 4.0 / alpha, -4.0 / alpha * math.cos(2.0 * math.pi / alpha)
+
+
+def _split(alpha: float, y: Array) -> tuple[Array, Array]:
+    """``(pair, q)`` with φ ≈ g/q + pair."""
     b = quadratic_coefficient(alpha)
-    return np.ones_like(y) if b is None else y * y + b * y + 1.0
+    if b is None:
+        return np.zeros_like(y), np.ones_like(y)
+    q = y * y + b * y + 1.0
+    if alpha >= 4.0:
+        return np.zeros_like(y), q
+    u, v = pair_coefficients(alpha)
+    return (u + v * y) / q, np.ones_like(y)
 
 
 def error_weight(alpha: float, y: Array) -> Array:
@@ -98,7 +122,9 @@ def fit_partial_fractions(alpha: float, reach: float, tolerance: float, max_pole
         poles, residues, constant = exact[alpha]
         return PartialFractions(alpha, 0.0, math.inf, constant, poles, residues, 0.0)
     if reach ** (alpha / 2) < 0.5 * tolerance:  # T(G) = G/d
-        return PartialFractions(alpha, 0.0, reach, 1.0, (), (), 0.5 * tolerance)
+        if not 2.0 < alpha < 4.0:
+            return PartialFractions(alpha, 0.0, reach, 1.0, (), (), 0.5 * tolerance)
+        return PartialFractions(alpha, 0.0, reach, 1.0 - 4.0 / alpha, (1.0,), (0.0,), 0.5 * tolerance)
     y = _grid(reach, tolerance, 220)
     two = _minimax(alpha, y, np.geomspace(0.1 * min(1.0, reach), 3.0 * max(1.0, reach), 2), 15)
     fit = four = _minimax(alpha, y, _spread(two[0], 4), 20)
@@ -135,9 +161,9 @@ def _basis(y: Array, poles: Array) -> Array:
 def _minimax(alpha: float, y: Array, poles: Array, iterations: int) -> tuple[Array, Array, float]:
     """Poles and coefficients (c, r/p) of least maximal error: Gauss–Newton on the logarithms of the poles with the
     linear coefficients projected out, under weights that grow where the error is large (Lawson)."""
-    q = denominator(alpha, y)
+    pair, q = _split(alpha, y)
     scale = error_weight(alpha, y) / q
-    target = q / (y ** (alpha / 2) + 1.0) * scale
+    target = (1.0 / (y ** (alpha / 2) + 1.0) - pair) * q * scale
     weights = np.ones_like(y)
     best: tuple[Array, Array, float] = (poles, np.zeros(len(poles) + 1), math.inf)
     damping = 1e-3

@@ -75,7 +75,8 @@ def shift(op: Operation) -> Push:
 
 @rule(aten.rsub.Scalar)
 def shift_negative(op: Operation) -> Push:
-    return lambda d: (-d, None)
+    alpha = op.args[2] if len(op.args) > 2 else op.kwargs.get("alpha", 1)
+    return lambda d: (d * -alpha, None)
 
 
 @rule(aten.add.Tensor, aten.sub.Tensor)
