@@ -6,6 +6,7 @@ Every benchmark file has `bench(quick: bool) -> list[Row]`: peers and ours in th
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import statistics
@@ -92,6 +93,7 @@ def peak_extra_mebibytes(run: Callable[[], Any]) -> float:
     if child == 0:
         try:
             torch.set_num_threads(1)
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed but the allocator kept would hide this run's need
             with open("/proc/self/clear_refs", "w") as handle:
                 handle.write("5")  # resets VmHWM to the present resident set
             before = _status("VmRSS")
