@@ -1,4 +1,4 @@
-"""spectral_newton beside Muon's Newton–Schulz and other ways to T(G): time as ratios, and error against the float64 SVD.
+"""spectral_newton beside Muon's Newton–Schulz and other ways to T(G): time as ratios, error against float64 SVD.
 
 `python -m benchmarks spectral_newton` takes the ResNet-18 set and one square matrix; `--full` every shape and network.
 Muon's function computes in bfloat16, which is fast where the processor has bfloat16 products and very slow where it has

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectral_ext.curvature.choose import METHODS
+from spectral_ext.curvature.environment import measurement
+from spectral_ext.curvature.result import DirectionalCurvature
+from spectral_ext.curvature.run import Run
 from spectral_ext.layers import Layer, find_layers
 from spectral_ext.task import Batch, LossFunction, as_batches, to_device
-
-from .choose import METHODS
-from .environment import measurement
-from .result import DirectionalCurvature
-from .run import Run
 
 
 def directional_curvature(

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import __version__
-from ..capture import Capture, capture_factors, capture_quotients
-from ..curvature import directional_curvature
-from ..curvature.environment import measurement
-from ..layers import Layer, find_layers
-from ..task import Batch, LossFunction, as_batches, batch_size, to_device
-from .build import build_row, empty_row
-from .checks import batch_norm_mode, check_deterministic, check_reduction
-from .directions import SingularDirections, singular_directions
-from .progress import RowStore, fingerprint
-from .row import LayerLandscape
-from .table import Landscape
+from spectral_ext import __version__
+from spectral_ext.capture import Capture, capture_factors, capture_quotients
+from spectral_ext.curvature import directional_curvature
+from spectral_ext.curvature.environment import measurement
+from spectral_ext.landscape.build import build_row, empty_row
+from spectral_ext.landscape.checks import batch_norm_mode, check_deterministic, check_reduction
+from spectral_ext.landscape.directions import SingularDirections, singular_directions
+from spectral_ext.landscape.progress import RowStore, fingerprint
+from spectral_ext.landscape.row import LayerLandscape
+from spectral_ext.landscape.table import Landscape
+from spectral_ext.layers import Layer, find_layers
+from spectral_ext.task import Batch, LossFunction, as_batches, batch_size, to_device
 
 GROUP = 8
 """Layers a curvature call takes when rows are kept for a resumed run."""

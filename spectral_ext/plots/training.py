@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..tracker import Track
-from .style import MODEL_NAMES, MODEL_ROLES, Theme, message, new_figure
+from spectral_ext.plots.style import MODEL_NAMES, MODEL_ROLES, Theme, message, new_figure
+from spectral_ext.tracker import Track
 
 
 def track_figures(track: Track, theme: Theme, unit: str = "step") -> dict[str, Figure]:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..exponents.rank_models import MODELS
-from ..landscape.row import LayerLandscape
-from ..landscape.table import Landscape, summary
+from spectral_ext.exponents.rank_models import MODELS
+from spectral_ext.landscape.row import LayerLandscape
+from spectral_ext.landscape.table import Landscape, summary
 
 PREFIX = "step_"
 
@@ -61,7 +61,7 @@ class Track:
 
     def plot(self, folder: str | Path | None = None, **options: Any) -> Any:
         """The exponents over time and the phase transition (App. E, G, K); see ``spectral_ext.plots.plot_track``."""
-        from ..plots import plot_track
+        from spectral_ext.plots import plot_track
 
         return plot_track(self, folder, **options)
 
