@@ -1,5 +1,6 @@
 """The k largest eigenpairs of a factor: full decompositions, ARPACK, LOBPCG and block Krylov. One thread, float32.
 
+Run it with OMP_NUM_THREADS=1: idle BLAS threads of SciPy spin, and CPU time is what is measured.
 Factors have power-law spectra, λ_i = i^-p, in a random basis. Errors: the worst residual ‖C v − λ v‖ / λ_1.
 """
 
