@@ -59,11 +59,16 @@ class Track:
         """How many layers each rank model wins by BIC, at every step (App. G and K)."""
         return [_count(landscape.values()) for landscape in self.landscapes]
 
-    def plot(self, folder: str | Path | None = None, **options: Any) -> Any:
-        """The exponents over time and the phase transition (App. E, G, K); see ``spectral_ext.plots.plot_track``."""
+    def plot(self, folder: str | Path | None = None, *, theme: str = "light") -> dict[str, Any]:
+        """α, γ and s over time, and the rank laws' phase transition (App. E, G, K), by epoch where epochs differ.
+
+        Returns:
+            Figures by name, or with ``folder`` the paths of the PNG files written there.
+        """
         from spectral_ext.plots import plot_track
 
-        return plot_track(self, folder, **options)
+        unit = "epoch" if len(set(self.epochs)) == len(self) else "step"
+        return plot_track(self, folder, unit=unit, theme=theme)
 
     def to_frame(self) -> Any:
         """A pandas DataFrame with one row a layer and step.
