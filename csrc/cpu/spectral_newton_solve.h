@@ -17,7 +17,6 @@ constexpr double unit_roundoff() {
   return std::numeric_limits<T>::epsilon() / 2;
 }
 
-constexpr double kHopeless = 300;  // times the tolerance: a bound so far off is not worth an attempt
 constexpr double kSafety = 3;  // error over estimate near 1e-5: at most 3 over α, d, shapes and spectra, 0.1 as a rule
 
 // How much larger than their sum the terms of φ are, at worst over the spectrum.
@@ -213,7 +212,7 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
 
   const TransferResult refused{TransferStatus::kIllConditioned, y_max};
   const double worst_terms = cancellation(*phi, y_max);
-  if (unit_roundoff<T>() * y_max * worst_terms > kHopeless * settings.tolerance) return refused;
+  if (unit_roundoff<T>() * y_max * worst_terms > 1) return refused;
   const double unit = std::exp2(std::ceil(std::log2(std::max(lambda, delta))));
   const T shrink = static_cast<T>(1 / unit);
   for (int64_t i = 0; i < n * n; ++i) at.R[i] *= shrink;
@@ -226,8 +225,9 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   double last = 0;
   for (int64_t i = 0; i < n; ++i) last += dot(at.F + i * n, at.F + i * n, n) * at.diagonal[i];
   last = std::sqrt(last) * unit_roundoff<S>() / norm;
-  const double inside = phi->quadratic == Quadratic::kTimes ? unit_roundoff<T>() * y_max + rounding.quadratic
-                                                            : rounding.poles / norm + rounding.quadratic * worst_terms;
+  const double inside = phi->quadratic == Quadratic::kTimes
+                            ? unit_roundoff<T>() * y_max + rounding.quadratic
+                            : rounding.poles / norm + 0.5 * rounding.quadratic * worst_terms;
   if (kSafety * (inside + (exact_apply ? 0 : last)) > settings.tolerance) return refused;
   if (!exact_apply) {
     const Workspace<S> workspace_out{reinterpret_cast<S*>(at.packing), at.packing_size, &parallel};
