@@ -7,8 +7,16 @@ A matrix with a NaN or an infinity gives NaN throughout, and leaves the rest of 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+
+
+@lru_cache(maxsize=4096)
+def constants(values: tuple[float, ...] | tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """Numbers as a float64 tensor on the device, kept there: a CUDA graph cannot copy from the host."""
+    return torch.tensor(values, dtype=torch.float64, device=device)
 
 
 def power_of_two_scale(G: Tensor) -> tuple[Tensor, Tensor]:
