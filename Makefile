@@ -43,7 +43,7 @@ setup: $(READY)
 build: build/.stamp
 
 test: build/.stamp
-	$(PYTHON) -m pytest -q -n $(JOBS) python_tests
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n $(JOBS) python_tests
 
 demo: build/.stamp
 	$(PYTHON) -m examples.demo --out demo_output
