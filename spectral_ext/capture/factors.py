@@ -149,8 +149,12 @@ def _check_loss(loss: Tensor, index: int, batch: Batch) -> None:
     if not bool(loss.isfinite()):
         args, kwargs, target = split_batch(batch)
         bad = [tree for tree in ("inputs", "target") if not _finite({"inputs": (args, kwargs), "target": target}[tree])]
-        where = f"the {' and '.join(bad)} of the batch hold NaN or Inf" if bad else "inputs and target are finite"
-        raise ValueError(f"the loss on batch {index} is {loss.item()}: {where}; check the data and the weights")
+        where = (
+            f"the {' and '.join(bad)} of the batch hold NaN or Inf"
+            if bad
+            else "inputs and target are finite, so look for NaN or Inf in the weights"
+        )
+        raise ValueError(f"the loss on batch {index} is {loss.item()}: {where}")
     if not loss.requires_grad:
         raise ValueError(
             f"the loss on batch {index} has no gradient: the model or loss_fn detaches its output or runs under no_grad"

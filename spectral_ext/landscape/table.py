@@ -54,7 +54,7 @@ class Landscape(Mapping[str, LayerLandscape]):
         try:
             import pandas
         except ImportError as error:
-            raise ImportError("Landscape.to_frame needs pandas: pip install pandas") from error
+            raise ImportError("Landscape.to_frame needs pandas: pip install pandas, or spectral-ext[frame]") from error
         frame = pandas.DataFrame([summary(row) for row in self.values()], columns=list(_columns()))
         return frame.set_index("name")
 
