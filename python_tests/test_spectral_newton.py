@@ -170,6 +170,8 @@ def test_out():
     for out in (torch.empty(6, 9), torch.empty(9, 6).T, torch.empty(6, 9, dtype=torch.float64)):
         assert spectral_newton(G, 1.5, out=out) is out
         assert torch.allclose(out.float(), expected, rtol=1e-6)
+    own = G.clone()
+    assert torch.equal(spectral_newton(own, 1.5, out=own), expected)
     outs = [torch.empty(6, 9), torch.empty(9, 6)]
     assert spectral_newton([G, G.T], 1.5, out=outs)[1] is outs[1]
 

@@ -17,6 +17,7 @@ constexpr double unit_roundoff() {
   return std::numeric_limits<T>::epsilon() / 2;
 }
 
+constexpr double kHopeless = 1e3;  // unit round-off · condition number beyond which an attempt is wasted
 constexpr double kSafety = 3;  // error over estimate near 1e-5: at most 3 over α, d, shapes and spectra, 0.1 as a rule
 
 // How much larger than their sum the terms of φ are, at worst over the spectrum.
@@ -212,7 +213,7 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
 
   const TransferResult refused{TransferStatus::kIllConditioned, y_max};
   const double worst_terms = cancellation(*phi, y_max);
-  if (unit_roundoff<T>() * y_max * worst_terms > 1) return refused;
+  if (unit_roundoff<T>() * y_max * worst_terms > kHopeless) return refused;
   const double unit = std::exp2(std::ceil(std::log2(std::max(lambda, delta))));
   const T shrink = static_cast<T>(1 / unit);
   for (int64_t i = 0; i < n * n; ++i) at.R[i] *= shrink;
@@ -220,15 +221,16 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   const Rounding rounding = partial_fractions(workspace, *phi, n, delta / unit, scale / damping, lambda / unit, at);
   if (!rounding.positive_definite) return refused;
 
-  // ‖T(G)‖_F ≥ ‖G‖_F · T(σ_max)/σ_max
-  const double norm = scale / damping / (std::pow(y_max, 0.5 * alpha) + 1) * std::sqrt(trace / unit);
   double last = 0;
   for (int64_t i = 0; i < n; ++i) last += dot(at.F + i * n, at.F + i * n, n) * at.diagonal[i];
-  last = std::sqrt(last) * unit_roundoff<S>() / norm;
-  const double inside = phi->quadratic == Quadratic::kTimes
-                            ? unit_roundoff<T>() * y_max + rounding.quadratic
-                            : rounding.poles / norm + 0.5 * rounding.quadratic * worst_terms;
-  if (kSafety * (inside + (exact_apply ? 0 : last)) > settings.tolerance) return refused;
+  last = exact_apply ? 0 : std::sqrt(last) * unit_roundoff<S>();
+  const double relative = phi->quadratic == Quadratic::kTimes ? unit_roundoff<T>() * y_max + rounding.quadratic
+                                                              : rounding.quadratic * worst_terms / 3;
+  const double absolute = last + (phi->quadratic == Quadratic::kTimes ? 0 : rounding.poles);
+  const auto fails = [&](double norm) { return !(kSafety * (relative + absolute / norm) <= settings.tolerance); };
+  // ‖T(G)‖_F ≥ ‖G‖_F · T(σ_max)/σ_max, and at most √n times that bound if α ≥ 1; where it does not settle, measure.
+  const double norm = scale / damping / (std::pow(y_max, 0.5 * alpha) + 1) * std::sqrt(trace / unit);
+  if (fails(norm * 30)) return refused;
   if (!exact_apply) {
     const Workspace<S> workspace_out{reinterpret_cast<S*>(at.packing), at.packing_size, &parallel};
     const Operand<T> f{at.F, n, 1};
@@ -239,6 +241,7 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   } else if constexpr (std::is_same_v<T, double>) {
     apply_in_double(workspace, G, g, wide, at.F, n, at.packing + parallel.threads * at.packing_size);
   }
+  if (fails(norm) && fails(std::sqrt(dot(G.out, G.out, G.rows * G.columns) / unit))) return refused;
   return {std::is_same_v<T, float> ? TransferStatus::kSinglePrecision
           : exact_apply            ? TransferStatus::kDoublePrecision
                                    : TransferStatus::kDoubleGram,

@@ -50,7 +50,7 @@ def solve(problems: list[Problem], mode: str, solver: str, tolerance: float | No
     groups: dict[tuple, list[Item]] = defaultdict(list)
     for problem in problems:
         G = problem.G
-        direct = problem.out is not None and problem.out.is_contiguous() and problem.out.dtype == G.dtype
+        direct = problem.out is not None and _writable(problem.out, G)
         result = (
             problem.out
             if direct and problem.out is not None
@@ -82,6 +82,12 @@ def solve(problems: list[Problem], mode: str, solver: str, tolerance: float | No
     for problem, result in zip(problems, results):
         finished.append(result if problem.out is None or problem.out is result else problem.out.copy_(result))
     return finished
+
+
+def _writable(out: Tensor, G: Tensor) -> bool:
+    """Whether results can go straight into ``out`` while G is still read."""
+    apart = out.untyped_storage().data_ptr() != G.untyped_storage().data_ptr()
+    return apart and out.is_contiguous() and out.dtype == G.dtype
 
 
 def _select(values: list[float] | Tensor, index: list[int]) -> list[float] | Tensor:
