@@ -201,8 +201,8 @@ def bench(quick: bool) -> list[Row]:
                     {"spread": timing.spread},
                 )
             )
-    if (torch.get_num_threads() if quick else 2) >= 2:
-        rows += [two_threads(case, 5 if quick else 11) for case in STAGES]
+    if not quick:
+        rows += [two_threads(case, 11) for case in STAGES]
     return rows
 
 

@@ -1,4 +1,4 @@
-"""All four Rayleigh quotients of K direction pairs: unfold, convolve, form C first, or the fused op. One thread, float32.
+"""All four Rayleigh quotients of K direction pairs: unfold, convolve, form C, or the fused op. One thread, float32.
 
 The peer of a case (ratio 1) is what one would write today: `F.unfold` and matrix products for a convolution, matrix
 products for a linear layer; N × K projections are squared and averaged. `form C` computes vᵀ C_A v and uᵀ C_δ u from
@@ -115,19 +115,19 @@ def worst_error(found: Any, expected: reference.RayleighQuotients) -> float:
     return max(float(((a - b).abs() / b.abs()).max()) for a, b in zip(found, expected))
 
 
-def rows_of(case: str, methods: dict[str, Callable[[], Any]], expected: reference.RayleighQuotients) -> list[Row]:
-    timings = interleaved(methods, peer=next(iter(methods)), rounds=7)
-    return [
-        Row(
-            case,
-            name,
-            t.seconds * 1e3,
-            t.ratio,
-            worst_error(methods[name](), expected),
-            peak_extra_mebibytes(methods[name]),
-        )
-        for name, t in timings.items()
-    ]
+def rows_of(
+    case: str, methods: dict[str, Callable[..., Any]], operands: tuple[Tensor, ...], **geometry: Any
+) -> list[Row]:
+    x, delta, U, V = operands
+    calls = {name: lambda f=f: f(x, delta, U, V, **geometry) for name, f in methods.items()}
+    timings = interleaved(calls, peer=next(iter(calls)), rounds=7)
+    expected = exact(x, delta, U, V, **geometry)
+    rows = []
+    for name, timing in timings.items():
+        peak = peak_extra_mebibytes(calls[name], lambda f=methods[name]: f(x[:1], delta[:1], U, V, **geometry))
+        error = worst_error(calls[name](), expected)
+        rows.append(Row(case, name, timing.seconds * 1e3, timing.ratio, error, peak, {"spread": timing.spread}))
+    return rows
 
 
 def bench(quick: bool = True) -> list[Row]:
@@ -151,8 +151,7 @@ def bench(quick: bool = True) -> list[Row]:
             "rayleigh_quotients": rayleigh_quotients,
         }
         case = f"B={B} {C}@{side} k={k} s={stride} → {m}, K={K}"
-        calls = {name: lambda f=f, o=operands, g=geometry: f(*o, **g) for name, f in methods.items()}
-        rows += rows_of(case, calls, exact(*operands, **geometry))
+        rows += rows_of(case, methods, operands, **geometry)
     for leading, n, m, K in LINEAR + ([] if quick else MORE_LINEAR):
         operands = (torch.randn(*leading, n), torch.randn(*leading, m), torch.randn(m, K), torch.randn(n, K))
         methods = {
@@ -162,6 +161,5 @@ def bench(quick: bool = True) -> list[Row]:
             "rayleigh_quotients": rayleigh_quotients,
         }
         case = f"{'×'.join(map(str, leading))} rows {n} → {m}, K={K}"
-        calls = {name: lambda f=f, o=operands: f(*o) for name, f in methods.items()}
-        rows += rows_of(case, calls, exact(*operands))
+        rows += rows_of(case, methods, operands)
     return rows

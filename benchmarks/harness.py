@@ -6,6 +6,7 @@ Every benchmark file has `bench(quick: bool) -> list[Row]`: peers and ours in th
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import statistics
@@ -85,13 +86,18 @@ def interleaved(
     return result
 
 
-def peak_extra_mebibytes(run: Callable[[], Any]) -> float:
-    """Growth of the resident set's high-water mark while `run` executes once, in a forked child (one thread)."""
+def peak_extra_mebibytes(run: Callable[[], Any], warm: Callable[[], Any] = lambda: None) -> float:
+    """Growth of the resident set's high-water mark while `run` executes once, in a forked child (one thread).
+
+    `warm`, the same on a small input, runs first: a forked child has none of the program's pages mapped.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             torch.set_num_threads(1)
+            warm()
+            ctypes.CDLL(None).malloc_trim(0)  # what warm() freed must be asked for again
             with open("/proc/self/clear_refs", "w") as handle:
                 handle.write("5")  # resets VmHWM to the present resident set
             before = _status("VmRSS")

@@ -80,6 +80,8 @@ def train(
             loss.backward()
             optimizer.step()
             schedule.step()
+            if tracker:
+                tracker.step()
             advance()
         seconds += time.perf_counter() - start
         curve.append(accuracy(model, images))

@@ -218,7 +218,10 @@ def summary(journal: Journal) -> dict:
         runs = [run for run in journal.runs if run["name"] == name]
         sweep = {r["lr"]: r["validation"][-1] for r in runs if r["seed"] == TUNING_SEED and "stopped" not in r}
         final = [r for r in runs if r["seed"] in SEEDS and "test" in r]
-        row: dict = {"sweep": dict(sorted(sweep.items())), "best_lr": max(sweep, key=sweep.__getitem__, default=None)}
+        best = max(sweep, key=sweep.__getitem__, default=None)
+        tried = {r["lr"] for r in runs if r["seed"] == TUNING_SEED}
+        finished = best is not None and {best * 2, best / 2} <= tried
+        row: dict = {"sweep": dict(sorted(sweep.items())), "best_lr": best, "walk_finished": finished}
         if final:
             tests = [r["test"] for r in final]
             row |= {

@@ -212,7 +212,7 @@ def test_bad_arguments():
     refuse(ValueError, "method must be", method="fast")
     refuse(ValueError, "top_k", top_k=0)
     refuse(KeyError, "no module with parameters", layers="features.*")
-    refuse(ValueError, "no layer to measure", model=nn.Sequential(nn.BatchNorm1d(7)))
+    refuse(ValueError, "no layer can be measured: 0: BatchNorm1d", model=nn.Sequential(nn.BatchNorm1d(7)))
     refuse(KeyError, "'9' is no measurable layer", directions={"9": (U, V)})
     refuse(ValueError, r"directions\['0'\].*not a pair", directions={"0": (V, U)})
     refuse(ValueError, r"directions\['0'\].*not a pair", directions={"0": (U, V, V)})

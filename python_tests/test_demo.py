@@ -65,7 +65,7 @@ def test_quick_demo_leaves_page_figures_and_numbers(tmp_path, capsys):
         assert (out / "figures" / f"{name}.png").stat().st_size > 5000
     page = (out / "index.html").read_text(encoding="utf-8")
     assert "Spectral Newton beside AdamW" in page
-    assert "Over training" in page
+    assert "2 landscapes of the same data" in page
     assert "Open" in capsys.readouterr().out
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from spectral_ext.layers import find_layers
+from spectral_ext.layers import check_top_k, find_layers, why_no_layer
 
 
 class Tied(nn.Module):
@@ -58,3 +58,15 @@ def test_patterns():
     assert skipped == {"0": "not asked for"}
     with pytest.raises(KeyError, match="nowhere"):
         find_layers(model, ["0", "nowhere*"])
+
+
+def test_what_is_said_where_nothing_is_left():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    assert "BatchNorm1d has no weight matrix" in why_no_layer(find_layers(model, "0")[1])
+    assert "not asked for" not in why_no_layer(find_layers(model, "0")[1])
+    assert "no parameters" in why_no_layer(find_layers(nn.ReLU())[1])
+    with pytest.raises(TypeError, match=r"nn\.Module, not str"):
+        find_layers("model")
+    for bad, error in ((2.5, TypeError), (0, ValueError)):
+        with pytest.raises(error, match="top_k must be"):
+            check_top_k(bad)

@@ -163,6 +163,7 @@ def test_track_figures_hold_the_winners(tmp_path):
     paths = plots.plot_track(track, tmp_path, unit="epoch")
     assert {path.name for path in paths.values()} == {"phase_transition.png", "exponents_over_time.png"}
     drawings = plots.plot_track(track)
+    assert track.plot()["phase_transition"].axes[0].collections
     lines = drawings["exponents_over_time"].axes[0].lines
     first = next(iter(track.series("alpha").values()))[1]
     np.testing.assert_array_equal(lines[0].get_ydata(), first)

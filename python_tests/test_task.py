@@ -63,3 +63,11 @@ def test_to_device_keeps_structure():
     moved = to_device({"a": [torch.ones(2)], "b": (torch.ones(1), "text")}, torch.device("cpu"))
     assert isinstance(moved["b"], tuple)
     assert moved["b"][1] == "text"
+
+
+def test_a_sum_over_samples_and_a_name_are_refused():
+    model, batch = nn.Linear(3, 2), (torch.randn(5, 3), torch.randn(5, 2))
+    with pytest.raises(ValueError, match="reduction='mean'"):
+        batch_loss(model, nn.MSELoss(reduction="sum"), batch)
+    with pytest.raises(TypeError, match="callable"):
+        batch_loss(model, "mse", batch)

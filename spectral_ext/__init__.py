@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from spectral_ext.factors import KroneckerAccumulator as KroneckerAccumulator
     from spectral_ext.factors import top_eigenpairs as top_eigenpairs
     from spectral_ext.landscape import Landscape as Landscape
-    from spectral_ext.landscape import measure as measure
-    from spectral_ext.ops import input_factor as input_factor
-    from spectral_ext.ops import output_factor as output_factor
-    from spectral_ext.ops import rayleigh_quotients as rayleigh_quotients
-    from spectral_ext.ops import spectral_newton as spectral_newton
+    from spectral_ext.landscape.measure import measure as measure
+    from spectral_ext.ops.input_factor import input_factor as input_factor
+    from spectral_ext.ops.output_factor import output_factor as output_factor
+    from spectral_ext.ops.rayleigh_quotients import rayleigh_quotients as rayleigh_quotients
+    from spectral_ext.ops.spectral_newton import spectral_newton as spectral_newton
     from spectral_ext.optim import ScalarSpectralAdam as ScalarSpectralAdam
     from spectral_ext.optim import SpectralNewton as SpectralNewton
     from spectral_ext.tracker import LandscapeTracker as LandscapeTracker

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .exponents.regression import as_vector
+from spectral_ext.exponents.regression import as_vector
 
 RANK_CUTOFF = 1e-10
 """Eigenvalues below this share of the largest are rounding error: the ratio to them is undefined."""

@@ -32,9 +32,12 @@ def _compiler(command: str, line: int) -> str:
 
 
 def _package(name: str) -> str:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    return version(name)
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def collect() -> dict[str, str]:

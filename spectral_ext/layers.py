@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 MEASURED = (nn.Linear, *CONVOLUTIONS)
+NOT_ASKED = "not asked for"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,10 @@ def find_layers(
 
     Raises:
         KeyError: a pattern matches no module that owns parameters.
+        TypeError: ``model`` is not a module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, not {type(model).__name__}")
     patterns = [layers] if isinstance(layers, str) else None if layers is None else list(layers)
     owners: dict[int, list[str]] = {}
     chosen: dict[str, Layer] = {}
@@ -75,7 +79,7 @@ def find_layers(
         if not own:
             continue
         if patterns is not None and not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
-            skipped[name] = "not asked for"
+            skipped[name] = NOT_ASKED
         elif not isinstance(module, MEASURED):
             skipped[name] = f"{type(module).__name__} has no weight matrix that is measured"
         elif not module.weight.requires_grad:
@@ -96,3 +100,18 @@ def find_layers(
             known = ", ".join([*chosen, *skipped][:8])
             raise KeyError(f"layers: no module with parameters matches {pattern!r}; there are {known}, …")
     return chosen, skipped
+
+
+def why_no_layer(skipped: dict[str, str]) -> str:
+    """What to say where no layer is chosen: the first reasons, without the modules that nobody asked for."""
+    reasons = [f"{name or '(model)'}: {why}" for name, why in skipped.items() if why != NOT_ASKED]
+    more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+    return "no layer can be measured: " + ("; ".join(reasons[:5]) + more if reasons else "the model has no parameters")
+
+
+def check_top_k(top_k: int) -> None:
+    """Raises ValueError or TypeError unless ``top_k`` is a positive integer."""
+    if not isinstance(top_k, int):
+        raise TypeError(f"top_k must be an integer, not {top_k!r}")
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")

@@ -68,9 +68,13 @@ def batch_loss(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> Tensor:
     """The scalar loss on a batch.
 
     Raises:
-        TypeError: the loss is not a tensor.
-        ValueError: the loss is not a scalar, or not finite.
+        TypeError: ``loss_fn`` is not callable, or the loss is not a tensor.
+        ValueError: the loss is not a scalar, or declared to be a sum over samples.
     """
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be callable as loss_fn(output, target), not {type(loss_fn).__name__}")
+    if getattr(loss_fn, "reduction", None) == "sum":
+        raise ValueError("loss_fn has reduction='sum': use reduction='mean', the mean over the samples of a batch")
     args, kwargs, target = split_batch(batch)
     loss = loss_fn(model(*args, **kwargs), target)
     if not isinstance(loss, Tensor):

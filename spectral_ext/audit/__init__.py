@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import ablations, curvature, exponents, participation, spectra, training, triangle
-from .frozen import Frozen
-from .verdict import Check, Claim, Finding, Verdict, rounds_to
+from spectral_ext.audit import ablations, curvature, exponents, participation, spectra, training, triangle
+from spectral_ext.audit.frozen import Frozen
+from spectral_ext.audit.verdict import Check, Claim, Finding, Verdict, rounds_to
 
 CLAIMS: tuple[Claim, ...] = (
     *triangle.CLAIMS,

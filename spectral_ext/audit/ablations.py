@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .frozen import Frozen, Layer
-from .verdict import Check, Claim, rounds_to
+from spectral_ext.audit.frozen import Frozen, Layer
+from spectral_ext.audit.verdict import Check, Claim, rounds_to
 
 FILE = "hypothesis"
 VIT, GPT = ("output_dim", "CIFAR-10", "CIFAR-100"), ("task_structure", "GPT2_LM", "GPT2_Classification")

@@ -7,10 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from spectral_ext.audit.frozen import Frozen, Layer, median
+from spectral_ext.audit.verdict import Check, Claim, decimals, range_check, rounds_to, unfrozen
 from spectral_ext.exponents import fit_alpha
-
-from .frozen import Frozen, Layer, median
-from .verdict import Check, Claim, decimals, range_check, rounds_to, unfrozen
 
 TRIANGLE, GAP = "alpha_triangle", "conv_gap_v2"
 

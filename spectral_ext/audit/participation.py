@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from spectral_ext.audit.frozen import Frozen
+from spectral_ext.audit.verdict import Check, Claim, number_check, range_check, rounds_to
 from spectral_ext.exponents import zeta_bound
-
-from .frozen import Frozen
-from .verdict import Check, Claim, number_check, range_check, rounds_to
 
 FILE = "intrinsic_dim"
 CURVATURE, GRADIENT = "eff_rank_curvature_pr", "eff_rank_gradient_pr"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .frozen import Frozen
-from .verdict import Check, Claim, number_check, rounds_to, unfrozen
+from spectral_ext.audit.frozen import Frozen
+from spectral_ext.audit.verdict import Check, Claim, number_check, rounds_to, unfrozen
 
 FILE = "preconditioner_summary"
 TABLE_3 = (("ResNet-18 CIFAR-10", "92.7", "93.8", "1.1"), ("ResNet-18 CIFAR-100", "71.5", "75.0", "3.5"),

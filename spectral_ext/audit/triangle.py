@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .frozen import Frozen, Layer, median
-from .verdict import Check, Claim, number_check, rounds_to, shown, unfrozen
+from spectral_ext.audit.frozen import Frozen, Layer, median
+from spectral_ext.audit.verdict import Check, Claim, number_check, rounds_to, shown, unfrozen
 
 FILE = "alpha_triangle"
 

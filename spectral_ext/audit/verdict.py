@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 
-from .frozen import Frozen, MissingResultsError
+from spectral_ext.audit.frozen import Frozen, MissingResultsError
 
 
 class Verdict(enum.Enum):

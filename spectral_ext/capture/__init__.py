@@ -5,7 +5,7 @@ each layer's (x, d) is visited during the backward pass and released. The error 
 the mean loss, B the samples of the batch.
 """
 
-from .factors import Capture, LayerFactors, capture_factors
-from .quotients import Quotients, capture_quotients
+from spectral_ext.capture.factors import Capture, LayerFactors, capture_factors
+from spectral_ext.capture.quotients import Quotients, capture_quotients
 
 __all__ = ["Capture", "LayerFactors", "Quotients", "capture_factors", "capture_quotients"]

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import Layer
-from ..ops import input_factor, output_factor
-from ..task import Batch, LossFunction, batch_loss, batch_size, split_batch
-from .geometry import geometry, row_count, weight_gradient
-from .recording import layer_gradients, recording
+from spectral_ext.capture.geometry import geometry, row_count, weight_gradient
+from spectral_ext.capture.recording import layer_gradients, recording
+from spectral_ext.layers import Layer
+from spectral_ext.ops import input_factor, output_factor
+from spectral_ext.task import Batch, LossFunction, batch_loss, batch_size, split_batch
 
 
 @dataclass
@@ -149,8 +149,12 @@ def _check_loss(loss: Tensor, index: int, batch: Batch) -> None:
     if not bool(loss.isfinite()):
         args, kwargs, target = split_batch(batch)
         bad = [tree for tree in ("inputs", "target") if not _finite({"inputs": (args, kwargs), "target": target}[tree])]
-        where = f"the {' and '.join(bad)} of the batch hold NaN or Inf" if bad else "inputs and target are finite"
-        raise ValueError(f"the loss on batch {index} is {loss.item()}: {where}; check the data and the weights")
+        where = (
+            f"the {' and '.join(bad)} of the batch hold NaN or Inf"
+            if bad
+            else "inputs and target are finite, so look for NaN or Inf in the weights"
+        )
+        raise ValueError(f"the loss on batch {index} is {loss.item()}: {where}")
     if not loss.requires_grad:
         raise ValueError(
             f"the loss on batch {index} has no gradient: the model or loss_fn detaches its output or runs under no_grad"

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layers import Layer
-from ..ops import geometry_of
+from spectral_ext.layers import Layer
+from spectral_ext.ops import geometry_of
 
 
 def geometry(layer: Layer) -> dict[str, Any]:

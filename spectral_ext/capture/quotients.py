@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..layers import Layer
-from ..ops import rayleigh_quotients
-from ..task import Batch, LossFunction, batch_loss, batch_size
-from .factors import add
-from .geometry import geometry, row_count
-from .recording import layer_gradients, recording
+from spectral_ext.capture.factors import add
+from spectral_ext.capture.geometry import geometry, row_count
+from spectral_ext.capture.recording import layer_gradients, recording
+from spectral_ext.layers import Layer
+from spectral_ext.ops import rayleigh_quotients
+from spectral_ext.task import Batch, LossFunction, batch_loss, batch_size
 
 
 @dataclass

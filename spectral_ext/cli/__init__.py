@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .. import __version__
+from spectral_ext import __version__
 
 MEASURE_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, NotImplementedError)
 
@@ -124,7 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command: 0 when it is done, 2 for an error (one line with a remedy), 130 when interrupted."""
     args = parser().parse_args(argv)
     console = Console()
-    from . import commands  # torch and matplotlib take seconds to import: --help should not wait for them
+    from spectral_ext.cli import (
+        commands,  # torch and matplotlib take seconds to import: --help should not wait for them
+    )
 
     try:
         getattr(commands, args.command)(args, console)

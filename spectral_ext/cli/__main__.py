@@ -1,5 +1,5 @@
 """``python -m spectral_ext.cli``."""
 
-from . import main
+from spectral_ext.cli import main
 
 raise SystemExit(main())

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..audit import audit as run_audit
-from ..collect_env import main as print_environment
-from ..landscape import Landscape, measure
-from ..report import print_comparison, print_findings, print_landscape, write_comparison, write_report
-from ..report.audit import write_audit
-from ..task import to_device
-from .tasks import Synthetic, TaskError, load_task
+from spectral_ext.audit import audit as run_audit
+from spectral_ext.cli.tasks import Synthetic, TaskError, load_task
+from spectral_ext.collect_env import main as print_environment
+from spectral_ext.landscape import Landscape, measure
+from spectral_ext.report import print_comparison, print_findings, print_landscape, write_comparison, write_report
+from spectral_ext.report.audit import write_audit
+from spectral_ext.task import to_device
 
 
 def landscape(args: Namespace, console: Console) -> None:

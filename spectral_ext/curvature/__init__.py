@@ -1,9 +1,9 @@
 """Exact directional curvature h_k of every layer."""
 
-from .measure import directional_curvature
-from .memory import MemoryEstimate, estimate_memory
-from .result import MECHANISMS, DirectionalCurvature, LayerCurvature, SelfCheck
-from .trace import UntraceableError
+from spectral_ext.curvature.measure import directional_curvature
+from spectral_ext.curvature.memory import MemoryEstimate, estimate_memory
+from spectral_ext.curvature.result import MECHANISMS, DirectionalCurvature, LayerCurvature, SelfCheck
+from spectral_ext.curvature.trace import UntraceableError
 
 __all__ = [
     "MECHANISMS",

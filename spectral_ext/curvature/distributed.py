@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .directions import Directions
+from spectral_ext.curvature.directions import Directions
 
 
 def all_sum(tensor: Tensor, group: Any) -> Tensor:

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from spectral_ext.curvature.directions import Directions
 from spectral_ext.layers import CONVOLUTIONS, MEASURED, Layer
 from spectral_ext.task import Batch, LossFunction, batch_loss
-
-from .directions import Directions
 
 
 class NotApplicableError(Exception):

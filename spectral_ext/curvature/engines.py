@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .directions import Directions
-from .double_backward import double_backward_output, double_backward_weight
-from .gradients import Piece
-from .plan import Plan
-from .sqrt_gauss_newton import SqrtGaussNewton
-from .tangent_adjoint import TangentAdjoint
+from spectral_ext.curvature.directions import Directions
+from spectral_ext.curvature.double_backward import double_backward_output, double_backward_weight
+from spectral_ext.curvature.gradients import Piece
+from spectral_ext.curvature.plan import Plan
+from spectral_ext.curvature.sqrt_gauss_newton import SqrtGaussNewton
+from spectral_ext.curvature.tangent_adjoint import TangentAdjoint
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .trace import Program, UntraceableError
+from spectral_ext.curvature.trace import Program, UntraceableError
 
 Environment = dict[fx.Node, Any]
 

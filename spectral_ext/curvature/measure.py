@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral_ext.layers import Layer, find_layers
+from spectral_ext.curvature.choose import METHODS
+from spectral_ext.curvature.environment import measurement
+from spectral_ext.curvature.result import DirectionalCurvature
+from spectral_ext.curvature.run import Run
+from spectral_ext.layers import Layer, check_top_k, find_layers, why_no_layer
 from spectral_ext.task import Batch, LossFunction, as_batches, to_device
-
-from .choose import METHODS
-from .environment import measurement
-from .result import DirectionalCurvature
-from .run import Run
 
 
 def directional_curvature(
@@ -74,8 +73,7 @@ def directional_curvature(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    check_top_k(top_k)
     chosen, skipped = _layers(model, layers, directions, grouped, shared)
     first = next(iter(chosen.values())).weight
     data = [to_device(batch, first.device) for batch in as_batches(batches)]
@@ -102,8 +100,7 @@ def _layers(
             chosen[name] = Layer(name, model.get_submodule(name))
             del skipped[name]
     if not chosen:
-        reasons = "; ".join(f"{name or '(model)'}: {why}" for name, why in list(skipped.items())[:5])
-        raise ValueError(f"the model has no layer to measure ({reasons or 'it has no parameters'})")
+        raise ValueError(why_no_layer(skipped))
     for name, layer in chosen.items():
         if layer.weight.dtype not in (torch.float32, torch.float64):
             raise TypeError(

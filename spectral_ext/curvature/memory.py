@@ -9,13 +9,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from spectral_ext.curvature.environment import measurement
+from spectral_ext.curvature.rules import RULES, operands
+from spectral_ext.curvature.sites import Site, curved, site_of
+from spectral_ext.curvature.trace import Program, trace
 from spectral_ext.layers import Layer, find_layers
 from spectral_ext.task import Batch, LossFunction
-
-from .environment import measurement
-from .rules import RULES, operands
-from .sites import Site, curved, site_of
-from .trace import Program, trace
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "select",
           "slice", "unbind", "split", "split_with_sizes", "alias", "detach"}  # fmt: skip

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
+from spectral_ext.curvature.gradients import Piece
+from spectral_ext.curvature.memory import MemoryEstimate, estimate
+from spectral_ext.curvature.trace import Program, UntraceableError, signature, trace
 from spectral_ext.layers import Layer
 from spectral_ext.task import Batch, LossFunction, batch_loss, batch_size
-
-from .gradients import Piece
-from .memory import MemoryEstimate, estimate
-from .trace import Program, UntraceableError, signature, trace
 
 CACHE = 8 << 20
 """Bytes of tangents at a time on a CPU: more fall out of its caches."""

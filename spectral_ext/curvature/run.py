@@ -10,20 +10,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from spectral_ext.curvature import engines
+from spectral_ext.curvature.choose import Choice, choose
+from spectral_ext.curvature.directions import Directions, given_directions, singular_directions
+from spectral_ext.curvature.distributed import all_sum, directions_from_first, raise_together
+from spectral_ext.curvature.double_backward import NotApplicableError
+from spectral_ext.curvature.engines import Measured
+from spectral_ext.curvature.gradients import pieces_of, summed_gradients
+from spectral_ext.curvature.plan import Plan
+from spectral_ext.curvature.result import MECHANISMS, LayerCurvature, SelfCheck
+from spectral_ext.curvature.self_check import CannotCheckError, check_curvature, check_slopes
+from spectral_ext.curvature.trace import first_line
 from spectral_ext.layers import Layer
 from spectral_ext.task import Batch, LossFunction
-
-from . import engines
-from .choose import Choice, choose
-from .directions import Directions, given_directions, singular_directions
-from .distributed import all_sum, directions_from_first, raise_together
-from .double_backward import NotApplicableError
-from .engines import Measured
-from .gradients import pieces_of, summed_gradients
-from .plan import Plan
-from .result import MECHANISMS, LayerCurvature, SelfCheck
-from .self_check import CannotCheckError, check_curvature, check_slopes
-from .trace import first_line
 
 Found = dict[str, tuple[Tensor, Directions]]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .directions import Directions
-from .engines import Measured, double_backward
-from .plan import Plan
-from .result import SelfCheck
-from .trace import first_line
+from spectral_ext.curvature.directions import Directions
+from spectral_ext.curvature.engines import Measured, double_backward
+from spectral_ext.curvature.plan import Plan
+from spectral_ext.curvature.result import SelfCheck
+from spectral_ext.curvature.trace import first_line
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from spectral_ext.curvature.directions import Directions
+from spectral_ext.curvature.rules import CONSTANT, GENERIC, RULES, Rule, operands
+from spectral_ext.curvature.trace import Program
 from spectral_ext.layers import Layer
-
-from .directions import Directions
-from .rules import CONSTANT, GENERIC, RULES, Rule, operands
-from .trace import Program
 
 aten = torch.ops.aten
 

@@ -17,14 +17,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
+from spectral_ext.curvature.directions import Directions
+from spectral_ext.curvature.double_backward import NotApplicableError
+from spectral_ext.curvature.evaluate import Environment, evaluate, run
+from spectral_ext.curvature.sites import Site, curved, site_of
+from spectral_ext.curvature.trace import Program
 from spectral_ext.layers import Layer
 from spectral_ext.task import Batch, batch_size
-
-from .directions import Directions
-from .double_backward import NotApplicableError
-from .evaluate import Environment, evaluate, run
-from .sites import Site, curved, site_of
-from .trace import Program
 
 aten = torch.ops.aten
 

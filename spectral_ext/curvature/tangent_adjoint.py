@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from spectral_ext.curvature.directions import Directions
+from spectral_ext.curvature.evaluate import Environment, arguments_of, detached, evaluate
+from spectral_ext.curvature.rules import Operation, Push, operands
+from spectral_ext.curvature.sites import Site, curved, mechanism, rule_of, seed, site_of
+from spectral_ext.curvature.trace import Program
 from spectral_ext.layers import Layer
 from spectral_ext.task import Batch
-
-from .directions import Directions
-from .evaluate import Environment, arguments_of, detached, evaluate
-from .rules import Operation, Push, operands
-from .sites import Site, curved, mechanism, rule_of, seed, site_of
-from .trace import Program
 
 
 class TangentAdjoint:

@@ -19,9 +19,8 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spectral_ext.curvature.normal_form import bring_to_normal_form
 from spectral_ext.task import Batch, LossFunction, batch_loss, split_batch
-
-from .normal_form import bring_to_normal_form
 
 
 class UntraceableError(RuntimeError):

@@ -1,7 +1,7 @@
 """Exponents and rank laws of spectra: functions on plain vectors, and the fits they return."""
 
-from .curvature import alpha_by_quartile, fit_alpha, fit_gamma, fit_s
-from .participation import (
+from spectral_ext.exponents.curvature import alpha_by_quartile, fit_alpha, fit_gamma, fit_s
+from spectral_ext.exponents.participation import (
     EffectiveRank,
     effective_rank,
     exponential_bound,
@@ -9,10 +9,10 @@ from .participation import (
     participation_ratio,
     zeta_bound,
 )
-from .rank_models import RankModels, fit_rank_models
-from .regression import Fit, FitError, fit_power_law, log_correlation, squared_correlation
-from .transfer import TransferCheck, check_transfer
-from .weights import WeightSpectrum, fit_tail_exponent, weight_spectrum
+from spectral_ext.exponents.rank_models import RankModels, fit_rank_models
+from spectral_ext.exponents.regression import Fit, FitError, fit_power_law, log_correlation, squared_correlation
+from spectral_ext.exponents.transfer import TransferCheck, check_transfer
+from spectral_ext.exponents.weights import WeightSpectrum, fit_tail_exponent, weight_spectrum
 
 __all__ = [
     "EffectiveRank",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .regression import Fit, FitError, as_vector, fit_line, fit_power_law
+from spectral_ext.exponents.regression import Fit, FitError, as_vector, fit_line, fit_power_law
 
 
 def fit_alpha(sigma: Any, h: Any, *, level: float = 0.95) -> Fit:

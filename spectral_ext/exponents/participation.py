@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import erfcx, logsumexp, zeta
 
-from .regression import as_vector
+from spectral_ext.exponents.regression import as_vector
 
 
 def participation_ratio(x: Any) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .regression import MIN_POINTS, FitError, as_vector
+from spectral_ext.exponents.regression import MIN_POINTS, FitError, as_vector
 
 MODELS = ("power_law", "exponential", "lognormal")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .curvature import fit_alpha, fit_gamma, fit_s
-from .regression import FitError, as_vector, fit_line
+from spectral_ext.exponents.curvature import fit_alpha, fit_gamma, fit_s
+from spectral_ext.exponents.regression import FitError, as_vector, fit_line
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from .curvature import fit_gamma
-from .regression import MIN_POINTS, Fit, FitError, as_vector
+from spectral_ext.exponents.curvature import fit_gamma
+from spectral_ext.exponents.regression import MIN_POINTS, Fit, FitError, as_vector
 
 
 @dataclass(frozen=True)

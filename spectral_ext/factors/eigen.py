@@ -9,7 +9,7 @@ from torch import Tensor
 
 OVERSAMPLING = 8
 BLOCKS = 4
-DENSE_FRACTION = 0.4
+DENSE_FRACTION = 0.25
 """Where the basis, BLOCKS·(k + OVERSAMPLING), would be a larger part of n, the full decomposition is faster."""
 
 
@@ -134,7 +134,8 @@ def _block_krylov(C: Tensor | SymmetricOperator, k: int, tol: float, restarts: i
 def _orthonormal(basis: Tensor, block: Tensor, noise: Tensor) -> Tensor:
     """An orthonormal block orthogonal to the basis; what the basis already spans is replaced by noise."""
     tiny, eps = torch.finfo(block.dtype).tiny, torch.finfo(block.dtype).eps
-    block = block / block.norm(dim=0).clamp_min(tiny) + 100 * eps * noise  # more than the rounding of the next line
+    # More noise than the rounding of the projection makes, too little to disturb the Krylov space.
+    block = block / block.norm(dim=0).clamp_min(tiny) + 100 * eps * noise / noise.norm(dim=0)
     block = block - basis @ (basis.mT @ block)
     block = torch.linalg.qr(block / block.norm(dim=0)).Q
     # The second pass removes what cancellation left in the first.

@@ -1,7 +1,7 @@
 """The spectral landscape of a model: one call, one row a layer."""
 
-from .measure import measure
-from .mechanisms import (
+from spectral_ext.landscape.measure import measure
+from spectral_ext.landscape.mechanisms import (
     LayerNormDiagnostic,
     ResidualDiagnostic,
     SoftmaxDiagnostic,
@@ -9,10 +9,10 @@ from .mechanisms import (
     residual_diagnostic,
     softmax_diagnostic,
 )
-from .recommendation import Recommendation, recommend
-from .row import Arrays, Closure, LayerLandscape
-from .storage import LandscapeFileError
-from .table import Landscape, summary
+from spectral_ext.landscape.recommendation import Recommendation, recommend
+from spectral_ext.landscape.row import Arrays, Closure, LayerLandscape
+from spectral_ext.landscape.storage import LandscapeFileError
+from spectral_ext.landscape.table import Landscape, summary
 
 __all__ = [
     "Arrays",

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..capture import LayerFactors, Quotients
-from ..exponents.participation import EffectiveRank
-from ..exponents.regression import FitError
-from ..exponents.weights import weight_spectrum
-from ..factors.eigen import top_eigenpairs
-from ..layers import Layer
-from .derive import derive
-from .directions import SingularDirections
-from .mechanisms import layer_norm_diagnostic, residual_diagnostic, softmax_diagnostic
-from .row import Arrays, LayerLandscape
+from spectral_ext.capture import LayerFactors, Quotients
+from spectral_ext.exponents.participation import EffectiveRank
+from spectral_ext.exponents.regression import FitError
+from spectral_ext.exponents.weights import weight_spectrum
+from spectral_ext.factors.eigen import top_eigenpairs
+from spectral_ext.landscape.derive import derive
+from spectral_ext.landscape.directions import SingularDirections
+from spectral_ext.landscape.mechanisms import layer_norm_diagnostic, residual_diagnostic, softmax_diagnostic
+from spectral_ext.landscape.row import Arrays, LayerLandscape
+from spectral_ext.layers import Layer
 
 FULL_SPECTRUM = 2048
 """Factors up to this size are decomposed fully; of larger ones the top eigenvalues are computed."""

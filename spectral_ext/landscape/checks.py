@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..task import Batch, LossFunction, batch_loss, batch_size
+from spectral_ext.task import Batch, LossFunction, batch_loss, batch_size
 
 TOLERANCE = 1e-3
 

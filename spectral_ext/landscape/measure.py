@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import __version__
-from ..capture import Capture, capture_factors, capture_quotients
-from ..curvature import directional_curvature
-from ..curvature.environment import measurement
-from ..layers import Layer, find_layers
-from ..task import Batch, LossFunction, as_batches, batch_size, to_device
-from .build import build_row, empty_row
-from .checks import batch_norm_mode, check_deterministic, check_reduction
-from .directions import SingularDirections, singular_directions
-from .progress import RowStore, fingerprint
-from .row import LayerLandscape
-from .table import Landscape
+from spectral_ext import __version__
+from spectral_ext.capture import Capture, capture_factors, capture_quotients
+from spectral_ext.curvature import directional_curvature
+from spectral_ext.curvature.environment import measurement
+from spectral_ext.landscape.build import build_row, empty_row
+from spectral_ext.landscape.checks import batch_norm_mode, check_deterministic, check_reduction
+from spectral_ext.landscape.directions import SingularDirections, singular_directions
+from spectral_ext.landscape.progress import RowStore, fingerprint
+from spectral_ext.landscape.row import LayerLandscape
+from spectral_ext.landscape.table import Landscape
+from spectral_ext.layers import Layer, check_top_k, find_layers, why_no_layer
+from spectral_ext.task import Batch, LossFunction, as_batches, batch_size, to_device
 
 GROUP = 8
 """Layers a curvature call takes when rows are kept for a resumed run."""
@@ -79,13 +79,12 @@ def measure(
             out of range, or ``resume`` holds another run; the message names the batch or layer and the remedy.
         KeyError: a pattern in ``layers`` matches nothing.
     """
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    check_top_k(top_k)
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
     chosen, skipped = find_layers(model, layers)
     if not chosen:
-        raise ValueError("no layer can be measured: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()))
+        raise ValueError(why_no_layer(skipped))
     device = next(iter(chosen.values())).weight.device
     data = [to_device(batch, device) for batch in as_batches(batches)]
     if sum(batch_size(batch) for batch in data) == 0:
@@ -113,6 +112,8 @@ def measure(
             with clock("factors"), _bar("factors", len(data), progress) as bar:
                 capture = capture_factors(model, loss_fn, data, todo, on_batch=bar.update)
             skipped |= capture.missing
+            if not capture.layers and not rows:
+                raise ValueError(why_no_layer(skipped))
             meta |= {"loss": capture.loss, "samples": capture.samples}
             with clock("directions"):
                 found = {name: singular_directions(f.gradient, top_k) for name, f in capture.layers.items()}

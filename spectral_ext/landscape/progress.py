@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..task import Batch
-from .row import LayerLandscape
-from .storage import decode, encode, read_document, write_document
+from spectral_ext.landscape.row import LayerLandscape
+from spectral_ext.landscape.storage import decode, encode, read_document, write_document
+from spectral_ext.task import Batch
 
 RUN_SCHEMA, ROW_SCHEMA = "spectral-ext/run", "spectral-ext/row"
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..exponents.participation import EffectiveRank
-from ..exponents.rank_models import RankModels
-from ..exponents.regression import Fit
-from ..exponents.transfer import TransferCheck
-from ..exponents.weights import WeightSpectrum
-from ..spectra.couillet_hachem import SpectrumPrediction
-from .mechanisms import LayerNormDiagnostic, ResidualDiagnostic, SoftmaxDiagnostic
-from .recommendation import Recommendation
+from spectral_ext.exponents.participation import EffectiveRank
+from spectral_ext.exponents.rank_models import RankModels
+from spectral_ext.exponents.regression import Fit
+from spectral_ext.exponents.transfer import TransferCheck
+from spectral_ext.exponents.weights import WeightSpectrum
+from spectral_ext.landscape.mechanisms import LayerNormDiagnostic, ResidualDiagnostic, SoftmaxDiagnostic
+from spectral_ext.landscape.recommendation import Recommendation
+from spectral_ext.spectra.couillet_hachem import SpectrumPrediction
 
 _NAN = math.nan
 

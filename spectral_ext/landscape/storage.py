@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .row import LayerLandscape
-from .table import Landscape
+from spectral_ext.landscape.row import LayerLandscape
+from spectral_ext.landscape.table import Landscape
 
 SCHEMA = "spectral-ext/landscape"
 VERSION = 1

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..exponents.weights import weight_spectrum
-from .derive import derive
-from .mechanisms import layer_norm_diagnostic
-from .row import Arrays, LayerLandscape
-from .table import Landscape
+from spectral_ext.exponents.weights import weight_spectrum
+from spectral_ext.landscape.derive import derive
+from spectral_ext.landscape.mechanisms import layer_norm_diagnostic
+from spectral_ext.landscape.row import Arrays, LayerLandscape
+from spectral_ext.landscape.table import Landscape
 
 
 def synthetic_row(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .row import LayerLandscape
+from spectral_ext.landscape.row import LayerLandscape
 
 
 class Landscape(Mapping[str, LayerLandscape]):
@@ -54,13 +54,13 @@ class Landscape(Mapping[str, LayerLandscape]):
         try:
             import pandas
         except ImportError as error:
-            raise ImportError("Landscape.to_frame needs pandas: pip install pandas") from error
+            raise ImportError("Landscape.to_frame needs pandas: pip install pandas, or spectral-ext[frame]") from error
         frame = pandas.DataFrame([summary(row) for row in self.values()], columns=list(_columns()))
         return frame.set_index("name")
 
     def save(self, folder: str | Path) -> Path:
         """Write ``landscape.json`` into ``folder`` (made if need be) and return its path."""
-        from .storage import save
+        from spectral_ext.landscape.storage import save
 
         return save(self, folder)
 
@@ -72,13 +72,13 @@ class Landscape(Mapping[str, LayerLandscape]):
             FileNotFoundError: there is no landscape.
             LandscapeFileError: truncated, edited, or of another version.
         """
-        from .storage import load
+        from spectral_ext.landscape.storage import load
 
         return load(path)
 
     def plot(self, folder: str | Path | None = None, **options: Any) -> Any:
         """The figures of the paper for this landscape; see ``spectral_ext.plots.plot``."""
-        from ..plots import plot
+        from spectral_ext.plots import plot
 
         return plot(self, folder, **options)
 

@@ -148,6 +148,8 @@ def _values(value: Scalars, G: Tensor, name: str, owner: str) -> list[float] | T
     if isinstance(value, (int, float)):
         check(float(value), name)
         return [float(value)] * count
+    if isinstance(value, str):
+        raise TypeError(f"{name} must be a number, tensor or sequence of numbers, not {value!r}")
     if not isinstance(value, Tensor):
         value = torch.tensor([float(v) for v in value], dtype=torch.float64)
     try:

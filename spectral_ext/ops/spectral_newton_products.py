@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spectral_ext.ops.spectral_newton_solvers import largest_eigenvalue, power_of_two_scale
+from spectral_ext.ops.spectral_newton_solvers import constants, largest_eigenvalue, power_of_two_scale
 from spectral_ext.transfer import ProductSum, block_length
 
 MARGIN = 1.02
@@ -51,12 +51,12 @@ def product_sum(
     empty = top == 0
     d, top = torch.where(empty, torch.ones_like(d), d), torch.where(empty, torch.ones_like(top), top)
 
-    dampings = torch.tensor([entry.damping for entry in table], dtype=torch.float64, device=G.device)
+    dampings = constants(tuple(entry.damping for entry in table), G.device)
     scales = (d[:, None] / dampings) ** (1.0 / alpha)  # ascending: the first that bounds σ_max serves best
     fits = scales >= top[:, None] * (1.0 - 1e-9)
     index = (len(table) - fits.sum(-1)).clamp(max=len(table) - 1)
     s = scales.gather(1, index[:, None])[:, 0]
-    rows = torch.tensor([entry.coefficients for entry in table], dtype=torch.float64, device=G.device)
+    rows = constants(tuple(tuple(entry.coefficients) for entry in table), G.device)
     coefficients = rows[index].to(R.dtype)[:, :, None, None]
 
     X = R * ((unit / s) ** 2).to(R.dtype)[:, None, None]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spectral_ext.ops.spectral_newton_solvers import largest_eigenvalue, power_of_two_scale
+from spectral_ext.ops.spectral_newton_solvers import constants, largest_eigenvalue, power_of_two_scale
 from spectral_ext.transfer import PartialFractions
 
 STEPS = 40
@@ -46,11 +46,11 @@ def rational(G: Tensor, alpha: float, damping: Tensor, mode: str, levels: Sequen
     d = torch.where(empty, torch.ones_like(d), d)
     delta = d ** (2 / alpha) / s**2
 
-    reach = torch.tensor([level.reach for level in levels], dtype=torch.float64, device=G.device)
+    reach = constants(tuple(level.reach for level in levels), G.device)
     index = torch.searchsorted(reach, top / delta * (1 - 1e-4))
     failed = index >= len(levels)
     count = max(len(level.poles) for level in levels)
-    table = torch.tensor([_row(level, count) for level in levels], dtype=torch.float64, device=G.device)
+    table = constants(tuple(_row(level, count) for level in levels), G.device)
     chosen = table[index.clamp(max=len(levels) - 1)]
     constant, poles, residues = chosen[:, :1], chosen[:, 1 : count + 1], chosen[:, count + 1 :]
     jitter = SHIFT * torch.finfo(R.dtype).eps
@@ -83,10 +83,10 @@ def rational(G: Tensor, alpha: float, damping: Tensor, mode: str, levels: Sequen
     return result * torch.where(s.isnan(), s, torch.ones_like(s)).to(G.dtype)[:, None, None]
 
 
-def _row(level: PartialFractions, count: int) -> list[float]:
+def _row(level: PartialFractions, count: int) -> tuple[float, ...]:
     """constant, poles, residues, padded to ``count`` terms by 0/(x + 1)."""
     spare = count - len(level.poles)
-    return [level.constant, *level.poles, *[1.0] * spare, *level.residues, *[0.0] * spare]
+    return (level.constant, *level.poles, *[1.0] * spare, *level.residues, *[0.0] * spare)
 
 
 def _matrix_function(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -141,14 +140,10 @@ def _compiled(items: list[Item], mode: str, tolerance: float) -> None:
             item.result[item.index] = out.to(item.result.dtype)
 
 
-@lru_cache(maxsize=4096)
-def _constant(values: tuple[float, ...], device: torch.device, scale: float) -> Tensor:
-    """Numbers as a column (B, 1) of float64 on the device, kept there: a CUDA graph cannot copy from the host."""
-    return torch.tensor(values, dtype=torch.float64, device=device).unsqueeze(-1) * scale
-
-
 def _column(values: list[float] | Tensor, G: Tensor, scale: float = 1.0) -> Tensor:
-    return values * scale if isinstance(values, Tensor) else _constant(tuple(values), G.device, scale)
+    if isinstance(values, Tensor):
+        return values * scale
+    return solvers.constants(tuple(value * scale for value in values), G.device).unsqueeze(-1)
 
 
 def _batched(items: list[Item], solver: str, alpha: float | None, mode: str, tolerance: float) -> None:

@@ -7,8 +7,16 @@ A matrix with a NaN or an infinity gives NaN throughout, and leaves the rest of 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+
+
+@lru_cache(maxsize=4096)
+def constants(values: tuple[float, ...] | tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """Numbers as a float64 tensor on the device, kept there: a CUDA graph cannot copy from the host."""
+    return torch.tensor(values, dtype=torch.float64, device=device)
 
 
 def power_of_two_scale(G: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,14 +51,15 @@ def weights_of(sigma: Tensor, scale: Tensor, alpha: Tensor, damping: Tensor, mod
 def eigh_with_error(G: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> tuple[Tensor, Tensor]:
     """T(G) = Q diag(f(λ)) Qᵀ G with R = G Gᵀ = Q diag(λ) Qᵀ, and an estimate (B,) of its relative error.
 
-    Rounding moves eigenvalues by η = ε λ_max; direction k of T(G) then moves by (α/2) (σ^α/(σ^α + d)) η/λ_k of itself.
+    Rounding of R and of its eigenvalues moves them by about η = 32 ε λ_max; direction k of T(G) then moves by
+    (α/2) (σ^α/(σ^α + d)) η/λ_k of itself.
     """
     scaled, scale = power_of_two_scale(G)
     eigenvalues, Q = torch.linalg.eigh(scaled @ scaled.mT)
     eigenvalues = eigenvalues.clamp(min=0).double()
     weights, share = weights_of(eigenvalues.sqrt(), scale, alpha, damping, mode)
     result = (Q * weights.to(G.dtype).unsqueeze(-2)) @ Q.mT @ scaled
-    eta = torch.finfo(G.dtype).eps * eigenvalues.amax(-1, keepdim=True)
+    eta = 32 * torch.finfo(G.dtype).eps * eigenvalues.amax(-1, keepdim=True)
     floored = torch.maximum(eigenvalues, eta)
     transfer = weights * floored.sqrt()
     moved = transfer * (0.5 * alpha * share * eta / floored).clamp(max=1.0).nan_to_num()

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..landscape import Landscape
-from ..tracker import Track
-from . import layers as _layers
-from . import summary as _summary
-from .layers import Panel
-from .style import ROLES, THEMES, VARIABLE, Theme, drawn_in, save_png, to_svg
-from .training import exponents_over_time, learning_curves, phase_transition, track_figures
+from spectral_ext.landscape import Landscape
+from spectral_ext.plots import layers as _layers
+from spectral_ext.plots import summary as _summary
+from spectral_ext.plots.layers import Panel
+from spectral_ext.plots.style import ROLES, THEMES, VARIABLE, Theme, drawn_in, save_png, to_svg
+from spectral_ext.plots.training import exponents_over_time, learning_curves, phase_transition, track_figures
+from spectral_ext.tracker import Track
 
 PANELS: dict[str, Panel] = {
     "power_law": _layers.power_law,

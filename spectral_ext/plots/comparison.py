@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from ..exponents import Fit
-from .style import Theme, message, new_figure
+from spectral_ext.exponents import Fit
+from spectral_ext.plots.style import Theme, message, new_figure
 
 
 def alpha_comparison(pairs: Sequence[tuple[str, Fit, Fit]], names: tuple[str, str], theme: Theme) -> Figure:

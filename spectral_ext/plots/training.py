@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..tracker import Track
-from .style import MODEL_NAMES, MODEL_ROLES, Theme, message, new_figure
+from spectral_ext.plots.style import MODEL_NAMES, MODEL_ROLES, Theme, message, new_figure
+from spectral_ext.tracker import Track
 
 
 def track_figures(track: Track, theme: Theme, unit: str = "step") -> dict[str, Figure]:
@@ -80,7 +80,7 @@ def exponents_over_time(
     Args:
         series: exponent name (``"α"``, ``"γ"``, ``"s"``) to layer name to one value a step (NaN where there is none).
     """
-    figure, axes = new_figure(2.9 * max(1, len(series)), 3.1, 1, max(1, len(series)))
+    figure, axes = new_figure(2.3 * max(1, len(series)), 3.3, 1, max(1, len(series)))
     if not series:
         message(axes[0], "no exponent was tracked", theme)
     for place, (name, layers), role in zip(axes, series.items(), ("blue", "orange", "green", "purple") * 4):
@@ -90,7 +90,8 @@ def exponents_over_time(
         if len(values) and np.isfinite(values).any():
             middle = [np.nanmedian(column) if np.isfinite(column).any() else np.nan for column in values.T]
             place.plot(steps, middle, color=theme.ink, lw=2.2, marker="o", ms=3.5, label="median of the layers")
-            place.legend(loc="lower left", bbox_to_anchor=(0, 1.0))
+            if place is axes[0]:
+                place.legend(loc="lower left", bbox_to_anchor=(0, 1.0))
         if name == "α":
             place.axhline(2, color=theme.muted, ls=":", lw=0.9)
         place.set_xlabel(unit)

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..audit import Finding, Verdict
-from .templating import render_template
+from spectral_ext.audit import Finding, Verdict
+from spectral_ext.report.templating import render_template
 
 
 def write_audit(findings: Sequence[Finding], folder: str | Path) -> Path:

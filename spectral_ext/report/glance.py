@@ -6,9 +6,9 @@ from collections import Counter
 
 import numpy as np
 
-from ..landscape import Landscape, LayerLandscape
-from ..plots.style import MODEL_NAMES
-from .table import gauss_newton_share
+from spectral_ext.landscape import Landscape, LayerLandscape
+from spectral_ext.plots.style import MODEL_NAMES
+from spectral_ext.report.table import gauss_newton_share
 
 WEAK_R2 = 0.8
 

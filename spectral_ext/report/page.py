@@ -9,13 +9,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .. import plots
-from ..landscape import Landscape
-from ..tracker import Track
-from .glance import sentences
-from .table import COLUMNS
-from .templating import render_template
-from .words import TERMS
+from spectral_ext import plots
+from spectral_ext.landscape import Landscape
+from spectral_ext.report.glance import sentences
+from spectral_ext.report.table import COLUMNS
+from spectral_ext.report.templating import render_template
+from spectral_ext.report.words import TERMS
+from spectral_ext.tracker import Track
 
 PANEL_LIMIT = 60
 """Beyond this many layers the page holds one panel a layer instead of four; the PNG files hold all."""

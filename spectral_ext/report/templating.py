@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from .. import __version__, plots
+from spectral_ext import __version__, plots
 
 ENVIRONMENT = Environment(
     loader=PackageLoader("spectral_ext.report"),

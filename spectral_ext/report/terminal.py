@@ -11,10 +11,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..audit import Finding, Verdict
-from ..landscape import Landscape
-from .glance import sentences
-from .table import COLUMNS, Column
+from spectral_ext.audit import Finding, Verdict
+from spectral_ext.landscape import Landscape
+from spectral_ext.report.glance import sentences
+from spectral_ext.report.table import COLUMNS, Column
 
 # Kept longest on a narrow terminal first.
 _PRIORITY = ("α", "R²", "s", "αγ", "γ", "use α", "s = αγ", "law in rank", "PR h", "h ≤ 0", "kind", "Kronecker",

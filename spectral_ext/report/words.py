@@ -19,8 +19,7 @@ TERMS = {
         "σₖ, γ",
         "Singular values of the layer's gradient G = UΣVᵀ, largest first. γ is how fast they fall with rank: σₖ ~"
         " k^−γ.",
-        "γ is a slope over a window of ranks. Where BIC prefers another law (see “law in rank”), γ changes with "
-        "top_k.",
+        "γ is a slope over a window of ranks. Where BIC prefers another law (see “law in rank”), γ changes with top_k.",
     ),
     "h": Term(
         "hₖ",
@@ -92,7 +91,6 @@ TERMS = {
         "advice",
         "α for T(σ; α) = σ/(σ^α + d), whether a Kronecker preconditioner is justified, and how many directions "
         "carry 95 % of the curvature among those measured.",
-        "It describes this layer on this batch at this moment of training. Measure again later, or with another "
-        "seed.",
+        "It describes this layer on this batch at this moment of training. Measure again later, or with another seed.",
     ),
 }

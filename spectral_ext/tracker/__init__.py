@@ -1,6 +1,6 @@
 """The landscape over training time."""
 
-from .track import Track
-from .tracker import LandscapeTracker
+from spectral_ext.tracker.track import Track
+from spectral_ext.tracker.tracker import LandscapeTracker
 
 __all__ = ["LandscapeTracker", "Track"]

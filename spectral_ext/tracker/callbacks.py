@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .tracker import LandscapeTracker
+    from spectral_ext.tracker.tracker import LandscapeTracker
 
 
 def lightning_callback(tracker: LandscapeTracker) -> Any:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..exponents.rank_models import MODELS
-from ..landscape.row import LayerLandscape
-from ..landscape.table import Landscape, summary
+from spectral_ext.exponents.rank_models import MODELS
+from spectral_ext.landscape.row import LayerLandscape
+from spectral_ext.landscape.table import Landscape, summary
 
 PREFIX = "step_"
 
@@ -66,26 +65,10 @@ class Track:
         Returns:
             Figures by name, or with ``folder`` the paths of the PNG files written there.
         """
-        from ..plots import THEMES, drawn_in, exponents_over_time, phase_transition, save_png
+        from spectral_ext.plots import plot_track
 
         unit = "epoch" if len(set(self.epochs)) == len(self) else "step"
-        at = self.epochs if unit == "epoch" else self.steps
-        names = list(dict.fromkeys(name for landscape in self.landscapes for name in landscape))
-        flat = [{name: summary(row) for name, row in landscape.items()} for landscape in self.landscapes]
-        series = {
-            symbol: {name: [rows[name][key] if name in rows else math.nan for rows in flat] for name in names}
-            for symbol, key in (("α", "alpha"), ("γ", "gamma"), ("s", "s"))
-        }
-        laws = [{name: row.rank_models.best for name, row in landscape.items()} for landscape in self.landscapes]
-        with drawn_in(THEMES[theme]):
-            figures = {
-                "exponents_over_time": exponents_over_time(at, series, THEMES[theme], unit),
-                "phase_transition": phase_transition(at, laws, THEMES[theme], unit),
-            }
-        if folder is None:
-            return figures
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        return {name: save_png(figure, Path(folder) / f"{name}.png") for name, figure in figures.items()}
+        return plot_track(self, folder, unit=unit, theme=theme)
 
     def to_frame(self) -> Any:
         """A pandas DataFrame with one row a layer and step.

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from ..landscape.measure import measure
-from ..landscape.table import Landscape, summary
-from ..preserve import preserved
-from ..task import Batch, LossFunction, as_batches
-from .track import PREFIX, Track
+from spectral_ext.landscape.measure import measure
+from spectral_ext.landscape.table import Landscape, summary
+from spectral_ext.preserve import preserved
+from spectral_ext.task import Batch, LossFunction, as_batches
+from spectral_ext.tracker.track import PREFIX, Track
 
 SCALARS = ("alpha", "gamma", "s", "alpha_gamma", "transfer_error", "pr_curvature", "negative")
 
@@ -135,7 +135,7 @@ class LandscapeTracker:
         Raises:
             ImportError: Lightning is not installed.
         """
-        from .callbacks import lightning_callback
+        from spectral_ext.tracker.callbacks import lightning_callback
 
         return lightning_callback(self)
 
@@ -145,7 +145,7 @@ class LandscapeTracker:
         Raises:
             ImportError: transformers is not installed.
         """
-        from .callbacks import transformers_callback
+        from spectral_ext.tracker.callbacks import transformers_callback
 
         return transformers_callback(self)
 

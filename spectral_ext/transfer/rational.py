@@ -118,7 +118,7 @@ def fit_partial_fractions(alpha: float, reach: float, tolerance: float, max_pole
     check_exponent(alpha)
     if reach > MAX_REACH:
         raise ValueError(f"reach={reach:.3g} is beyond {MAX_REACH:g}, where float64 ends: use solver='svd'")
-    if not 0.0 < reach or not 0.0 < tolerance < 1.0:
+    if not reach > 0.0 or not 0.0 < tolerance < 1.0:
         raise ValueError(f"reach must be positive and finite and tolerance in (0, 1), not {reach!r}, {tolerance!r}")
     exact = {2.0: ((1.0,), (1.0,), 0.0), 4.0: ((), (), 1.0), 6.0: ((1.0,), (1.0,), 0.0)}
     if alpha in exact:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..directions import Directions
-from .registry import Operation, Push, rule
+from spectral_ext.curvature.directions import Directions
+from spectral_ext.curvature.rules.registry import Operation, Push, rule
 
 aten = torch.ops.aten
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .registry import Operation, Push, rule, weighted_squares
+from spectral_ext.curvature.rules.registry import Operation, Push, rule, weighted_squares
 
 aten = torch.ops.aten
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .registry import Operation, Push, Rule
+from spectral_ext.curvature.rules.registry import Operation, Push, Rule
 
 
 def generic(op: Operation) -> Push:

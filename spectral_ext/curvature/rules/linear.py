@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .registry import Operation, Push, align, rule
+from spectral_ext.curvature.rules.registry import Operation, Push, align, rule
 
 aten = torch.ops.aten
 

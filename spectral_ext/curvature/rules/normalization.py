@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import normal_form
-from .registry import Operation, Push, rule
+from spectral_ext.curvature import normal_form
+from spectral_ext.curvature.rules.registry import Operation, Push, rule
 
 
 def normalized(

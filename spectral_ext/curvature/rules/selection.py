@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .registry import Operation, Push, rule
+from spectral_ext.curvature.rules.registry import Operation, Push, rule
 
 aten = torch.ops.aten
 
