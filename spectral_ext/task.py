@@ -58,12 +58,6 @@ def batch_size(batch: Batch) -> int:
     return tensor.shape[0]
 
 
-def model_output(model: nn.Module, batch: Batch) -> Any:
-    """The model's output on a batch."""
-    args, kwargs, _ = split_batch(batch)
-    return model(*args, **kwargs)
-
-
 def batch_loss(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> Tensor:
     """The scalar loss on a batch.
 
