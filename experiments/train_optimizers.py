@@ -110,7 +110,14 @@ def scalar(beta: float) -> Factory:
     ]
 
 
+def default(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """SpectralNewton as it comes: its own learning rate, nothing tuned."""
+    return [SpectralNewton(model)]
+
+
+UNTUNED = {"SpectralNewton as it comes": 2e-2}
 OPTIMIZERS: dict[str, tuple[float, Factory]] = {
+    "SpectralNewton as it comes": (2e-2, default),
     "AdamW": (2**-8, adamw),
     "Muon match_rms_adamw": (2**-6, muon("match_rms_adamw")),
     "Muon original": (2**-5, muon("original", 2**-8)),
@@ -205,6 +212,8 @@ class Journal:
             return -1.0 if "stopped" in run else run["validation"][-1]
 
         best = OPTIMIZERS[name][0]
+        if name in UNTUNED:
+            return best
         for factor in (2.0, 0.5):
             while score(best * factor) > score(best):
                 best *= factor
@@ -218,9 +227,9 @@ def summary(journal: Journal) -> dict:
         runs = [run for run in journal.runs if run["name"] == name]
         sweep = {r["lr"]: r["validation"][-1] for r in runs if r["seed"] == TUNING_SEED and "stopped" not in r}
         final = [r for r in runs if r["seed"] in SEEDS and "test" in r]
-        best = max(sweep, key=sweep.__getitem__, default=None)
+        best = UNTUNED.get(name) or max(sweep, key=sweep.__getitem__, default=None)
         tried = {r["lr"] for r in runs if r["seed"] == TUNING_SEED}
-        finished = best is not None and {best * 2, best / 2} <= tried
+        finished = name in UNTUNED or (best is not None and {best * 2, best / 2} <= tried)
         row: dict = {"sweep": dict(sorted(sweep.items())), "best_lr": best, "walk_finished": finished}
         if final:
             tests = [r["test"] for r in final]
