@@ -94,6 +94,32 @@ class Transform:
         ]
 
 
+def updates_of(
+    parameters: list[Tensor],
+    directions: list[Tensor],
+    group: dict[str, Any],
+    process_group: torch.distributed.ProcessGroup | None,
+) -> list[Tensor]:
+    """c·T(D) of each parameter, of DTensors the local shard."""
+    position = {id(p): i for i, p in enumerate(group["params"])}
+    updates = list(directions)
+    for sharded in (False, True):
+        places = [i for i, p in enumerate(parameters) if is_sharded(p) == sharded]
+        if not places:
+            continue
+        transform = Transform(group, [position[id(parameters[i])] for i in places])
+        own = [directions[i] for i in places]
+        if sharded:
+            results = distributed.sharded_updates(transform, own, [parameters[i] for i in places])
+        elif process_group is not None:
+            results = distributed.replicated_updates(transform, own, process_group)
+        else:
+            results = transform(own, range(len(own)))
+        for i, result in zip(places, results):
+            updates[i] = result
+    return updates
+
+
 def matrix_step(
     parameters: list[Tensor],
     states: list[dict[str, Any]],
@@ -102,19 +128,12 @@ def matrix_step(
     process_group: torch.distributed.ProcessGroup | None,
 ) -> None:
     """Momentum, update and decay of the parameters that have a gradient, in place."""
-    position = {id(p): i for i, p in enumerate(group["params"])}
-    transform = Transform(group, [position[id(p)] for p in parameters])
     gradients = [local(p.grad) for p in parameters]  # type: ignore[arg-type]
     if found_inf is not None:
         gradients = [torch.where(found_inf > 0, torch.zeros_like(gradient), gradient) for gradient in gradients]
     buffers = [local(state["momentum_buffer"]) for state in states] if group["momentum"] else []
     directions = directions_of(gradients, buffers, group, found_inf)
-    if is_sharded(parameters[0]):
-        updates = distributed.sharded_updates(transform, directions, parameters)
-    elif process_group is not None:
-        updates = distributed.replicated_updates(transform, directions, process_group)
-    else:
-        updates = transform(directions, range(len(directions)))
+    updates = updates_of(parameters, directions, group, process_group)
     weights = [local(p) for p in parameters]
     lr, decay = group["lr"], group["weight_decay"]
     if found_inf is not None:

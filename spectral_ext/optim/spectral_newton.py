@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectral_ext.optim import adamw, settings
-from spectral_ext.optim.gradients import any_nonfinite, check_dense, has_nonfinite, nonfinite_names
-from spectral_ext.optim.groups import expand
-from spectral_ext.optim.landscape import measured_alphas
+from spectral_ext.optim import adamw, checkpoint, settings
+from spectral_ext.optim.gradients import any_nonfinite, has_nonfinite, nonfinite_names, settle
+from spectral_ext.optim.groups import WHOLE, expand
+from spectral_ext.optim.landscape import keyed, measured_alphas, row_of
+from spectral_ext.optim.matrices import Layout
 from spectral_ext.optim.matrix_step import matrix_step, new_state
+from spectral_ext.optim.names import check_patterns, layers_in, names_in
 from spectral_ext.optim.parameters import parameter_groups
 from spectral_ext.optim.scale import UpdateScale
 
@@ -120,8 +122,16 @@ class SpectralNewton(torch.optim.Optimizer):
             raise ValueError('capturable=True cannot raise without a synchronisation: pass nonfinite="skip"')
         if (alpha == "landscape") != (landscape is not None):
             raise ValueError('alpha="landscape" and landscape= go together: pass both')
+        if process_group is not None and not isinstance(process_group, torch.distributed.ProcessGroup):
+            raise TypeError(f"process_group must be a torch.distributed.ProcessGroup, not {process_group!r}")
+        if isinstance(params, (set, frozenset)):
+            raise TypeError("params is a set, whose order changes between runs: pass a list")
         self.process_group = process_group
-        self._landscape, self._default_alpha = landscape, default_alpha
+        model = params if isinstance(params, nn.Module) else None
+        known = None if model is None else [*layers_in(model), *names_in(model)]
+        self._landscape = None if landscape is None else keyed(landscape, known)
+        self._skipped = keyed(getattr(landscape, "skipped", {}), None)
+        self._default_alpha = default_alpha
         defaults = dict(
             lr=lr, alpha=alpha, damping=damping, damping_mode=damping_mode, momentum=momentum,
             momentum_mode=momentum_mode, nesterov=nesterov, weight_decay=weight_decay, update_scale=update_scale,
@@ -129,11 +139,25 @@ class SpectralNewton(torch.optim.Optimizer):
             adamw_betas=adamw_betas, adamw_eps=adamw_eps, adamw_weight_decay=adamw_weight_decay, maximize=maximize,
             capturable=capturable, nonfinite=nonfinite, solver=solver, tolerance=tolerance,
         )  # fmt: skip
-        if isinstance(params, nn.Module):
-            params = parameter_groups(params)
-            if split != 1 and not params[0]["use_adamw"]:
-                params[0]["split"] = split
+        if model is not None:
+            params = parameter_groups(model)
+            for key in ("split", "batch_dims"):
+                if not isinstance(defaults[key], Mapping) and defaults[key] != getattr(Layout, key):
+                    params[0][key] = defaults[key]
         super().__init__(params, defaults)  # type: ignore[arg-type]
+        self._check_names(model)
+
+    def _check_names(self, model: nn.Module | None) -> None:
+        """Raise ValueError for patterns that fit nothing, and for a landscape of which no layer was used."""
+        names = [name for i, group in enumerate(self.param_groups) for name in settings.names_of(group, i)]
+        for key in settings.PER_PARAMETER:
+            if isinstance(self.defaults[key], Mapping):
+                check_patterns(key, self.defaults[key], names if model is None else names_in(model))
+        if self._landscape and model is None and all(row_of(self._landscape, name) is None for name in names):
+            raise ValueError(
+                f"the landscape has no layer of these parameters: it has {', '.join(list(self._landscape)[:4])}, …, "
+                f"they are {', '.join(names[:4])}, …"
+            )
 
     @classmethod
     def from_landscape(
@@ -166,17 +190,47 @@ class SpectralNewton(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group: its settings are checked, its state is made, and a group of both kinds is split in two."""
         number = len(self.param_groups)
-        for group, names in expand(param_group, self.defaults, number, self._landscape, self._default_alpha):
-            super().add_param_group(group)
-            settings.check(self.param_groups[-1], names)
-            make_state = adamw.new_state if group["use_adamw"] else new_state
-            for parameter in self.param_groups[-1]["params"]:
-                self.state[parameter] = make_state(parameter, group)
+        naming = (self._landscape, self._skipped, self._default_alpha)
+        try:
+            for group, _ in list(expand(param_group, self.defaults, number, *naming)):
+                super().add_param_group(group)
+        except BaseException:
+            del self.param_groups[number:]
+            raise
+        for group in self.param_groups[number:]:
+            for parameter in group["params"]:
+                self._ensure_state(parameter, group)
+
+    def _ensure_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """The state of a parameter; what it lacks is made: of a new group, or where a scheduler began momentum."""
+        state = self.state[parameter]
+        if group["use_adamw"]:
+            if "exp_avg" not in state:
+                state |= adamw.new_state(parameter, group)
+        elif group["momentum"] and "momentum_buffer" not in state:
+            state |= new_state(parameter, group)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict`` gave: settings of the groups and state; ``capturable`` and ``nonfinite`` stay.
+
+        Raises:
+            ValueError: the state is another optimizer's, or has other groups or shapes; nothing has changed.
+        """
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError:
+            checkpoint.check_groups(state_dict["param_groups"])
+            raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        checkpoint.check_groups(state["param_groups"])
+        checkpoint.check_shapes(state["param_groups"], state["state"])
         super().__setstate__(state)
         for name in ("process_group", "_landscape", "_default_alpha"):
             self.__dict__.setdefault(name, None)
+        self.__dict__.setdefault("_skipped", {})
+        checkpoint.follow(self.param_groups, self.state, {key: self.defaults[key] for key in WHOLE})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -194,7 +248,7 @@ class SpectralNewton(torch.optim.Optimizer):
         for number, group in enumerate(self.param_groups):
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
-                check_dense(group, number)
+                settle(group, number)
                 active.append((group, parameters))
         found_inf = None
         if self.defaults["capturable"]:
@@ -202,7 +256,7 @@ class SpectralNewton(torch.optim.Optimizer):
         elif self._has_nonfinite(active):
             return loss
         for group, parameters in active:
-            states = [self.state[p] for p in parameters]
+            states = [self._ensure_state(p, group) for p in parameters]
             if group["use_adamw"]:
                 adamw.step(parameters, states, group, found_inf)
             else:
