@@ -108,7 +108,7 @@ def test_how_a_process_runs_is_not_loaded(capturable):
 def test_numbers_of_numpy_are_saved_as_floats():
     numpy = pytest.importorskip("numpy")
     model = net()
-    optimizer = SpectralNewton(model, alpha={"0": numpy.float64(1.5), "*": torch.tensor(2.0)})
+    optimizer = SpectralNewton(model, numpy.float64(0.01), alpha={"0": numpy.float64(1.5), "*": torch.tensor(2.0)})
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)

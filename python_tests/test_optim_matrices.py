@@ -81,6 +81,7 @@ class Zoo(nn.Module):
         self.bare = nn.Parameter(torch.zeros(3, 8))
         self.experts_up = nn.Parameter(torch.zeros(3, 16, 8))
         self.experts_up_bias = nn.Parameter(torch.zeros(3, 16))
+        self.A_log = nn.Parameter(torch.zeros(8, 4))
         self.magnitude = nn.Parameter(torch.ones(8, 1))
         self.temperature = nn.Parameter(torch.ones(()))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
@@ -109,7 +110,7 @@ def test_sorting_by_module_type():
     }
     batch_dims = dict(zip(names(matrices), matrices["batch_dims"]))
     assert [name for name, count in batch_dims.items() if count] == ["experts_up"]
-    assert {"experts_up_bias", "magnitude", "attention.bias_k", "layer_scale", "cls_token"} <= set(names(rest))
+    assert {"experts_up_bias", "A_log", "magnitude", "attention.bias_k", "layer_scale", "cls_token"} <= set(names(rest))
     assert {"embedding.weight", "depthwise.weight", "norm.weight", "linear.bias", "head.weight"} <= set(names(rest))
     assert not any("frozen" in name for name in names(matrices) + names(rest))
 

@@ -100,6 +100,20 @@ def test_a_callable_scale():
     torch.testing.assert_close(run(optimizer, weight, gradients), expected)
 
 
+def test_a_callable_scale_is_one_factor_a_matrix():
+    """(4,) for (4, 3, 4) would broadcast over the columns."""
+    weight, gradients = weight_and_gradients(4, 3, 4, steps=1)
+    expected = weight.detach() * (1 - LR * DECAY)
+    settings = {"batch_dims": 1, "weight_decay": DECAY, "tolerance": None}
+    with pytest.raises(ValueError, match=r"shape \(4,\) for updates of shape \(4, 3, 4\).*keepdim"):
+        run(SpectralNewton([weight], LR, update_scale=lambda T: T.norm(dim=(-2, -1)), **settings), weight, gradients)
+    optimizer = SpectralNewton(
+        [weight], LR, update_scale=lambda T: 1 / torch.linalg.vector_norm(T, dim=(-2, -1), keepdim=True), **settings
+    )
+    steps = (run(optimizer, weight, gradients) - expected) / LR
+    torch.testing.assert_close(torch.linalg.vector_norm(steps, dim=(-2, -1)), torch.ones(4, dtype=torch.float64))
+
+
 def test_convolutions_experts_and_fused_weights_are_matrices_of_their_own():
     shapes = {"conv": (4, 3, 2, 2), "experts": (3, 4, 5), "qkv": (6, 4), "grouped": (6, 5)}
     weights = {name: weight_and_gradients(*shape) for name, shape in shapes.items()}

@@ -128,6 +128,7 @@ def expand(
                     values = [settings.number(v, f"{key} of {name!r}") for v, name in zip(values, own)]
                 one[key] = _shared(values)
         settings.check({**one, "params": [parameters[i] for i in chosen]}, own)
+        one |= {key: float(one[key]) for key in settings.NUMBERS if not isinstance(one[key], Tensor)}
         yield one, own
 
 

@@ -15,8 +15,8 @@ from spectral_ext.optim.names import matches, names_in, near
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 KNOWN = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, *CONVOLUTIONS)
-NOT_A_MAP = re.compile(r"embed|token|position|^pos|^wpe$|^wte$|bias")
-"""Names of bare parameters that are tables of vectors or biases, not linear maps."""
+NOT_A_MAP = re.compile(r"embed|token|position|^pos|^wpe$|^wte$|bias|_log$")
+"""Names of bare parameters that are tables of vectors, biases or rates (A_log), not linear maps."""
 
 
 def _patterns(value: str | Iterable[str]) -> list[str]:
@@ -65,8 +65,8 @@ def parameter_groups(
     one matrix an index of the first where there are three (``batch_dims`` 1: experts (E, m, n)).
     AdamW: embeddings and what is tied to them, the module types of normalisation, one-dimensional parameters, bare
     parameters that stand for one vector (first dimension 1, or only one above 1) or for a table or a bias by their name
-    (token, pos, embed, bias), depthwise convolutions, and the output head: the last module with parameters, if it is a
-    Linear and a matrix stands before it. Frozen parameters are left out.
+    (token, pos, embed, bias, _log), depthwise convolutions, and the output head: the last module with parameters, if it
+    is a Linear and a matrix stands before it. Frozen parameters are left out.
 
     Settings of ``SpectralNewton`` may be added to each group. What is found here of ``split`` and ``batch_dims`` holds
     except for the parameters that a mapping given to the optimizer names.

@@ -60,6 +60,16 @@ def _inverse(value: Tensor | float, factor: float) -> Tensor | float:
     return torch.where(inverse.isfinite(), inverse, torch.zeros_like(inverse))
 
 
+def _of_matrices(factor: Tensor | float, update: Tensor) -> Tensor | float:
+    """A callable's factor, refused where it would spread over rows or columns."""
+    if isinstance(factor, Tensor) and factor.dim() and factor.shape[-2:] != (1, 1):
+        raise ValueError(
+            f"update_scale returned shape {tuple(factor.shape)} for updates of shape {tuple(update.shape)}: return a "
+            "number or one factor a matrix, (…, 1, 1), as norms with keepdim=True are"
+        )
+    return factor
+
+
 def scale_factors(
     updates: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -73,12 +83,12 @@ def scale_factors(
     ``None``: 1. ``match_rms_adamw``: the root mean square of each matrix becomes 0.2, that of AdamW's updates, so that
     a learning rate of AdamW can be kept: 0.2·√(mn)/‖T(G)‖_F. ``spectral``: √max(1, m/n)/max T, so that the spectral
     norm is at most √max(1, m/n), Muon's, by the bound of ``transfer_bound``. A callable gets T(G) and returns its
-    factor. Zero updates stay zero.
+    factor; ValueError for another shape. Zero updates stay zero.
     """
     if update_scale is None:
         return [1.0] * len(updates)
     if callable(update_scale):
-        return [update_scale(update) for update in updates]
+        return [_of_matrices(update_scale(update), update) for update in updates]
     if update_scale == "spectral":
         return [
             _inverse(transfer_bound(G, alpha, damping, mode), max(1.0, G.shape[-2] / G.shape[-1]) ** 0.5)

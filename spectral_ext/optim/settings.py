@@ -17,6 +17,7 @@ from spectral_ext.transfer import check_damping, check_exponent
 
 LAYOUT = ("batch_dims", "split", "split_dim")
 PER_PARAMETER = ("alpha", "damping", "damping_mode", *LAYOUT)
+NUMBERS = ("lr", "weight_decay", "momentum", "adamw_eps")
 MOMENTUM_MODES = ("ema", "sum")
 NONFINITE = ("raise", "skip")
 

@@ -37,18 +37,19 @@ class SpectralNewton(torch.optim.Optimizer):
 
     with the factor c of ``update_scale``. The default settings were the best of the sweep in
     ``experiments/train_optimizers.py``; with them the update does not depend on the scale of the loss, and the best
-    learning rate was four to eight times AdamW's. A zero gradient gives a zero update; weight decay still applies.
+    learning rate was four to eight times AdamW's. Where D is zero so is the update; weight decay still applies.
 
     Args:
         params: a model (its parameters are sorted by ``parameter_groups``: linear layers and convolutions are matrices;
             embeddings, norms, biases, depthwise convolutions and the output head go to AdamW), or tensors, named
-            tensors or param groups as in ``torch.optim``. In a group, ``use_adamw`` decides; where it is None,
-            parameters of fewer than ``batch_dims`` + 2 dimensions go to AdamW, and a group of both kinds becomes two,
-            matrices first.
+            tensors or param groups as in ``torch.optim``, where nothing is known of the modules: ``use_adamw`` decides;
+            where it is None, parameters of fewer than ``batch_dims`` + 2 dimensions go to AdamW, and a group of both
+            kinds becomes two, matrices first.
         lr: learning rate, a float or a one-element tensor (needed to change it under ``torch.compile`` or in a CUDA
-            graph).
+            graph; the groups share it, and to move them apart ``adamw_lr`` takes a tensor of its own).
         alpha: curvature exponent, in (0, 6]: a number, a list with one entry a parameter, a mapping from shell
-            patterns of parameter or layer names (the first that fits), or ``"landscape"``, which takes ``landscape``.
+            patterns of parameter or layer names (the first that fits; ``*`` last), or ``"landscape"``, which takes
+            ``landscape``. A pattern that fits no name is an error.
         damping: d > 0; a number, list or mapping as ``alpha``.
         damping_mode: the unit of d: ``absolute`` (d, as in the paper), ``spectral`` (d·σ_max^α) or ``mean`` (d·mean
             σ^α); also a list or mapping.
@@ -57,13 +58,16 @@ class SpectralNewton(torch.optim.Optimizer):
         nesterov: look one step ahead.
         weight_decay: decoupled, for all groups; ``adamw_weight_decay`` overrides it for AdamW's.
         update_scale: the factor c. ``match_rms_adamw``: the update's root mean square is 0.2. ``spectral``: the largest
-            value of T, in closed form, becomes √max(1, m/n). None: 1. Or a callable from T(G), (…, m, n), to c.
+            value of T, in closed form, becomes √max(1, m/n). None: 1. Or a callable from T(G), (…, m, n), to c, a
+            number or a tensor (…, 1, 1); it is saved with the state, so it should have a name in a module.
         batch_dims: leading dimensions that count matrices: 1 for experts (E, m, n). A number, list or mapping.
         split: fused matrices along ``split_dim``: a count (3 for query, key and value), a tuple of sizes, or list or
-            mapping of those.
+            mapping of those. A mapping of ``split`` or ``batch_dims`` leaves what ``parameter_groups`` found of the
+            parameters that it does not name.
         split_dim: 0 for rows (``nn.Linear``), 1 for columns (weights stored as (in, out)).
         use_adamw: True or False puts all parameters of a group with AdamW or with the matrices.
-        adamw_lr: AdamW's learning rate, ``lr`` if None.
+        adamw_lr: AdamW's learning rate, ``lr`` if None; a group that AdamW has to itself may also set ``lr``. The same
+            holds for ``adamw_weight_decay``.
         adamw_betas: AdamW's β₁ and β₂.
         adamw_eps: AdamW's ε.
         adamw_weight_decay: AdamW's weight decay, ``weight_decay`` if None.
@@ -73,17 +77,21 @@ class SpectralNewton(torch.optim.Optimizer):
             step.
         solver, tolerance: of ``spectral_ext.ops.spectral_newton``; ``tolerance`` is the relative error allowed in
             T(D), None asks for the accuracy of the dtype, at up to three times the cost.
-        landscape: a mapping from layer name to α: numbers, or the rows of a Landscape.
-        default_alpha: α of matrices that the landscape lacks; without it they are an error.
+        landscape: a mapping from layer name to α: numbers, or the rows of a Landscape. Prefixes of wrappers (DDP's
+            ``module``, compilation's ``_orig_mod``) do not count, on either side. Rows of layers that AdamW takes or
+            that are frozen are not used; a row that names nothing in the model is an error.
+        default_alpha: α of matrices that the landscape lacks or has no fit for; without it they are an error.
         process_group: replicas (DDP): each rank updates its share of the matrices, balanced by cost, and all ranks
-            gather the results. All ranks must hold the same parameters and gradients. DTensors (FSDP2) need no setting.
+            gather the results. All ranks must hold the same parameters and gradients. DTensors (FSDP2, tensor
+            parallelism) need no setting. Copies and pickles of the optimizer have none.
 
     State: ``momentum_buffer`` of each matrix (if momentum is not 0), ``step``, ``exp_avg``, ``exp_avg_sq`` of the
     others, there from construction on, so that a fresh optimizer and a trained one have the same checkpoint layout.
 
     Raises:
-        ValueError, TypeError: a setting out of range, an empty group, a complex parameter or a sparse gradient,
-            parameters of one group on several devices. The message names the parameter.
+        ValueError, TypeError: a setting out of range or of another optimizer (``betas``), an empty group, a pattern or
+            a row of the landscape that names nothing, a complex parameter or a sparse gradient, parameters of one group
+            on several devices, parameters flattened by FSDP1. The message names the parameter.
     """
 
     def __init__(
@@ -182,7 +190,7 @@ class SpectralNewton(torch.optim.Optimizer):
 
         Raises:
             KeyError: a matrix's layer is not in the landscape and there is no ``default_alpha``.
-            ValueError: a measured α is outside (0, 6].
+            ValueError: a measured α is outside (0, 6], or a row names nothing in the model.
         """
         landscape = measured_alphas(landscape) if measured else landscape
         return cls(model, lr, "landscape", landscape=landscape, default_alpha=default_alpha, **options)
