@@ -161,3 +161,33 @@ def test_a_layer_that_could_not_be_measured_says_why_or_takes_the_default():
     assert alphas["blocks.0.attn.proj"] == alphas["blocks.1.attn.qkv"] == 2.5 != alphas["blocks.0.attn.qkv"]
     with pytest.raises(ValueError, match=r"blocks\.0\.attn\.proj.*its gradient is zero.*default_alpha"):
         SpectralNewton.from_landscape(GPT(), rows | {"blocks.1.attn.qkv": 2.0})
+
+
+def test_what_is_no_landscape():
+    for landscape in ("runs/1", ["blocks"], 2.0):
+        with pytest.raises(TypeError, match=r"mapping from layer name.*Landscape\.load"):
+            SpectralNewton.from_landscape(GPT(), landscape)
+    for row in (None, "two"):
+        with pytest.raises(TypeError, match=r"value for 'blocks\.0\.attn\.qkv' must be a number"):
+            SpectralNewton.from_landscape(GPT(), ROWS | {"blocks.0.attn.qkv": row})
+        with pytest.raises(TypeError, match=r"value for 'blocks\.0\.attn\.qkv' must be a number"):
+            ScalarSpectralAdam(GPT(), ROWS | {"blocks.0.attn.qkv": row})
+    rows = {name: torch.tensor(value) for name, value in ROWS.items()}
+    assert settings_of(SpectralNewton.from_landscape(GPT(), rows), "alpha") == ROWS
+
+
+def test_a_tied_matrix_has_one_name():
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "head": nn.Linear(3, 2)})
+    model["b"].weight = model["a"].weight
+    with pytest.raises(ValueError, match=r"fits 'b\.weight'; near names: .*'a\.weight'"):
+        SpectralNewton(model, alpha={"b.weight": 1.0, "*": 2.0})
+    assert settings_of(SpectralNewton(model, alpha={"a.weight": 1.0, "*": 2.0}), "alpha") == {"a": 1.0}
+
+
+def test_copies_have_no_landscape():
+    optimizer = copy.deepcopy(SpectralNewton.from_landscape(GPT(), ROWS))
+    group = {"params": [("new.weight", nn.Parameter(torch.ones(2, 3)))]}
+    with pytest.raises(ValueError, match=r"alpha of 'new\.weight'.*copies of an optimizer have none"):
+        optimizer.add_param_group(dict(group))
+    optimizer.add_param_group({**group, "alpha": 1.5})
+    assert optimizer.param_groups[-1]["alpha"] == 1.5

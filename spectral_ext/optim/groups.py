@@ -119,7 +119,8 @@ def expand(
                 elif key == "alpha" and isinstance(one[key], str):
                     if one[key] != "landscape" or landscape is None:
                         raise ValueError(
-                            f"alpha of {own[0]!r}: {one[key]!r} is neither a number nor 'landscape' with one given"
+                            f"alpha of {own[0]!r}: {one[key]!r} is neither a number nor 'landscape' where there is one "
+                            "(copies of an optimizer have none)"
                         )
                     values = list(alphas_of(landscape, own, default_alpha, skipped))
                 else:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from spectral_ext.optim.names import aliases, known_as, near
+from spectral_ext.optim.settings import number
 from spectral_ext.transfer import check_exponent
 
 
@@ -17,7 +18,7 @@ def number_of(value: Any) -> float:
 
 def alpha_of(row: Any) -> float:
     """α of a row: the number itself, else ``row.recommendation.alpha``, else the fit ``row.alpha``."""
-    if isinstance(row, (int, float)):
+    if not hasattr(row, "alpha"):
         return float(row)
     recommendation = getattr(row, "recommendation", None)
     return number_of(row.alpha if recommendation is None else recommendation.alpha)
@@ -34,7 +35,13 @@ def keyed(rows: Mapping[str, Any], known: Iterable[str] | None, what: str = "the
 
     Raises:
         ValueError: a row names nothing in the model.
+        TypeError: no mapping, or a row that is neither a number nor has an ``alpha``.
     """
+    if not isinstance(rows, Mapping):
+        raise TypeError(f"{what} must be a mapping from layer name, not {type(rows).__name__}; see Landscape.load")
+    for key, row in rows.items():
+        if not hasattr(row, "alpha"):
+            number(row, f"{what}'s value for {key!r}")
     if known is None:
         return {alias: row for key, row in rows.items() for alias in aliases(key)} | dict(rows)
     known = list(known)

@@ -75,7 +75,7 @@ def parameter_groups(
         model: any module.
         adamw: shell patterns of parameter or layer names that AdamW takes as well.
         matrices: patterns of names that are matrices whatever their module (two dimensions or more).
-        head: False treats that last Linear like any other.
+        head: False treats that last Linear like any other; for a part of a model, which has no head.
 
     Raises:
         KeyError: a pattern matches no parameter.

@@ -15,7 +15,7 @@ from spectral_ext.optim.names import layers_in, names_in
 
 def _decay_exponent(row: Any, name: str) -> float:
     """s: the row itself if a number, else α·γ of its fits."""
-    s = float(row) if isinstance(row, (int, float)) else number_of(row.alpha) * number_of(row.gamma)
+    s = number_of(row.alpha) * number_of(row.gamma) if hasattr(row, "alpha") else float(row)
     if not 0 < s < math.inf:
         raise ValueError(f"s of {name!r} must be positive and finite, not {s!r}; leave the layer out to keep its rate")
     return s

@@ -40,10 +40,10 @@ def by_name(key: str, value: Any, names: Sequence[str], otherwise: Sequence[Any]
         otherwise = [getattr(Layout, key)] * len(names)
     values = []
     for i, name in enumerate(names):
-        fitting = [setting for pattern, setting in value.items() if matches(name, pattern)]
-        if not fitting and otherwise is None:
+        fitting = next((pattern for pattern in value if matches(name, pattern)), None)
+        if fitting is None and otherwise is None:
             raise ValueError(f"{key}: no pattern fits {name!r}; add it, or '*' for all others")
-        values.append(fitting[0] if fitting else otherwise[i])  # type: ignore[index]
+        values.append(value[fitting] if fitting is not None else otherwise[i])  # type: ignore[index]
     return values
 
 

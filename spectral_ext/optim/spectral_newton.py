@@ -14,7 +14,7 @@ from spectral_ext.optim.groups import WHOLE, expand
 from spectral_ext.optim.landscape import keyed, measured_alphas, row_of
 from spectral_ext.optim.matrices import Layout
 from spectral_ext.optim.matrix_step import matrix_step, new_state
-from spectral_ext.optim.names import check_patterns, layers_in, names_in
+from spectral_ext.optim.names import aliases, check_patterns, layers_in, names_in
 from spectral_ext.optim.parameters import parameter_groups
 from spectral_ext.optim.scale import UpdateScale
 
@@ -138,7 +138,9 @@ class SpectralNewton(torch.optim.Optimizer):
         model = params if isinstance(params, nn.Module) else None
         known = None if model is None else [*layers_in(model), *names_in(model)]
         self._landscape = None if landscape is None else keyed(landscape, known)
-        self._skipped = keyed(getattr(landscape, "skipped", {}), None)
+        self._skipped = {
+            alias: why for name, why in getattr(landscape, "skipped", {}).items() for alias in aliases(name)
+        }
         self._default_alpha = default_alpha
         defaults = dict(
             lr=lr, alpha=alpha, damping=damping, damping_mode=damping_mode, momentum=momentum,
@@ -158,9 +160,15 @@ class SpectralNewton(torch.optim.Optimizer):
     def _check_names(self, model: nn.Module | None) -> None:
         """Raise ValueError for patterns that fit nothing, and for a landscape of which no layer was used."""
         names = [name for i, group in enumerate(self.param_groups) for name in settings.names_of(group, i)]
+        known = names
+        if model is not None:
+            # The second name of a tied matrix would pass here and then not be found.
+            matrices = {id(p) for group in self.param_groups if not group["use_adamw"] for p in group["params"]}
+            every = model.named_parameters(remove_duplicate=False)
+            known = names + [name for name, p in every if id(p) not in matrices]
         for key in settings.PER_PARAMETER:
             if isinstance(self.defaults[key], Mapping):
-                check_patterns(key, self.defaults[key], names if model is None else names_in(model))
+                check_patterns(key, self.defaults[key], known)
         if self._landscape and model is None and all(row_of(self._landscape, name) is None for name in names):
             raise ValueError(
                 f"the landscape has no layer of these parameters: it has {', '.join(list(self._landscape)[:4])}, …, "
