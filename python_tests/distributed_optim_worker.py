@@ -184,6 +184,38 @@ def check_tensor_parallel_norms_with_partial_gradients():
         assert_close(model, expected)
 
 
+def check_fsdp_over_tensor_parallel():
+    """Both sharded mesh dimensions on the same dimension of a weight: strided shards."""
+    for shape in ((1, 2), (2, 1)):
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp"))
+        model = parallelize_module(Norms(), mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+        for layer in (model.up, model.down, model.head):
+            fully_shard(layer, mesh=mesh["dp"])
+        fully_shard(model, mesh=mesh["dp"])
+        expected = Norms()
+        train_norms(model, SpectralNewton(model))
+        train_norms(expected, SpectralNewton(expected))
+        assert_close(model, expected)
+
+
+def check_zero_redundancy_of_matrices():
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    expected = net()
+    model = DistributedDataParallel(net())
+    parts = [[p for p in m.parameters() if p.dim() > 1] for m in (model, expected)]
+    optimizer = ZeroRedundancyOptimizer(parts[0], optimizer_class=SpectralNewton, lr=0.05)
+    train(model, optimizer, range(2))
+    other = SpectralNewton(parts[1], lr=0.05)
+    expected.eval()
+    for seed in range(2):
+        x, y = data(seed)
+        other.zero_grad()
+        F.cross_entropy(expected(x), y).backward()
+        other.step()
+    assert_close(model.module, expected)
+
+
 def check_matrices_of_which_some_are_sharded():
     torch.manual_seed(6)
     model = Norms()
