@@ -55,7 +55,7 @@ def test_settings_out_of_range(settings):
 
 
 @pytest.mark.parametrize("key", ["lr", "alpha", "damping", "momentum", "weight_decay", "tolerance"])
-@pytest.mark.parametrize("value", ["much", [[1.0]], object()], ids=["text", "list", "object"])
+@pytest.mark.parametrize("value", ["much", "0.1", [[1.0]], object()], ids=["text", "digits", "list", "object"])
 def test_what_is_no_number(key, value):
     with pytest.raises((TypeError, ValueError), match=rf"{key} of 'layer\.weight' must be a number|neither a number"):
         SpectralNewton(named(), **{key: value})
@@ -90,6 +90,21 @@ def test_empty_groups():
         SpectralNewton([{"params": [p for _, p in named()]}, {"params": []}])
     with pytest.raises(TypeError, match="expected a tensor"):
         SpectralNewton([1.0])
+
+
+def test_a_setting_changed_between_steps():
+    weights = [("other.weight", nn.Parameter(torch.ones(2, 2))), *named()]
+    optimizer = SpectralNewton(weights, alpha=[1.0, 2.0])
+    for _, weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    for key, value in (("alpha", [1.0, -2.0]), ("damping", [0.1, 0.0]), ("damping_mode", ["mean", "x"])):
+        before = optimizer.param_groups[0][key]
+        optimizer.param_groups[0][key] = value
+        with pytest.raises(ValueError, match=rf"{key} of 'layer\.weight'"):
+            optimizer.step()
+        optimizer.param_groups[0][key] = before
+    optimizer.step()
 
 
 def test_sets_and_half_named_groups():

@@ -13,7 +13,7 @@ from spectral_ext.optim import distributed
 from spectral_ext.optim.local import is_sharded, local
 from spectral_ext.optim.matrices import Layout
 from spectral_ext.optim.scale import UpdateScale, scale_factors
-from spectral_ext.optim.settings import layouts_of, values_of
+from spectral_ext.optim.settings import check, layouts_of, names_of, values_of
 
 
 def new_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -51,7 +51,8 @@ def directions_of(
 class Transform:
     """D → c·T(D) for whole parameters, each with its layout and settings."""
 
-    def __init__(self, group: dict[str, Any], chosen: Sequence[int]) -> None:
+    def __init__(self, group: dict[str, Any], number: int, chosen: Sequence[int]) -> None:
+        self.group, self.number = group, number
         layouts = layouts_of(group)
         self.layouts: list[Layout] = [layouts[i] for i in chosen]
         columns = [values_of(group, key) for key in ("alpha", "damping", "damping_mode")]
@@ -72,13 +73,17 @@ class Transform:
         updates: list[Tensor] = list(matrices)
         for mode in dict.fromkeys(self.settings[i][2] for i in indices):
             places = [place for place, i in enumerate(owner) if self.settings[i][2] == mode]
-            results = spectral_newton(
-                [matrices[place] for place in places],
-                [self.settings[owner[place]][0] for place in places],
-                [self.settings[owner[place]][1] for place in places],
-                damping_mode=mode,
-                **self.options,
-            )
+            try:
+                results = spectral_newton(
+                    [matrices[place] for place in places],
+                    [self.settings[owner[place]][0] for place in places],
+                    [self.settings[owner[place]][1] for place in places],
+                    damping_mode=mode,
+                    **self.options,
+                )
+            except (TypeError, ValueError):
+                check(self.group, names_of(self.group, self.number))
+                raise
             for place, result in zip(places, results):
                 updates[place] = result
         alphas, dampings, modes = zip(*(self.settings[i] for i in owner))
@@ -98,6 +103,7 @@ def updates_of(
     parameters: list[Tensor],
     directions: list[Tensor],
     group: dict[str, Any],
+    number: int,
     process_group: torch.distributed.ProcessGroup | None,
 ) -> list[Tensor]:
     """c·T(D) of each parameter, of DTensors the local shard."""
@@ -107,7 +113,7 @@ def updates_of(
         places = [i for i, p in enumerate(parameters) if is_sharded(p) == sharded]
         if not places:
             continue
-        transform = Transform(group, [position[id(parameters[i])] for i in places])
+        transform = Transform(group, number, [position[id(parameters[i])] for i in places])
         own = [directions[i] for i in places]
         if sharded:
             results = distributed.sharded_updates(transform, own, [parameters[i] for i in places])
@@ -124,6 +130,7 @@ def matrix_step(
     parameters: list[Tensor],
     states: list[dict[str, Any]],
     group: dict[str, Any],
+    number: int,
     found_inf: Tensor | None,
     process_group: torch.distributed.ProcessGroup | None,
 ) -> None:
@@ -133,7 +140,7 @@ def matrix_step(
         gradients = [torch.where(found_inf > 0, torch.zeros_like(gradient), gradient) for gradient in gradients]
     buffers = [local(state["momentum_buffer"]) for state in states] if group["momentum"] else []
     directions = directions_of(gradients, buffers, group, found_inf)
-    updates = updates_of(parameters, directions, group, process_group)
+    updates = updates_of(parameters, directions, group, number, process_group)
     weights = [local(p) for p in parameters]
     lr, decay = group["lr"], group["weight_decay"]
     if found_inf is not None:

@@ -72,11 +72,13 @@ def is_matrix(parameter: Tensor, batch_dims: int) -> bool:
 
 
 def number(value: Any, name: str) -> float:
-    """A finite or infinite float; TypeError for what is no number."""
+    """A number as a float; TypeError for anything else, text included."""
     try:
-        return float(value)
+        if not isinstance(value, str):
+            return float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, not {value!r}") from None
+        pass
+    raise TypeError(f"{name} must be a number, not {value!r}")
 
 
 def _check_choice(key: str, value: Any, choices: Sequence[Any], name: str) -> None:

@@ -265,24 +265,24 @@ class SpectralNewton(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
                 settle(group, number)
-                active.append((group, parameters))
+                active.append((number, group, parameters))
         found_inf = None
         if self.defaults["capturable"]:
-            found_inf = any_nonfinite([p for _, parameters in active for p in parameters])
+            found_inf = any_nonfinite([p for *_, parameters in active for p in parameters])
         elif self._has_nonfinite(active):
             return loss
-        for group, parameters in active:
+        for number, group, parameters in active:
             states = [self._ensure_state(p, group) for p in parameters]
             if group["use_adamw"]:
                 adamw.step(parameters, states, group, found_inf)
             else:
-                matrix_step(parameters, states, group, found_inf, self.process_group)
+                matrix_step(parameters, states, group, number, found_inf, self.process_group)
         return loss
 
     @torch.compiler.disable
-    def _has_nonfinite(self, active: list[tuple[dict[str, Any], list[Tensor]]]) -> bool:
+    def _has_nonfinite(self, active: list[tuple[int, dict[str, Any], list[Tensor]]]) -> bool:
         """Whether a gradient anywhere is not finite; raises if asked to."""
-        found = has_nonfinite([p for _, parameters in active for p in parameters])
+        found = has_nonfinite([p for *_, parameters in active for p in parameters])
         if found and self.defaults["nonfinite"] == "raise":
             raise NonFiniteGradientError(
                 f"the gradient of {nonfinite_names(self.param_groups)} is not finite; nothing was changed. "
