@@ -184,6 +184,24 @@ def check_tensor_parallel_norms_with_partial_gradients():
         assert_close(model, expected)
 
 
+def check_experts_without_gradient():
+    """Whether a matrix has a gradient is known to all ranks that hold a part of it."""
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(8)
+    weight, first, second = (torch.randn(3, 4, 6) for _ in range(3))
+    second[1] = 0
+    second[0, 1:] = 0
+    for placement in (Shard(0), Shard(1), Shard(2), Replicate()):
+        plain = nn.Parameter(weight.clone())
+        sharded = nn.Parameter(distribute_tensor(weight, mesh, [placement]))
+        optimizers = [SpectralNewton([p], 0.1, batch_dims=1) for p in (plain, sharded)]
+        for gradient in (first, second):
+            plain.grad, sharded.grad = gradient.clone(), distribute_tensor(gradient, mesh, [placement])
+            for optimizer in optimizers:
+                optimizer.step()
+        torch.testing.assert_close(sharded.full_tensor(), plain.detach(), atol=1e-5, rtol=1e-4)
+
+
 def check_fsdp_over_tensor_parallel():
     """Both sharded mesh dimensions on the same dimension of a weight: strided shards."""
     for shape in ((1, 2), (2, 1)):

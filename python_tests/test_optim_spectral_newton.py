@@ -200,6 +200,65 @@ def test_zero_gradients_give_zero_updates_and_decay_applies():
         assert torch.equal(weight, torch.ones(3, 4))
 
 
+@pytest.mark.parametrize("update_scale", ["match_rms_adamw", "spectral"])
+@pytest.mark.parametrize("mode", ["mean", "spectral"])
+@pytest.mark.parametrize("alpha", [0.6, 2.0, 3.0])
+@pytest.mark.parametrize(
+    "dtype, scale",
+    [(torch.float16, 2.0**-12), (torch.float16, 2.0**9)]
+    + [(dtype, 2.0**power) for dtype in (torch.bfloat16, torch.float32) for power in (-110, -66, 60, 110)]
+    + [(torch.float32, 2.0**-140)],
+    ids=str,
+)
+def test_the_scale_of_the_gradient_does_not_matter(dtype, scale, alpha, mode, update_scale):
+    """T goes as the gradient's power 1 − α and leaves the range of the dtype long before the gradient does."""
+    gradient = torch.randint(-63, 64, (2, 6, 9)).to(dtype)
+    settings = {"alpha": alpha, "damping_mode": mode, "update_scale": update_scale, "weight_decay": 0.0}
+    steps = []
+    for factor in (1.0, scale):
+        for batch_dims in (0, 1):
+            weight = nn.Parameter(torch.zeros(2, 6, 9, dtype=dtype))
+            weight.grad = gradient * factor
+            SpectralNewton([weight], 1.0, momentum=0.0, batch_dims=batch_dims, **settings).step()
+            steps.append(weight.detach())
+    close = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-4 if scale > 2.0**-120 else 3e-2}[dtype]
+    torch.testing.assert_close(steps[0], steps[2], rtol=close, atol=close)
+    torch.testing.assert_close(steps[1], steps[3], rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_matrix_without_gradient_is_not_moved_by_its_momentum(capturable):
+    experts, linear = nn.Parameter(torch.zeros(3, 4, 5)), nn.Parameter(torch.zeros(4, 5))
+    settings = {"capturable": capturable, "nonfinite": "skip"}
+    optimizer = SpectralNewton([("e", experts), ("l", linear)], LR, batch_dims={"e": 1}, weight_decay=0.0, **settings)
+    experts.grad, linear.grad = torch.randn(3, 4, 5), torch.randn(4, 5)
+    optimizer.step()
+    before = experts.detach().clone(), linear.detach().clone()
+    momentum = optimizer.state[experts]["momentum_buffer"].clone()
+    experts.grad[1] = 0
+    experts.grad[2, 0] = 0
+    linear.grad.zero_()
+    optimizer.step()
+    moved = (experts.detach() != before[0]).flatten(1).any(1)
+    assert moved.tolist() == [True, False, True] and torch.equal(linear, before[1])
+    torch.testing.assert_close(optimizer.state[experts]["momentum_buffer"][1], 0.95 * momentum[1])
+    optimizer.param_groups[0]["weight_decay"] = DECAY
+    optimizer.step()
+    torch.testing.assert_close(linear.detach(), before[1] * (1 - LR * DECAY))
+
+
+def test_momentum_that_has_decayed_into_denormals_does_no_harm():
+    """An element of the gradient so small that the momentum of the rest underflows beside it."""
+    weight = nn.Parameter(torch.zeros(4, 5))
+    optimizer = SpectralNewton([weight], LR, weight_decay=0.0)
+    weight.grad = torch.randn(4, 5)
+    for step in range(2100):
+        optimizer.step()
+        weight.grad = torch.zeros(4, 5)
+        weight.grad[0, 0] = 1e-44
+        assert weight.isfinite().all(), step
+
+
 def test_parameters_without_gradient_are_left_alone():
     a, b = (nn.Parameter(torch.ones(3, 4)) for _ in range(2))
     optimizer = SpectralNewton([a, b], LR, weight_decay=DECAY)

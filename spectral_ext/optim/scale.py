@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -34,7 +35,8 @@ def transfer_bound(G: Tensor, alpha: float, damping: float, mode: str) -> Tensor
     first.
 
     ``absolute`` with α > 1: the closed form σ*(α−1)/(αd), 1/(2√d) at α = 2, which does not look at G.
-    ``spectral``: d·σ_max^α with σ_max from eight power steps. ``mean``: the lower bound of mean(σ^α) from the mean of
+    σ_max comes from eight power steps, which fall up to 5 % short of it; for α < 1, T may exceed the bound by 3 %.
+    ``spectral``: d·σ_max^α. ``mean``: the lower bound of mean(σ^α) from the mean of
     squares, s = ‖G‖_F²/min(m, n): s^{α/2} for α ≥ 2 (power means grow), σ_max^{α−2}·s below.
     """
     if mode == "absolute" and alpha > 1:
@@ -50,6 +52,29 @@ def transfer_bound(G: Tensor, alpha: float, damping: float, mode: str) -> Tensor
         d = damping * (square ** (alpha / 2) if alpha >= 2 else top.clamp(min=1e-30) ** (alpha - 2) * square)
     at = torch.minimum(top, (d / (alpha - 1)) ** (1 / alpha)) if alpha > 1 else top
     return at / (at**alpha + d)
+
+
+def to_unit_scale(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Each matrix of (…, m, n) times a power of two that brings its largest element to [1, 2); float16 as float32.
+
+    Where d is relative and the update's size is fixed, c·T(G) does not depend on the scale of G, but T(G) itself goes
+    as its power 1 − α: past float16 at elements of 1e-5, past float32 where momentum without gradient has decayed.
+    """
+    if not matrices:
+        return []
+    whole = [m.float() if m.dtype == torch.float16 else m for m in matrices]
+    if all(m.dim() == 2 and m.numel() for m in whole):
+        peaks = list(torch._foreach_norm(whole, math.inf))
+    else:
+        peaks = [
+            torch.linalg.vector_norm(m, math.inf, (-2, -1), keepdim=True) if m.numel() else m.new_ones(())
+            for m in whole
+        ]
+    flat = torch.cat([peak.reshape(-1) for peak in peaks])
+    # 2^126 is finite in all these dtypes and lifts the smallest denormal of float32 to 1e-7.
+    powers = torch.exp2(-flat.to(torch.promote_types(flat.dtype, torch.float32)).log2().floor().clamp(min=-126))
+    scales = [power.view(peak.shape) for power, peak in zip(powers.split([p.numel() for p in peaks]), peaks)]
+    return list(torch._foreach_mul(whole, [scale.to(m.dtype) for scale, m in zip(scales, whole)]))
 
 
 def _inverse(value: Tensor | float, factor: float) -> Tensor | float:

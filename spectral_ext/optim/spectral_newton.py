@@ -37,7 +37,8 @@ class SpectralNewton(torch.optim.Optimizer):
 
     with the factor c of ``update_scale``. The default settings were the best of the sweep in
     ``experiments/train_optimizers.py``; with them the update does not depend on the scale of the loss, and the best
-    learning rate was four to eight times AdamW's. Where D is zero so is the update; weight decay still applies.
+    learning rate was four to eight times AdamW's. A matrix whose gradient is zero is not moved, whatever its momentum
+    (an expert without a token: T(D) would carry it on at full speed); weight decay still applies.
 
     Args:
         params: a model (its parameters are sorted by ``parameter_groups``: linear layers and convolutions are matrices;
