@@ -190,6 +190,14 @@ def test_schedulers_move_both_rates():
     assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.005]
 
 
+def test_tensor_rates_move_apart_where_each_side_has_its_own():
+    optimizer = SpectralNewton(net(), torch.tensor(0.1), adamw_lr=torch.tensor(0.01))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda epoch: 0.5**epoch, lambda epoch: 0.2**epoch])
+    optimizer.step()
+    schedule.step()
+    assert [group["lr"].item() for group in optimizer.param_groups] == pytest.approx([0.05, 0.002])
+
+
 def test_a_tensor_learning_rate_steps_as_a_float():
     results = []
     for lr in (0.02, torch.tensor(0.02, dtype=torch.float64)):

@@ -167,6 +167,8 @@ def test_what_is_no_landscape():
     for landscape in ("runs/1", ["blocks"], 2.0):
         with pytest.raises(TypeError, match=r"mapping from layer name.*Landscape\.load"):
             SpectralNewton.from_landscape(GPT(), landscape)
+        with pytest.raises(TypeError, match=r"mapping from layer name.*Landscape\.load"):
+            SpectralNewton.from_landscape(GPT(), landscape, measured=True)
     for row in (None, "two"):
         with pytest.raises(TypeError, match=r"value for 'blocks\.0\.attn\.qkv' must be a number"):
             SpectralNewton.from_landscape(GPT(), ROWS | {"blocks.0.attn.qkv": row})

@@ -159,6 +159,14 @@ def test_per_parameter_settings_as_lists_and_patterns():
             torch.testing.assert_close(weight.detach(), want)
 
 
+def test_a_list_for_the_matrices_of_a_model():
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 3))
+    group = SpectralNewton(model, alpha=[1.0, 1.5], batch_dims=(0, 0)).param_groups[0]
+    assert dict(zip(group["param_names"], group["alpha"])) == {"0.weight": 1.0, "2.weight": 1.5}
+    with pytest.raises(ValueError, match=r"alpha has 3 values for the 2 parameters from '0\.weight' on"):
+        SpectralNewton(model, alpha=[1.0, 1.5, 2.0])
+
+
 def test_the_rest_is_torch_adamw():
     model, twin = (nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)) for _ in range(2))
     twin.load_state_dict(model.state_dict())

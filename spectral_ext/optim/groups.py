@@ -92,6 +92,7 @@ def expand(
     group = {**defaults, **given}
     entries, parameters, names, named = _entries(group, number)
     settings.check_parameters(parameters, names)
+    choice = group["use_adamw"]
     for key in settings.PER_PARAMETER:
         if isinstance(group[key], Mapping) and not named and not all(map(is_catch_all, group[key])):
             raise ValueError(
@@ -99,10 +100,12 @@ def expand(
             )
         if isinstance(given.get(key), Mapping):
             check_patterns(key, given[key], names)
-        _per_parameter(key, given, group, defaults, names)
-    batch_dims = settings.by_name("batch_dims", group["batch_dims"], names)
-    choice = group["use_adamw"]
-    rest = [not settings.is_matrix(p, b) if choice is None else choice for p, b in zip(parameters, batch_dims)]
+        if not choice or key in given:
+            _per_parameter(key, given, group, defaults, names)
+    rest = [bool(choice)] * len(names)
+    if choice is None:
+        batch_dims = settings.by_name("batch_dims", group["batch_dims"], names)
+        rest = [not settings.is_matrix(parameter, count) for parameter, count in zip(parameters, batch_dims)]
     for use_adamw in (False, True):
         chosen = [i for i, is_rest in enumerate(rest) if is_rest == use_adamw]
         if not chosen:

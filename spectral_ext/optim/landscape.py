@@ -10,6 +10,8 @@ from spectral_ext.optim.names import aliases, known_as, near
 from spectral_ext.optim.settings import number
 from spectral_ext.transfer import check_exponent
 
+_NO_MAPPING = "{} must be a mapping from layer name, not {}; see Landscape.load"
+
 
 def number_of(value: Any) -> float:
     """A number as it is, or the ``.value`` of a fit."""
@@ -26,6 +28,8 @@ def alpha_of(row: Any) -> float:
 
 def measured_alphas(landscape: Mapping[str, Any]) -> dict[str, float]:
     """Layer name → the fitted α as it is, not the recommended one."""
+    if not isinstance(landscape, Mapping):
+        raise TypeError(_NO_MAPPING.format("the landscape", type(landscape).__name__))
     return {name: number_of(getattr(row, "alpha", row)) for name, row in landscape.items()}
 
 
@@ -38,7 +42,7 @@ def keyed(rows: Mapping[str, Any], known: Iterable[str] | None, what: str = "the
         TypeError: no mapping, or a row that is neither a number nor has an ``alpha``.
     """
     if not isinstance(rows, Mapping):
-        raise TypeError(f"{what} must be a mapping from layer name, not {type(rows).__name__}; see Landscape.load")
+        raise TypeError(_NO_MAPPING.format(what, type(rows).__name__))
     for key, row in rows.items():
         if not hasattr(row, "alpha"):
             number(row, f"{what}'s value for {key!r}")

@@ -48,7 +48,7 @@ class SpectralNewton(torch.optim.Optimizer):
             kinds becomes two, matrices first.
         lr: learning rate, a float or a one-element tensor (needed to change it under ``torch.compile`` or in a CUDA
             graph; the groups share it, and to move them apart ``adamw_lr`` takes a tensor of its own).
-        alpha: curvature exponent, in (0, 6]: a number, a list with one entry a parameter, a mapping from shell
+        alpha: curvature exponent, in (0, 6]: a number, a list with one entry a matrix parameter, a mapping from shell
             patterns of parameter or layer names (the first that fits; ``*`` last), or ``"landscape"``, which takes
             ``landscape``. A pattern that fits no name is an error.
         damping: d > 0; a number, list or mapping as ``alpha``.
@@ -129,7 +129,7 @@ class SpectralNewton(torch.optim.Optimizer):
             raise ValueError(f"nonfinite must be one of {settings.NONFINITE}, not {nonfinite!r}")
         if capturable and nonfinite == "raise":
             raise ValueError('capturable=True cannot raise without a synchronisation: pass nonfinite="skip"')
-        if (alpha == "landscape") != (landscape is not None):
+        if (isinstance(alpha, str) and alpha == "landscape") != (landscape is not None):
             raise ValueError('alpha="landscape" and landscape= go together: pass both')
         if process_group is not None and not isinstance(process_group, torch.distributed.ProcessGroup):
             raise TypeError(f"process_group must be a torch.distributed.ProcessGroup, not {process_group!r}")
