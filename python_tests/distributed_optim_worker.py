@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 from spectral_ext.optim import NonFiniteGradientError, SpectralNewton
@@ -139,6 +140,123 @@ def check_two_sharded_mesh_dimensions():
         SpectralNewton([plain], 0.1).step()
         SpectralNewton([sharded], 0.1).step()
         torch.testing.assert_close(sharded.full_tensor(), plain.detach(), atol=1e-5, rtol=1e-4)
+
+
+class Norms(nn.Module):
+    """A tensor-parallel block: norms before a column-parallel and a row-parallel layer, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.second = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.up, self.down, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.second(self.down(self.up(self.first(x)).relu())))
+
+
+def train_norms(model, optimizer, sequence_parallel=False):
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        x, y = torch.randn(4, 6, 8, generator=generator), torch.randint(4, (24,), generator=generator)
+        optimizer.zero_grad()
+        out = model(x.chunk(2, 1)[dist.get_rank()] if sequence_parallel else x)
+        F.cross_entropy(full(out).flatten(0, 1), y).backward()
+        optimizer.step()
+
+
+def check_tensor_parallel_norms_with_partial_gradients():
+    """Under sequence parallelism the gradient of a norm is a partial sum; without it, norms are plain tensors."""
+    mesh = init_device_mesh("cpu", (2,))
+    expected = Norms()
+    train_norms(expected, SpectralNewton(expected))
+    plain = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+    sequence = {
+        "first": SequenceParallel(),
+        "up": ColwiseParallel(input_layouts=Shard(1)),
+        "down": RowwiseParallel(output_layouts=Shard(1)),
+        "second": SequenceParallel(),
+        "head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
+    }
+    for plan in (plain, sequence):
+        model = parallelize_module(Norms(), mesh, plan)
+        train_norms(model, SpectralNewton(model), plan is sequence)
+        assert_close(model, expected)
+
+
+def check_experts_without_gradient():
+    """Whether a matrix has a gradient is known to all ranks that hold a part of it."""
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(8)
+    weight, first, second = (torch.randn(3, 4, 6) for _ in range(3))
+    second[1] = 0
+    second[0, 1:] = 0
+    for placement in (Shard(0), Shard(1), Shard(2), Replicate()):
+        plain = nn.Parameter(weight.clone())
+        sharded = nn.Parameter(distribute_tensor(weight, mesh, [placement]))
+        optimizers = [SpectralNewton([p], 0.1, batch_dims=1) for p in (plain, sharded)]
+        for gradient in (first, second):
+            plain.grad, sharded.grad = gradient.clone(), distribute_tensor(gradient, mesh, [placement])
+            for optimizer in optimizers:
+                optimizer.step()
+        torch.testing.assert_close(sharded.full_tensor(), plain.detach(), atol=1e-5, rtol=1e-4)
+
+
+def check_fsdp_over_tensor_parallel():
+    """Both sharded mesh dimensions on the same dimension of a weight: strided shards."""
+    for shape in ((1, 2), (2, 1)):
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp"))
+        model = parallelize_module(Norms(), mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+        for layer in (model.up, model.down, model.head):
+            fully_shard(layer, mesh=mesh["dp"])
+        fully_shard(model, mesh=mesh["dp"])
+        expected = Norms()
+        train_norms(model, SpectralNewton(model))
+        train_norms(expected, SpectralNewton(expected))
+        assert_close(model, expected)
+
+
+def check_zero_redundancy_of_matrices():
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    expected = net()
+    model = DistributedDataParallel(net())
+    parts = [[p for p in m.parameters() if p.dim() > 1] for m in (model, expected)]
+    optimizer = ZeroRedundancyOptimizer(parts[0], optimizer_class=SpectralNewton, lr=0.05)
+    train(model, optimizer, range(2))
+    other = SpectralNewton(parts[1], lr=0.05)
+    expected.eval()
+    for seed in range(2):
+        x, y = data(seed)
+        other.zero_grad()
+        F.cross_entropy(expected(x), y).backward()
+        other.step()
+    assert_close(model.module, expected)
+
+
+def check_matrices_of_which_some_are_sharded():
+    torch.manual_seed(6)
+    model = Norms()
+    fully_shard(model, ignored_params=set(model.up.parameters()))
+    expected = Norms()
+    for seed, (p, q) in enumerate(zip(model.parameters(), expected.parameters())):
+        torch.manual_seed(seed)
+        q.grad = torch.randn_like(q)
+        p.grad = distribute_tensor(q.grad, p.device_mesh, p.placements) if isinstance(p, DTensor) else q.grad.clone()
+    SpectralNewton(model).step()
+    SpectralNewton(expected).step()
+    assert_close(model, expected)
+
+
+def check_fsdp1_is_refused():
+    for use_orig_params in (True, False):
+        model = FullyShardedDataParallel(net(), use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+        message = ""
+        try:
+            SpectralNewton(model)
+        except TypeError as error:
+            message = str(error)
+        assert "fully_shard" in message, use_orig_params
 
 
 def check_a_shard_that_is_not_finite_stops_all_ranks():

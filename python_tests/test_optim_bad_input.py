@@ -41,12 +41,32 @@ def named(*shape):
         {"batch_dims": 3, "use_adamw": False},
         {"alpha": [1.0, 2.0]},
         {"alpha": {"other*": 2.0}},
+        {"alpha": "2.0"},
+        {"damping": {"layer": -1.0}},
+        {"damping_mode": {"layer": "relative"}},
+        {"weight_decay": math.inf},
+        {"adamw_betas": 0.9},
     ],
     ids=str,
 )
 def test_settings_out_of_range(settings):
-    with pytest.raises((ValueError, RuntimeError), match=r"layer\.weight"):
-        SpectralNewton(named(), **settings)
+    with pytest.raises(ValueError, match=r"layer\.weight"):
+        SpectralNewton(named(*((3,) if "adamw_betas" in settings else ())), **settings)
+
+
+@pytest.mark.parametrize("key", ["lr", "alpha", "damping", "momentum", "weight_decay", "tolerance"])
+@pytest.mark.parametrize("value", ["much", "0.1", [[1.0]], object()], ids=["text", "digits", "list", "object"])
+def test_what_is_no_number(key, value):
+    with pytest.raises((TypeError, ValueError), match=rf"{key} of 'layer\.weight' must be a number|neither a number"):
+        SpectralNewton(named(), **{key: value})
+
+
+@pytest.mark.parametrize(
+    "setting", [{"batch_dims": 0.5}, {"split": 1.5}, {"split": "three"}, {"split": {"*": (1.0, 2)}}]
+)
+def test_what_is_no_layout(setting):
+    with pytest.raises(TypeError, match=r"layer\.weight: (batch_dims|split) must be"):
+        SpectralNewton(named(), **setting)
 
 
 def test_unnamed_parameters_are_named_by_place_and_shape():
@@ -70,6 +90,68 @@ def test_empty_groups():
         SpectralNewton([{"params": [p for _, p in named()]}, {"params": []}])
     with pytest.raises(TypeError, match="expected a tensor"):
         SpectralNewton([1.0])
+
+
+def test_a_setting_changed_between_steps():
+    weights = [("other.weight", nn.Parameter(torch.ones(2, 2))), *named()]
+    optimizer = SpectralNewton(weights, alpha=[1.0, 2.0])
+    for _, weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    for key, value in (("alpha", [1.0, -2.0]), ("damping", [0.1, 0.0]), ("damping_mode", ["mean", "x"])):
+        before = optimizer.param_groups[0][key]
+        optimizer.param_groups[0][key] = value
+        with pytest.raises(ValueError, match=rf"{key} of 'layer\.weight'"):
+            optimizer.step()
+        optimizer.param_groups[0][key] = before
+    optimizer.step()
+
+
+def test_sets_and_half_named_groups():
+    weight, other = (nn.Parameter(torch.ones(3, 4)) for _ in range(2))
+    for params in ({weight}, [{"params": {weight}}]):
+        with pytest.raises(TypeError, match="is a set, whose order changes"):
+            SpectralNewton(params)
+    for params in ([("a", weight), other], [weight, ("b", other)]):
+        with pytest.raises(ValueError, match="entry 1: name all parameters"):
+            SpectralNewton(params)
+
+
+@pytest.mark.parametrize(
+    "key, ours",
+    [("betas", "adamw_betas"), ("eps", "adamw_eps"), ("use_muon", "use_adamw"), ("adjust_lr_fn", "update_scale"),
+     ("ns_steps", "tolerance")],
+)  # fmt: skip
+def test_a_groups_settings_of_other_optimizers_are_not_ignored(key, ours):
+    with pytest.raises(ValueError, match=f"param group 1: SpectralNewton has no '{key}'; see {ours}"):
+        SpectralNewton([{"params": named()}, {"params": [("b", nn.Parameter(torch.ones(3)))], key: 1}])
+
+
+@pytest.mark.parametrize("setting", [{"capturable": True}, {"nonfinite": "skip"}])
+def test_what_holds_for_all_groups_cannot_be_one_groups(setting):
+    with pytest.raises(ValueError, match=f"param group 0: {next(iter(setting))} holds for all groups"):
+        SpectralNewton([{"params": named(), **setting}])
+    with pytest.raises(ValueError, match="use_adamw must be"):
+        SpectralNewton(named(), use_adamw="yes")
+    with pytest.raises(TypeError, match="process_group must be"):
+        SpectralNewton(named(), process_group=0)
+
+
+def test_lazy_modules_need_a_batch_first():
+    with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet: run a batch"):
+        SpectralNewton(nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_a_group_that_cannot_be_added_leaves_no_trace():
+    optimizer = SpectralNewton(named())
+    matrix, vector = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="alpha of 'm'"):
+        optimizer.add_param_group({"params": [("m", matrix)], "alpha": -1.0})
+    with pytest.raises(ValueError, match="non-leaf"):
+        optimizer.add_param_group({"params": [("m", matrix), ("v", vector * 2)]})
+    assert len(optimizer.param_groups) == len(optimizer.state) == 1
+    optimizer.add_param_group({"params": [("m", matrix), ("v", vector)]})
+    assert len(optimizer.param_groups) == len(optimizer.state) == 3
 
 
 def test_complex_integer_and_mixed_devices():
@@ -101,7 +183,10 @@ def test_scalar_spectral_adam():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     with pytest.raises(ValueError, match="s of '0' must be positive"):
         ScalarSpectralAdam(model, {"0": -1.0})
-    with pytest.raises(KeyError, match="names no layer"):
+    with pytest.raises(ValueError, match="s names 'x', which is no layer of the model"):
         ScalarSpectralAdam(model, {"x": 1.0})
+    model[0].requires_grad_(False)
+    with pytest.raises(KeyError, match="no trainable layer"):
+        ScalarSpectralAdam(model, {"0": 1.0})
     with pytest.raises(ValueError, match="beta"):
         ScalarSpectralAdam(model, {"0": 1.0}, beta=math.nan)

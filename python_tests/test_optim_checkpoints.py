@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spectral_ext.optim import SpectralNewton
+from spectral_ext.optim import SpectralNewton, parameter_groups
 
 
 def net():
@@ -66,6 +66,74 @@ def test_a_fresh_optimizer_goes_on_from_a_file():
         assert torch.equal(p, q)
 
 
+def test_states_of_other_optimizers_say_so_and_change_nothing():
+    model = net()
+    matrices = [model[0].weight.flatten(1).detach().requires_grad_(), model[3].weight]
+    for other, whose in ((torch.optim.Muon(matrices), "torch.optim.Muon"), (torch.optim.SGD(matrices), "another")):
+        for optimizer in (SpectralNewton(matrices), SpectralNewton(model)):
+            with pytest.raises(ValueError, match=f"the state is of {whose}.*lack use_adamw, alpha"):
+                optimizer.load_state_dict(other.state_dict())
+            train(model, optimizer, range(1))
+
+
+def test_a_state_of_other_shapes_names_the_parameter():
+    model = net()
+    state = SpectralNewton(model).state_dict()
+    model[0] = nn.Conv2d(3, 5, 3, bias=False)
+    with pytest.raises(
+        ValueError, match=r"momentum_buffer for '0\.weight' has shape \(6, 3, 3, 3\), not \(5, 3, 3, 3\)"
+    ):
+        SpectralNewton(model).load_state_dict(state)
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_how_a_process_runs_is_not_loaded(capturable):
+    """A captured run goes on without capture and the other way round, and raises or skips as it was told to."""
+    model = net()
+    settings = [{"capturable": True, "nonfinite": "skip"}, {}]
+    first, second = settings if capturable else settings[::-1]
+    optimizer = SpectralNewton(model, **first)
+    train(model, optimizer, range(2))
+    other = net()
+    other.load_state_dict(model.state_dict())
+    again = SpectralNewton(other, **second)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert [group["capturable"] for group in again.param_groups] == [not capturable] * 2
+    for one, two in ((model, optimizer), (other, again)):
+        train(one, two, range(2, 4))
+    for p, q in zip(model.parameters(), other.parameters()):
+        torch.testing.assert_close(p, q)
+
+
+def test_numbers_of_numpy_are_saved_as_floats():
+    numpy = pytest.importorskip("numpy")
+    model = net()
+    optimizer = SpectralNewton(model, numpy.float64(0.01), alpha={"0": numpy.float64(1.5), "*": torch.tensor(2.0)})
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True)["param_groups"][0]["alpha"] == [1.5, 2.0]
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("settings", [{"alpha": {"0": 1.5, "*": 2.0}}, {"momentum": 0.0}], ids=str)
+def test_states_by_name(flatten, settings):
+    """torch.distributed.checkpoint.state_dict, as torchtitan uses it, in one process."""
+    by_name = pytest.importorskip("torch.distributed.checkpoint.state_dict")
+    options = by_name.StateDictOptions(flatten_optimizer_state_dict=flatten)
+    model, other = net(), net()
+    optimizer, again = SpectralNewton(model, 0.1, **settings), SpectralNewton(other, **settings)
+    train(model, optimizer, range(2))
+    by_name.set_optimizer_state_dict(
+        other, again, by_name.get_optimizer_state_dict(model, optimizer, options=options), options=options
+    )
+    for one, two in zip(optimizer.param_groups, again.param_groups):
+        assert {**one, "params": 0} == {**two, "params": 0}
+        for p, q in zip(one["params"], two["params"]):
+            assert optimizer.state[p].keys() == again.state[q].keys()
+            assert all(torch.equal(value, again.state[q][key]) for key, value in optimizer.state[p].items())
+
+
 def test_copies_and_pickles_step():
     model = net()
     twin, optimizer = copy.deepcopy((model, SpectralNewton(model)))
@@ -85,6 +153,34 @@ def test_add_param_group():
     assert optimizer.state[model[3].weight]["momentum_buffer"].norm() > 0
 
 
+def test_adamws_own_rate():
+    """``adamw_lr`` is for AdamW's share of what both take; a group that is AdamW's alone may set ``lr`` itself."""
+    model = net()
+    matrices, rest = parameter_groups(model)
+    other = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3))
+    settings = {"lr": 0.1, "adamw_lr": 0.01, "weight_decay": 0.2, "adamw_weight_decay": 0.0}
+    rates = []
+    for own in ({"lr": 0.003, "weight_decay": 0.5}, {"adamw_lr": 0.004, "lr": 9.0, "adamw_weight_decay": 0.6}, {}):
+        optimizer = SpectralNewton([matrices, rest | own], **settings)
+        rates.append([(group["lr"], group["weight_decay"]) for group in optimizer.param_groups])
+    assert rates == [[(0.1, 0.2), (0.003, 0.5)], [(0.1, 0.2), (0.004, 0.6)], [(0.1, 0.2), (0.01, 0.0)]]
+    optimizer = SpectralNewton([{"params": other, "lr": 0.5}], **settings)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.01]
+
+
+def test_one_cycle_with_and_without_momentum():
+    """The scheduler cycles ``momentum`` by default, and so begins it where there was none."""
+    for momentum in (0.95, 0.0):
+        model = net()
+        optimizer = SpectralNewton(model, momentum=momentum)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.02, 0.01], total_steps=4)
+        for seed in range(4):
+            train(model, optimizer, [seed])
+            schedule.step()
+        assert optimizer.state[model[0].weight]["momentum_buffer"].norm() > 0
+        assert all(p.isfinite().all() for p in model.parameters())
+
+
 def test_schedulers_move_both_rates():
     model = net()
     optimizer = SpectralNewton(model, 0.1, adamw_lr=0.01)
@@ -92,6 +188,14 @@ def test_schedulers_move_both_rates():
     train(model, optimizer, range(1))
     schedule.step()
     assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.005]
+
+
+def test_tensor_rates_move_apart_where_each_side_has_its_own():
+    optimizer = SpectralNewton(net(), torch.tensor(0.1), adamw_lr=torch.tensor(0.01))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda epoch: 0.5**epoch, lambda epoch: 0.2**epoch])
+    optimizer.step()
+    schedule.step()
+    assert [group["lr"].item() for group in optimizer.param_groups] == pytest.approx([0.05, 0.002])
 
 
 def test_a_tensor_learning_rate_steps_as_a_float():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from spectral_ext.optim import parameter_groups
+from spectral_ext.optim import SpectralNewton, parameter_groups
 from spectral_ext.optim.matrices import Layout
 
 SHAPES = [
@@ -74,11 +74,15 @@ class Zoo(nn.Module):
         self.grouped = nn.Conv2d(8, 8, 3, groups=2)
         self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
         self.norm = nn.BatchNorm2d(8)
-        self.attention = nn.MultiheadAttention(8, 2)
+        self.attention = nn.MultiheadAttention(8, 2, add_bias_kv=True)
         self.lstm = nn.LSTM(8, 4)
         self.linear = nn.Linear(8, 8)
         self.frozen = nn.Linear(8, 8).requires_grad_(False)
         self.bare = nn.Parameter(torch.zeros(3, 8))
+        self.experts_up = nn.Parameter(torch.zeros(3, 16, 8))
+        self.experts_up_bias = nn.Parameter(torch.zeros(3, 16))
+        self.A_log = nn.Parameter(torch.zeros(8, 4))
+        self.magnitude = nn.Parameter(torch.ones(8, 1))
         self.temperature = nn.Parameter(torch.ones(()))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
         self.pos_embed = nn.Parameter(torch.zeros(5, 8))
@@ -95,6 +99,7 @@ def test_sorting_by_module_type():
     split = dict(zip(names(matrices), matrices["split"]))
     assert split == {
         "bare": 1,
+        "experts_up": 1,
         "conv.weight": 1,
         "grouped.weight": 2,
         "attention.in_proj_weight": 3,
@@ -103,6 +108,9 @@ def test_sorting_by_module_type():
         "lstm.weight_hh_l0": 4,
         "linear.weight": 1,
     }
+    batch_dims = dict(zip(names(matrices), matrices["batch_dims"]))
+    assert [name for name, count in batch_dims.items() if count] == ["experts_up"]
+    assert {"experts_up_bias", "A_log", "magnitude", "attention.bias_k", "layer_scale", "cls_token"} <= set(names(rest))
     assert {"embedding.weight", "depthwise.weight", "norm.weight", "linear.bias", "head.weight"} <= set(names(rest))
     assert not any("frozen" in name for name in names(matrices) + names(rest))
 
@@ -117,6 +125,30 @@ def test_a_tied_head_goes_to_adamw_and_patterns_override():
     assert "linear.weight" in names(matrices)
     with pytest.raises(KeyError, match="atention"):
         parameter_groups(model, adamw="atention.*")
+
+
+@pytest.mark.parametrize("of_model", [True, False])
+def test_patterns_go_before_what_was_found_and_leave_the_rest(of_model):
+    settings = {"split": {"linear": 2, "attention": (8, 16)}, "batch_dims": {"experts_up": 0}}
+    model = Zoo()
+    optimizer = SpectralNewton(model if of_model else parameter_groups(model), **settings)
+    group = optimizer.param_groups[0]
+    split = dict(zip(group["param_names"], group["split"]))
+    assert split["linear.weight"] == 2 and split["attention.in_proj_weight"] == (8, 16)
+    assert split["grouped.weight"] == 2 and split["lstm.weight_hh_l0"] == 4 and split["conv.weight"] == 1
+    assert group["batch_dims"] == 0
+
+
+def test_experts_take_steps_of_their_own():
+    model = Zoo()
+    optimizer = SpectralNewton(model, 0.1, weight_decay=0.0)
+    gradient = torch.randn(3, 16, 8)
+    model.experts_up.grad = gradient.clone()
+    optimizer.step()
+    alone = nn.Parameter(torch.zeros(16, 8))
+    alone.grad = gradient[1].clone()
+    SpectralNewton([alone], 0.1, weight_decay=0.0).step()
+    torch.testing.assert_close(model.experts_up[1], alone)
 
 
 def test_the_only_matrix_is_not_taken_for_a_head():

@@ -100,6 +100,20 @@ def test_a_callable_scale():
     torch.testing.assert_close(run(optimizer, weight, gradients), expected)
 
 
+def test_a_callable_scale_is_one_factor_a_matrix():
+    """(4,) for (4, 3, 4) would broadcast over the columns."""
+    weight, gradients = weight_and_gradients(4, 3, 4, steps=1)
+    expected = weight.detach() * (1 - LR * DECAY)
+    settings = {"batch_dims": 1, "weight_decay": DECAY, "tolerance": None}
+    with pytest.raises(ValueError, match=r"shape \(4,\) for updates of shape \(4, 3, 4\).*keepdim"):
+        run(SpectralNewton([weight], LR, update_scale=lambda T: T.norm(dim=(-2, -1)), **settings), weight, gradients)
+    optimizer = SpectralNewton(
+        [weight], LR, update_scale=lambda T: 1 / torch.linalg.vector_norm(T, dim=(-2, -1), keepdim=True), **settings
+    )
+    steps = (run(optimizer, weight, gradients) - expected) / LR
+    torch.testing.assert_close(torch.linalg.vector_norm(steps, dim=(-2, -1)), torch.ones(4, dtype=torch.float64))
+
+
 def test_convolutions_experts_and_fused_weights_are_matrices_of_their_own():
     shapes = {"conv": (4, 3, 2, 2), "experts": (3, 4, 5), "qkv": (6, 4), "grouped": (6, 5)}
     weights = {name: weight_and_gradients(*shape) for name, shape in shapes.items()}
@@ -145,6 +159,14 @@ def test_per_parameter_settings_as_lists_and_patterns():
             torch.testing.assert_close(weight.detach(), want)
 
 
+def test_a_list_for_the_matrices_of_a_model():
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 3))
+    group = SpectralNewton(model, alpha=[1.0, 1.5], batch_dims=(0, 0)).param_groups[0]
+    assert dict(zip(group["param_names"], group["alpha"])) == {"0.weight": 1.0, "2.weight": 1.5}
+    with pytest.raises(ValueError, match=r"alpha has 3 values for the 2 parameters from '0\.weight' on"):
+        SpectralNewton(model, alpha=[1.0, 1.5, 2.0])
+
+
 def test_the_rest_is_torch_adamw():
     model, twin = (nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)) for _ in range(2))
     twin.load_state_dict(model.state_dict())
@@ -184,6 +206,65 @@ def test_zero_gradients_give_zero_updates_and_decay_applies():
         weight.grad = torch.zeros(3, 4)
         SpectralNewton([weight], weight_decay=0.0, update_scale=scale).step()
         assert torch.equal(weight, torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("update_scale", ["match_rms_adamw", "spectral"])
+@pytest.mark.parametrize("mode", ["mean", "spectral"])
+@pytest.mark.parametrize("alpha", [0.6, 2.0, 3.0])
+@pytest.mark.parametrize(
+    "dtype, scale",
+    [(torch.float16, 2.0**-12), (torch.float16, 2.0**9)]
+    + [(dtype, 2.0**power) for dtype in (torch.bfloat16, torch.float32) for power in (-110, -66, 60, 110)]
+    + [(torch.float32, 2.0**-140)],
+    ids=str,
+)
+def test_the_scale_of_the_gradient_does_not_matter(dtype, scale, alpha, mode, update_scale):
+    """T goes as the gradient's power 1 − α and leaves the range of the dtype long before the gradient does."""
+    gradient = torch.randint(-63, 64, (2, 6, 9)).to(dtype)
+    settings = {"alpha": alpha, "damping_mode": mode, "update_scale": update_scale, "weight_decay": 0.0}
+    steps = []
+    for factor in (1.0, scale):
+        for batch_dims in (0, 1):
+            weight = nn.Parameter(torch.zeros(2, 6, 9, dtype=dtype))
+            weight.grad = gradient * factor
+            SpectralNewton([weight], 1.0, momentum=0.0, batch_dims=batch_dims, **settings).step()
+            steps.append(weight.detach())
+    close = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-4 if scale > 2.0**-120 else 3e-2}[dtype]
+    torch.testing.assert_close(steps[0], steps[2], rtol=close, atol=close)
+    torch.testing.assert_close(steps[1], steps[3], rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_matrix_without_gradient_is_not_moved_by_its_momentum(capturable):
+    experts, linear = nn.Parameter(torch.zeros(3, 4, 5)), nn.Parameter(torch.zeros(4, 5))
+    settings = {"capturable": capturable, "nonfinite": "skip"}
+    optimizer = SpectralNewton([("e", experts), ("l", linear)], LR, batch_dims={"e": 1}, weight_decay=0.0, **settings)
+    experts.grad, linear.grad = torch.randn(3, 4, 5), torch.randn(4, 5)
+    optimizer.step()
+    before = experts.detach().clone(), linear.detach().clone()
+    momentum = optimizer.state[experts]["momentum_buffer"].clone()
+    experts.grad[1] = 0
+    experts.grad[2, 0] = 0
+    linear.grad.zero_()
+    optimizer.step()
+    moved = (experts.detach() != before[0]).flatten(1).any(1)
+    assert moved.tolist() == [True, False, True] and torch.equal(linear, before[1])
+    torch.testing.assert_close(optimizer.state[experts]["momentum_buffer"][1], 0.95 * momentum[1])
+    optimizer.param_groups[0]["weight_decay"] = DECAY
+    optimizer.step()
+    torch.testing.assert_close(linear.detach(), before[1] * (1 - LR * DECAY))
+
+
+def test_momentum_that_has_decayed_into_denormals_does_no_harm():
+    """An element of the gradient so small that the momentum of the rest underflows beside it."""
+    weight = nn.Parameter(torch.zeros(4, 5))
+    optimizer = SpectralNewton([weight], LR, weight_decay=0.0)
+    weight.grad = torch.randn(4, 5)
+    for step in range(2100):
+        optimizer.step()
+        weight.grad = torch.zeros(4, 5)
+        weight.grad[0, 0] = 1e-44
+        assert weight.isfinite().all(), step
 
 
 def test_parameters_without_gradient_are_left_alone():

@@ -1,4 +1,4 @@
-"""What is asked of gradients before a step: dense, finite."""
+"""What is asked of gradients before a step: dense, laid out as their parameters, finite."""
 
 from __future__ import annotations
 
@@ -12,12 +12,22 @@ from spectral_ext.optim.local import is_sharded, local
 from spectral_ext.optim.settings import names_of
 
 
-def check_dense(group: Mapping[str, Any], number: int) -> None:
-    """Raise TypeError, naming the parameter, if a gradient is sparse."""
+def settle(group: Mapping[str, Any], number: int) -> None:
+    """Bring gradients of DTensors to the placement of their parameters: partial sums (norms under sequence
+    parallelism) are added up.
+
+    Raises:
+        TypeError: a gradient is sparse; the message names the parameter.
+    """
     for i, parameter in enumerate(group["params"]):
-        if parameter.grad is not None and parameter.grad.layout is not torch.strided:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if gradient.layout is not torch.strided:
             name = names_of(group, number)[i]
             raise TypeError(f"the gradient of {name!r} is sparse; make it dense (nn.Embedding(sparse=False))")
+        if is_sharded(parameter) and gradient.placements != parameter.placements:
+            parameter.grad = gradient.redistribute(parameter.device_mesh, parameter.placements)
 
 
 def any_nonfinite(parameters: Sequence[Tensor]) -> Tensor | None:

@@ -34,6 +34,11 @@ class Layout:
     def check(self, name: str, shape: torch.Size) -> None:
         """Raise ValueError, naming the parameter, if a tensor of this shape cannot be read so."""
         b = self.batch_dims
+        if not isinstance(b, int):
+            raise TypeError(f"{name}: batch_dims must be an integer, not {b!r}")
+        sizes = self.split if isinstance(self.split, tuple) else (self.split,)
+        if not all(isinstance(size, int) for size in sizes):
+            raise TypeError(f"{name}: split must be an integer or a tuple of integers, not {self.split!r}")
         if b < 0 or len(shape) < b + 2:
             raise ValueError(
                 f"{name}: shape {tuple(shape)} with batch_dims={b} is no matrix; AdamW can take it (use_adamw)"

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from spectral_ext.ops.spectral_newton import spectral_newton
 from spectral_ext.optim import distributed
+from spectral_ext.optim.idle import hold_idle
 from spectral_ext.optim.local import is_sharded, local
 from spectral_ext.optim.matrices import Layout
-from spectral_ext.optim.scale import UpdateScale, scale_factors
-from spectral_ext.optim.settings import layouts_of, values_of
+from spectral_ext.optim.scale import UpdateScale, scale_factors, to_unit_scale
+from spectral_ext.optim.settings import check, layouts_of, names_of, values_of
 
 
 def new_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -51,7 +52,8 @@ def directions_of(
 class Transform:
     """D → c·T(D) for whole parameters, each with its layout and settings."""
 
-    def __init__(self, group: dict[str, Any], chosen: Sequence[int]) -> None:
+    def __init__(self, group: dict[str, Any], number: int, chosen: Sequence[int]) -> None:
+        self.group, self.number = group, number
         layouts = layouts_of(group)
         self.layouts: list[Layout] = [layouts[i] for i in chosen]
         columns = [values_of(group, key) for key in ("alpha", "damping", "damping_mode")]
@@ -67,54 +69,102 @@ class Transform:
     def __call__(self, directions: Sequence[Tensor], indices: Sequence[int]) -> list[Tensor]:
         """The updates of the parameters ``indices``, from their directions, whole."""
         pieces = [self.layouts[i].matrices(direction) for i, direction in zip(indices, directions)]
-        owner = [i for i, own in zip(indices, pieces) for _ in own]
+        settings = [self.settings[i] for i, own in zip(indices, pieces) for _ in own]
         matrices = [matrix for own in pieces for matrix in own]
-        updates: list[Tensor] = list(matrices)
-        for mode in dict.fromkeys(self.settings[i][2] for i in indices):
-            places = [place for place, i in enumerate(owner) if self.settings[i][2] == mode]
-            results = spectral_newton(
-                [matrices[place] for place in places],
-                [self.settings[owner[place]][0] for place in places],
-                [self.settings[owner[place]][1] for place in places],
-                damping_mode=mode,
-                **self.options,
-            )
-            for place, result in zip(places, results):
-                updates[place] = result
-        alphas, dampings, modes = zip(*(self.settings[i] for i in owner))
-        factors = scale_factors(updates, matrices, alphas, dampings, modes, self.update_scale)
+        fixed = isinstance(self.update_scale, str)
+        free = [place for place, (_, _, mode) in enumerate(settings) if fixed and mode != "absolute"]
+        now = [place for place in free if self._scaled_first(matrices[place])]
+        for place, matrix in zip(now, to_unit_scale([matrices[place] for place in now])):
+            matrices[place] = matrix
+        updates, factors = self._map(matrices, settings)
+        late = [place for place in sorted({*free} - {*now}) if not torch.as_tensor(factors[place]).all()]
+        if late:
+            scaled = to_unit_scale([matrices[place] for place in late])
+            for place, update, factor in zip(late, *self._map(scaled, [settings[place] for place in late])):
+                updates[place], factors[place] = update, factor
         if all(isinstance(factor, Tensor) and factor.dim() == 0 for factor in factors):
             torch._foreach_mul_(updates, factors)  # type: ignore[arg-type]
         elif self.update_scale is not None:
             updates = [update * factor for update, factor in zip(updates, factors)]
         flat = iter(updates)
         return [
-            self.layouts[i].tensor([next(flat) for _ in own], direction)
+            self.layouts[i].tensor([next(flat).to(direction.dtype) for _ in own], direction)
             for i, own, direction in zip(indices, pieces, directions)
         ]
+
+    def _scaled_first(self, matrix: Tensor) -> bool:
+        """On a host, the norm of T(D) says for nothing whether D had to be scaled; elsewhere a look would wait."""
+        return self.update_scale == "spectral" or matrix.device.type != "cpu" or matrix.dtype == torch.float16
+
+    def _map(
+        self, matrices: list[Tensor], settings: Sequence[tuple[Any, ...]]
+    ) -> tuple[list[Tensor], list[Tensor | float]]:
+        """T(D) and its factor for each matrix with its (α, d, mode)."""
+        updates = list(matrices)
+        for mode in dict.fromkeys(mode for _, _, mode in settings):
+            places = [place for place, (_, _, own) in enumerate(settings) if own == mode]
+            try:
+                results = spectral_newton(
+                    [matrices[place] for place in places],
+                    [settings[place][0] for place in places],
+                    [settings[place][1] for place in places],
+                    damping_mode=mode,
+                    **self.options,
+                )
+            except (TypeError, ValueError):
+                check(self.group, names_of(self.group, self.number))
+                raise
+            for place, result in zip(places, results):
+                updates[place] = result
+        alphas, dampings, modes = zip(*settings)
+        return updates, scale_factors(updates, matrices, alphas, dampings, modes, self.update_scale)
+
+
+def updates_of(
+    parameters: list[Tensor],
+    directions: list[Tensor],
+    group: dict[str, Any],
+    number: int,
+    process_group: torch.distributed.ProcessGroup | None,
+) -> list[Tensor]:
+    """c·T(D) of each parameter, of DTensors the local shard."""
+    position = {id(p): i for i, p in enumerate(group["params"])}
+    updates = list(directions)
+    for sharded in (False, True):
+        places = [i for i, p in enumerate(parameters) if is_sharded(p) == sharded]
+        if not places:
+            continue
+        transform = Transform(group, number, [position[id(parameters[i])] for i in places])
+        own = [directions[i] for i in places]
+        if sharded:
+            results = distributed.sharded_updates(transform, own, [parameters[i] for i in places])
+        elif process_group is not None:
+            results = distributed.replicated_updates(transform, own, process_group)
+        else:
+            results = transform(own, range(len(own)))
+        for i, result in zip(places, results):
+            updates[i] = result
+    return updates
 
 
 def matrix_step(
     parameters: list[Tensor],
     states: list[dict[str, Any]],
     group: dict[str, Any],
+    number: int,
     found_inf: Tensor | None,
     process_group: torch.distributed.ProcessGroup | None,
 ) -> None:
     """Momentum, update and decay of the parameters that have a gradient, in place."""
-    position = {id(p): i for i, p in enumerate(group["params"])}
-    transform = Transform(group, [position[id(p)] for p in parameters])
     gradients = [local(p.grad) for p in parameters]  # type: ignore[arg-type]
     if found_inf is not None:
         gradients = [torch.where(found_inf > 0, torch.zeros_like(gradient), gradient) for gradient in gradients]
     buffers = [local(state["momentum_buffer"]) for state in states] if group["momentum"] else []
     directions = directions_of(gradients, buffers, group, found_inf)
-    if is_sharded(parameters[0]):
-        updates = distributed.sharded_updates(transform, directions, parameters)
-    elif process_group is not None:
-        updates = distributed.replicated_updates(transform, directions, process_group)
-    else:
-        updates = transform(directions, range(len(directions)))
+    updates = updates_of(parameters, directions, group, number, process_group)
+    layouts = layouts_of(group)
+    position = {id(p): i for i, p in enumerate(group["params"])}
+    updates = hold_idle(updates, gradients, parameters, [layouts[position[id(p)]] for p in parameters])
     weights = [local(p) for p in parameters]
     lr, decay = group["lr"], group["weight_decay"]
     if found_inf is not None:

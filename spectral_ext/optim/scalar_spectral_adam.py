@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral_ext.optim.landscape import number_of, row_of
+from spectral_ext.optim.landscape import keyed, number_of, row_of
+from spectral_ext.optim.names import layers_in, names_in
 
 
 def _decay_exponent(row: Any, name: str) -> float:
     """s: the row itself if a number, else α·γ of its fits."""
-    s = float(row) if isinstance(row, (int, float)) else number_of(row.alpha) * number_of(row.gamma)
+    s = number_of(row.alpha) * number_of(row.gamma) if hasattr(row, "alpha") else float(row)
     if not 0 < s < math.inf:
         raise ValueError(f"s of {name!r} must be positive and finite, not {s!r}; leave the layer out to keep its rate")
     return s
@@ -35,7 +36,7 @@ class ScalarSpectralAdam(torch.optim.Adam):
 
     Raises:
         KeyError: ``s`` names no layer of the model that has a trainable parameter.
-        ValueError: an s_l that is not positive and finite, or β not finite.
+        ValueError: ``s`` names what the model has not; an s_l that is not positive and finite; β not finite.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class ScalarSpectralAdam(torch.optim.Adam):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 layers.setdefault(name.rpartition(".")[0], []).append((name, parameter))
-        rows = {layer: row_of(s, members[0][0]) for layer, members in layers.items()}
+        known = keyed(s, [*layers_in(model), *names_in(model)], "s")
+        rows = {layer: row_of(known, members[0][0]) for layer, members in layers.items()}
         exponents = {layer: _decay_exponent(row, layer) for layer, row in rows.items() if row is not None}
         if not exponents:
-            raise KeyError(f"s names no layer of the model; its layers are {', '.join(list(layers)[:8])}, …")
+            raise KeyError(f"s names no trainable layer of the model; there are {', '.join(list(layers)[:8])}, …")
         mean = sum(exponents.values()) / len(exponents)
         groups = [
             {"params": members, "lr": lr * (exponents.get(layer, mean) / mean) ** beta, "layer": layer}

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from spectral_ext.ops.spectral_newton import DAMPING_MODES, SOLVERS
-from spectral_ext.optim.local import is_sharded, local
+from spectral_ext.optim.local import local
 from spectral_ext.optim.matrices import Layout
-from spectral_ext.optim.parameters import matches
+from spectral_ext.optim.names import matches
 from spectral_ext.optim.scale import UPDATE_SCALES
 from spectral_ext.transfer import check_damping, check_exponent
 
 LAYOUT = ("batch_dims", "split", "split_dim")
 PER_PARAMETER = ("alpha", "damping", "damping_mode", *LAYOUT)
+NUMBERS = ("lr", "weight_decay", "momentum", "adamw_eps")
 MOMENTUM_MODES = ("ema", "sum")
 NONFINITE = ("raise", "skip")
 
@@ -27,17 +29,27 @@ def names_of(group: Mapping[str, Any], number: int) -> list[str]:
     return [f"parameter {i} of group {number}, shape {tuple(p.shape)}" for i, p in enumerate(group["params"])]
 
 
-def by_name(key: str, value: Any, names: Sequence[str]) -> list[Any]:
-    """One value a parameter: the first pattern that fits of a mapping, the entries of a list, or the same for all."""
+def by_name(key: str, value: Any, names: Sequence[str], otherwise: Sequence[Any] | None = None) -> list[Any]:
+    """One value a parameter: the first pattern that fits of a mapping, the entries of a list, or the same for all.
+
+    ``otherwise``: the values where no pattern fits; without it that is an error, except for the layout's settings.
+    """
     if not isinstance(value, Mapping):
-        return list(value) if isinstance(value, list) else [value] * len(names)
+        return list(value) if is_list(key, value) else [value] * len(names)
+    if otherwise is None and key in LAYOUT:
+        otherwise = [getattr(Layout, key)] * len(names)
     values = []
-    for name in names:
-        fitting = [setting for pattern, setting in value.items() if matches(name, pattern)]
-        if not fitting and key not in LAYOUT:
+    for i, name in enumerate(names):
+        fitting = next((pattern for pattern in value if matches(name, pattern)), None)
+        if fitting is None and otherwise is None:
             raise ValueError(f"{key}: no pattern fits {name!r}; add it, or '*' for all others")
-        values.append(fitting[0] if fitting else getattr(Layout, key))
+        values.append(value[fitting] if fitting is not None else otherwise[i])  # type: ignore[index]
     return values
+
+
+def is_list(key: str, value: Any) -> bool:
+    """Whether a value is one entry a parameter; a tuple is the sizes of one ``split``."""
+    return isinstance(value, list) or (isinstance(value, tuple) and key != "split")
 
 
 def values_of(group: Mapping[str, Any], key: str) -> list[Any]:
@@ -55,23 +67,39 @@ def layouts_of(group: Mapping[str, Any]) -> list[Layout]:
 
 
 def is_matrix(parameter: Tensor, batch_dims: int) -> bool:
-    return parameter.dim() >= batch_dims + 2
+    """Whether its dimensions suffice; what is no integer is left to ``Layout.check``."""
+    return parameter.dim() >= (batch_dims if isinstance(batch_dims, int) else 0) + 2
+
+
+def number(value: Any, name: str) -> float:
+    """A number as a float; TypeError for anything else, text included."""
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"{name} must be a number, not {value!r}")
 
 
 def _check_choice(key: str, value: Any, choices: Sequence[Any], name: str) -> None:
-    if value not in choices:
+    if not isinstance(value, (str, type(None))) or value not in choices:
         raise ValueError(f"{key} of {name!r} must be one of {choices}, not {value!r}")
 
 
-def _check_range(key: str, value: Any, name: str, upper: float = float("inf")) -> None:
-    number = float(value)
-    if not 0 <= number < upper:
-        raise ValueError(f"{key} of {name!r} must be at least 0 and below {upper:g}, not {number!r}")
+def _check_range(key: str, value: Any, name: str, upper: float = math.inf) -> None:
+    if not 0 <= number(value, f"{key} of {name!r}") < upper:
+        limit = "finite" if upper == math.inf else f"below {upper:g}"
+        raise ValueError(f"{key} of {name!r} must be at least 0 and {limit}, not {float(value)!r}")
 
 
 def check_parameters(parameters: Sequence[Tensor], names: Sequence[str]) -> None:
     """Raise unless all are real, floating, and on one device."""
     for parameter, name in zip(parameters, names):
+        if getattr(parameter, "_is_flat_param", False) or getattr(parameter, "_fsdp_flattened", False):
+            raise TypeError(
+                f"{name!r} was flattened by FullyShardedDataParallel (FSDP1) and is no matrix any more: shard the "
+                "model with torch.distributed.fsdp.fully_shard (FSDP2)"
+            )
         if parameter.is_complex():
             raise TypeError(f"{name!r} is complex; SpectralNewton takes real parameters: use torch.view_as_real")
         if not parameter.is_floating_point() or parameter.dtype.itemsize == 1:
@@ -81,18 +109,18 @@ def check_parameters(parameters: Sequence[Tensor], names: Sequence[str]) -> None
                 f"{name!r} is on {local(parameter).device} and {names[0]!r} on {local(parameters[0]).device}: "
                 "give the parameters of each device a group of their own"
             )
-        if is_sharded(parameter) != is_sharded(parameters[0]):
-            raise ValueError(f"{name!r} and {names[0]!r}: only one of them is a DTensor; give them groups of their own")
 
 
 def check(group: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise ValueError, naming the parameter, for any setting out of its range."""
+    """Raise ValueError or TypeError, naming the parameter, for any setting out of its range."""
     first = names[0]
     if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
         raise ValueError(f"lr of {first!r} must have one element, not shape {tuple(group['lr'].shape)}")
     _check_range("lr", group["lr"], first)
     _check_range("weight_decay", group["weight_decay"], first)
     if group["use_adamw"]:
+        if not isinstance(group["adamw_betas"], (tuple, list)) or len(group["adamw_betas"]) != 2:
+            raise ValueError(f"adamw_betas of {first!r} must be two numbers, not {group['adamw_betas']!r}")
         for beta in group["adamw_betas"]:
             _check_range("adamw_betas", beta, first, 1)
         _check_range("adamw_eps", group["adamw_eps"], first)
@@ -102,7 +130,7 @@ def check(group: Mapping[str, Any], names: Sequence[str]) -> None:
     _check_choice("solver", group["solver"], SOLVERS, first)
     if not callable(group["update_scale"]):
         _check_choice("update_scale", group["update_scale"], UPDATE_SCALES, first)
-    if group["tolerance"] is not None and not 0 < group["tolerance"] < 1:
+    if group["tolerance"] is not None and not 0 < number(group["tolerance"], f"tolerance of {first!r}") < 1:
         raise ValueError(f"tolerance of {first!r} must lie in (0, 1), not {group['tolerance']!r}")
     columns = [values_of(group, key) for key in PER_PARAMETER[:3]]
     for name, parameter, layout, alpha, damping, mode in zip(names, group["params"], layouts_of(group), *columns):

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectral_ext.optim import adamw, settings
-from spectral_ext.optim.gradients import any_nonfinite, check_dense, has_nonfinite, nonfinite_names
-from spectral_ext.optim.groups import expand
-from spectral_ext.optim.landscape import measured_alphas
+from spectral_ext.optim import adamw, checkpoint, settings
+from spectral_ext.optim.gradients import any_nonfinite, has_nonfinite, nonfinite_names, settle
+from spectral_ext.optim.groups import WHOLE, expand
+from spectral_ext.optim.landscape import keyed, measured_alphas, row_of
+from spectral_ext.optim.matrices import Layout
 from spectral_ext.optim.matrix_step import matrix_step, new_state
+from spectral_ext.optim.names import aliases, check_patterns, layers_in, names_in
 from spectral_ext.optim.parameters import parameter_groups
 from spectral_ext.optim.scale import UpdateScale
 
@@ -35,18 +37,20 @@ class SpectralNewton(torch.optim.Optimizer):
 
     with the factor c of ``update_scale``. The default settings were the best of the sweep in
     ``experiments/train_optimizers.py``; with them the update does not depend on the scale of the loss, and the best
-    learning rate was four to eight times AdamW's. A zero gradient gives a zero update; weight decay still applies.
+    learning rate was four to eight times AdamW's. A matrix whose gradient is zero is not moved, whatever its momentum
+    (an expert without a token: T(D) would carry it on at full speed); weight decay still applies.
 
     Args:
         params: a model (its parameters are sorted by ``parameter_groups``: linear layers and convolutions are matrices;
             embeddings, norms, biases, depthwise convolutions and the output head go to AdamW), or tensors, named
-            tensors or param groups as in ``torch.optim``. In a group, ``use_adamw`` decides; where it is None,
-            parameters of fewer than ``batch_dims`` + 2 dimensions go to AdamW, and a group of both kinds becomes two,
-            matrices first.
+            tensors or param groups as in ``torch.optim``, where nothing is known of the modules: ``use_adamw`` decides;
+            where it is None, parameters of fewer than ``batch_dims`` + 2 dimensions go to AdamW, and a group of both
+            kinds becomes two, matrices first.
         lr: learning rate, a float or a one-element tensor (needed to change it under ``torch.compile`` or in a CUDA
-            graph).
-        alpha: curvature exponent, in (0, 6]: a number, a list with one entry a parameter, a mapping from shell
-            patterns of parameter or layer names (the first that fits), or ``"landscape"``, which takes ``landscape``.
+            graph; the groups share it, and to move them apart ``adamw_lr`` takes a tensor of its own).
+        alpha: curvature exponent, in (0, 6]: a number, a list with one entry a matrix parameter, a mapping from shell
+            patterns of parameter or layer names (the first that fits; ``*`` last), or ``"landscape"``, which takes
+            ``landscape``. A pattern that fits no name is an error.
         damping: d > 0; a number, list or mapping as ``alpha``.
         damping_mode: the unit of d: ``absolute`` (d, as in the paper), ``spectral`` (d·σ_max^α) or ``mean`` (d·mean
             σ^α); also a list or mapping.
@@ -55,13 +59,16 @@ class SpectralNewton(torch.optim.Optimizer):
         nesterov: look one step ahead.
         weight_decay: decoupled, for all groups; ``adamw_weight_decay`` overrides it for AdamW's.
         update_scale: the factor c. ``match_rms_adamw``: the update's root mean square is 0.2. ``spectral``: the largest
-            value of T, in closed form, becomes √max(1, m/n). None: 1. Or a callable from T(G), (…, m, n), to c.
+            value of T, in closed form, becomes √max(1, m/n). None: 1. Or a callable from T(G), (…, m, n), to c, a
+            number or a tensor (…, 1, 1); it is saved with the state, so it should have a name in a module.
         batch_dims: leading dimensions that count matrices: 1 for experts (E, m, n). A number, list or mapping.
         split: fused matrices along ``split_dim``: a count (3 for query, key and value), a tuple of sizes, or list or
-            mapping of those.
+            mapping of those. A mapping of ``split`` or ``batch_dims`` leaves what ``parameter_groups`` found of the
+            parameters that it does not name.
         split_dim: 0 for rows (``nn.Linear``), 1 for columns (weights stored as (in, out)).
         use_adamw: True or False puts all parameters of a group with AdamW or with the matrices.
-        adamw_lr: AdamW's learning rate, ``lr`` if None.
+        adamw_lr: AdamW's learning rate, ``lr`` if None; a group that AdamW has to itself may also set ``lr``. The same
+            holds for ``adamw_weight_decay``.
         adamw_betas: AdamW's β₁ and β₂.
         adamw_eps: AdamW's ε.
         adamw_weight_decay: AdamW's weight decay, ``weight_decay`` if None.
@@ -71,17 +78,21 @@ class SpectralNewton(torch.optim.Optimizer):
             step.
         solver, tolerance: of ``spectral_ext.ops.spectral_newton``; ``tolerance`` is the relative error allowed in
             T(D), None asks for the accuracy of the dtype, at up to three times the cost.
-        landscape: a mapping from layer name to α: numbers, or the rows of a Landscape.
-        default_alpha: α of matrices that the landscape lacks; without it they are an error.
+        landscape: a mapping from layer name to α: numbers, or the rows of a Landscape. Prefixes of wrappers (DDP's
+            ``module``, compilation's ``_orig_mod``) do not count, on either side. Rows of layers that AdamW takes or
+            that are frozen are not used; a row that names nothing in the model is an error.
+        default_alpha: α of matrices that the landscape lacks or has no fit for; without it they are an error.
         process_group: replicas (DDP): each rank updates its share of the matrices, balanced by cost, and all ranks
-            gather the results. All ranks must hold the same parameters and gradients. DTensors (FSDP2) need no setting.
+            gather the results. All ranks must hold the same parameters and gradients. DTensors (FSDP2, tensor
+            parallelism) need no setting. Copies and pickles of the optimizer have none.
 
     State: ``momentum_buffer`` of each matrix (if momentum is not 0), ``step``, ``exp_avg``, ``exp_avg_sq`` of the
     others, there from construction on, so that a fresh optimizer and a trained one have the same checkpoint layout.
 
     Raises:
-        ValueError, TypeError: a setting out of range, an empty group, a complex parameter or a sparse gradient,
-            parameters of one group on several devices. The message names the parameter.
+        ValueError, TypeError: a setting out of range or of another optimizer (``betas``), an empty group, a pattern or
+            a row of the landscape that names nothing, a complex parameter or a sparse gradient, parameters of one group
+            on several devices, parameters flattened by FSDP1. The message names the parameter.
     """
 
     def __init__(
@@ -118,10 +129,20 @@ class SpectralNewton(torch.optim.Optimizer):
             raise ValueError(f"nonfinite must be one of {settings.NONFINITE}, not {nonfinite!r}")
         if capturable and nonfinite == "raise":
             raise ValueError('capturable=True cannot raise without a synchronisation: pass nonfinite="skip"')
-        if (alpha == "landscape") != (landscape is not None):
+        if (isinstance(alpha, str) and alpha == "landscape") != (landscape is not None):
             raise ValueError('alpha="landscape" and landscape= go together: pass both')
+        if process_group is not None and not isinstance(process_group, torch.distributed.ProcessGroup):
+            raise TypeError(f"process_group must be a torch.distributed.ProcessGroup, not {process_group!r}")
+        if isinstance(params, (set, frozenset)):
+            raise TypeError("params is a set, whose order changes between runs: pass a list")
         self.process_group = process_group
-        self._landscape, self._default_alpha = landscape, default_alpha
+        model = params if isinstance(params, nn.Module) else None
+        known = None if model is None else [*layers_in(model), *names_in(model)]
+        self._landscape = None if landscape is None else keyed(landscape, known)
+        self._skipped = {
+            alias: why for name, why in getattr(landscape, "skipped", {}).items() for alias in aliases(name)
+        }
+        self._default_alpha = default_alpha
         defaults = dict(
             lr=lr, alpha=alpha, damping=damping, damping_mode=damping_mode, momentum=momentum,
             momentum_mode=momentum_mode, nesterov=nesterov, weight_decay=weight_decay, update_scale=update_scale,
@@ -129,11 +150,31 @@ class SpectralNewton(torch.optim.Optimizer):
             adamw_betas=adamw_betas, adamw_eps=adamw_eps, adamw_weight_decay=adamw_weight_decay, maximize=maximize,
             capturable=capturable, nonfinite=nonfinite, solver=solver, tolerance=tolerance,
         )  # fmt: skip
-        if isinstance(params, nn.Module):
-            params = parameter_groups(params)
-            if split != 1 and not params[0]["use_adamw"]:
-                params[0]["split"] = split
+        if model is not None:
+            params = parameter_groups(model)
+            for key in ("split", "batch_dims"):
+                if not isinstance(defaults[key], Mapping) and defaults[key] != getattr(Layout, key):
+                    params[0][key] = defaults[key]
         super().__init__(params, defaults)  # type: ignore[arg-type]
+        self._check_names(model)
+
+    def _check_names(self, model: nn.Module | None) -> None:
+        """Raise ValueError for patterns that fit nothing, and for a landscape of which no layer was used."""
+        names = [name for i, group in enumerate(self.param_groups) for name in settings.names_of(group, i)]
+        known = names
+        if model is not None:
+            # The second name of a tied matrix would pass here and then not be found.
+            matrices = {id(p) for group in self.param_groups if not group["use_adamw"] for p in group["params"]}
+            every = model.named_parameters(remove_duplicate=False)
+            known = names + [name for name, p in every if id(p) not in matrices]
+        for key in settings.PER_PARAMETER:
+            if isinstance(self.defaults[key], Mapping):
+                check_patterns(key, self.defaults[key], known)
+        if self._landscape and model is None and all(row_of(self._landscape, name) is None for name in names):
+            raise ValueError(
+                f"the landscape has no layer of these parameters: it has {', '.join(list(self._landscape)[:4])}, …, "
+                f"they are {', '.join(names[:4])}, …"
+            )
 
     @classmethod
     def from_landscape(
@@ -158,7 +199,7 @@ class SpectralNewton(torch.optim.Optimizer):
 
         Raises:
             KeyError: a matrix's layer is not in the landscape and there is no ``default_alpha``.
-            ValueError: a measured α is outside (0, 6].
+            ValueError: a measured α is outside (0, 6], or a row names nothing in the model.
         """
         landscape = measured_alphas(landscape) if measured else landscape
         return cls(model, lr, "landscape", landscape=landscape, default_alpha=default_alpha, **options)
@@ -166,17 +207,47 @@ class SpectralNewton(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group: its settings are checked, its state is made, and a group of both kinds is split in two."""
         number = len(self.param_groups)
-        for group, names in expand(param_group, self.defaults, number, self._landscape, self._default_alpha):
-            super().add_param_group(group)
-            settings.check(self.param_groups[-1], names)
-            make_state = adamw.new_state if group["use_adamw"] else new_state
-            for parameter in self.param_groups[-1]["params"]:
-                self.state[parameter] = make_state(parameter, group)
+        naming = (self._landscape, self._skipped, self._default_alpha)
+        try:
+            for group, _ in list(expand(param_group, self.defaults, number, *naming)):
+                super().add_param_group(group)
+        except BaseException:
+            del self.param_groups[number:]
+            raise
+        for group in self.param_groups[number:]:
+            for parameter in group["params"]:
+                self._ensure_state(parameter, group)
+
+    def _ensure_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """The state of a parameter; what it lacks is made: of a new group, or where a scheduler began momentum."""
+        state = self.state[parameter]
+        if group["use_adamw"]:
+            if "exp_avg" not in state:
+                state |= adamw.new_state(parameter, group)
+        elif group["momentum"] and "momentum_buffer" not in state:
+            state |= new_state(parameter, group)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict`` gave: settings of the groups and state; ``capturable`` and ``nonfinite`` stay.
+
+        Raises:
+            ValueError: the state is another optimizer's, or has other groups or shapes; nothing has changed.
+        """
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError:
+            checkpoint.check_groups(state_dict["param_groups"])
+            raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        checkpoint.check_groups(state["param_groups"])
+        checkpoint.check_shapes(state["param_groups"], state["state"])
         super().__setstate__(state)
         for name in ("process_group", "_landscape", "_default_alpha"):
             self.__dict__.setdefault(name, None)
+        self.__dict__.setdefault("_skipped", {})
+        checkpoint.follow(self.param_groups, self.state, {key: self.defaults[key] for key in WHOLE})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -194,25 +265,25 @@ class SpectralNewton(torch.optim.Optimizer):
         for number, group in enumerate(self.param_groups):
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
-                check_dense(group, number)
-                active.append((group, parameters))
+                settle(group, number)
+                active.append((number, group, parameters))
         found_inf = None
         if self.defaults["capturable"]:
-            found_inf = any_nonfinite([p for _, parameters in active for p in parameters])
+            found_inf = any_nonfinite([p for *_, parameters in active for p in parameters])
         elif self._has_nonfinite(active):
             return loss
-        for group, parameters in active:
-            states = [self.state[p] for p in parameters]
+        for number, group, parameters in active:
+            states = [self._ensure_state(p, group) for p in parameters]
             if group["use_adamw"]:
                 adamw.step(parameters, states, group, found_inf)
             else:
-                matrix_step(parameters, states, group, found_inf, self.process_group)
+                matrix_step(parameters, states, group, number, found_inf, self.process_group)
         return loss
 
     @torch.compiler.disable
-    def _has_nonfinite(self, active: list[tuple[dict[str, Any], list[Tensor]]]) -> bool:
+    def _has_nonfinite(self, active: list[tuple[int, dict[str, Any], list[Tensor]]]) -> bool:
         """Whether a gradient anywhere is not finite; raises if asked to."""
-        found = has_nonfinite([p for _, parameters in active for p in parameters])
+        found = has_nonfinite([p for *_, parameters in active for p in parameters])
         if found and self.defaults["nonfinite"] == "raise":
             raise NonFiniteGradientError(
                 f"the gradient of {nonfinite_names(self.param_groups)} is not finite; nothing was changed. "
