@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "cpu/spectral_newton_matrix.h"
+#include "cpu/spectral_newton_inverse.h"
 
 namespace spectral_ext {
 namespace {
@@ -47,7 +47,7 @@ inline const PartialFractions* level_for(const TransferSettings& settings, doubl
 
 template <class T>
 struct Buffers {
-  T *R, *X, *F, *spare, *diagonal, *packing;  // n² each; spare n²/2, or 97 n for the Lanczos basis; diagonal n
+  T *R, *X, *F, *spare, *diagonal, *packing;  // n² each; spare for the inverse or the Lanczos basis; diagonal n
   int64_t packing_size;
   Buffers(void* scratch, int64_t n, int64_t N) {
     T* next = static_cast<T*>(scratch);
@@ -57,7 +57,7 @@ struct Buffers {
       return taken;
     };
     R = take(n * n), X = take(n * n), F = take(n * n);
-    spare = take(n * n / 2 + (kLanczosSteps + 1) * n), diagonal = take(n);
+    spare = take(std::max(inverse_scratch<T>(n), (kLanczosSteps + 1) * n)), diagonal = take(n);
     packing_size = product_scratch<T>(std::min(N, kRowBlock), N);
     packing = next;
   }
@@ -66,7 +66,8 @@ struct Buffers {
 inline int64_t scratch_bytes(int64_t rows, int64_t columns, int64_t threads) {
   const int64_t n = std::min(rows, columns), N = std::max(rows, columns);
   const int64_t packing = product_scratch<double>(std::min(N, kRowBlock), N);
-  return 8 * (7 * n * n / 2 + 98 * n + threads * packing + kConversionColumns * rows + 512);
+  const int64_t spare = std::max(inverse_scratch<float>(n), (kLanczosSteps + 1) * n);
+  return 8 * (3 * n * n + spare + n + threads * packing + kConversionColumns * rows + 512);
 }
 
 // What rounding did to f(R), from the inverses themselves: an error E of X with entries of √mean square e gives
@@ -90,20 +91,27 @@ Rounding partial_fractions(const Workspace<T>& workspace, const PartialFractions
   for (int64_t j = 0; j < phi.poles; ++j) {
     T* const X = empty ? at.F : at.X;
     const double shift = delta * phi.pole[j], weight = gain * delta * phi.residue[j];
-    std::copy(at.R, at.R + size, X);
+    for (int64_t i = 0; i < n; ++i) std::copy(at.R + i * n, at.R + i * n + i + 1, X + i * n);
     for (int64_t i = 0; i < n; ++i) X[i * n + i] += static_cast<T>(shift);
-    if (!invert(workspace, X, n, n, at.spare)) return rounding;
-    double trace = 0;
-    for (int64_t i = 0; i < n; ++i) trace += X[i * n + i];
-    const double square = dot(X, X, size);  // ‖X⁻¹G‖² = tr X⁻¹ − shift ‖X⁻¹‖²
+    if (!invert_negated(*workspace.parallel, X, n, n, at.spare)) return rounding;
+    double trace = 0, square = 0;  // of X⁻¹: ‖X⁻¹G‖² = tr X⁻¹ − shift ‖X⁻¹‖²
+    for (int64_t i = 0; i < n; ++i) {
+      const double pivot = X[i * n + i];
+      trace -= pivot;
+      square += 2 * dot(X + i * n, X + i * n, i) + pivot * pivot;
+    }
     rounding.poles += std::fabs(weight) * epsilon * (top + shift) *
                       std::sqrt(square * std::max(std::fabs(trace - shift * square), epsilon * trace));
-    if (empty)
-      for (int64_t i = 0; i < size; ++i) at.F[i] *= static_cast<T>(weight);
-    else
-      for (int64_t i = 0; i < size; ++i) at.F[i] += static_cast<T>(weight) * X[i];
+    for (int64_t i = 0; i < n; ++i) {
+      T *const f = at.F + i * n, *const x = X + i * n;
+      if (empty)
+        for (int64_t j = 0; j <= i; ++j) f[j] *= static_cast<T>(-weight);
+      else
+        for (int64_t j = 0; j <= i; ++j) f[j] -= static_cast<T>(weight) * x[j];
+    }
     empty = false;
   }
+  if (!empty) mirror(at.F, n, n);
   if ((!empty || !with_q) && phi.constant != 0)
     for (int64_t i = 0; i < n; ++i) at.F[i * n + i] += static_cast<T>(gain * phi.constant);
   rounding.positive_definite = true;
@@ -116,14 +124,15 @@ Rounding partial_fractions(const Workspace<T>& workspace, const PartialFractions
     for (int64_t j = 0; j <= i; ++j) X[i * n + j] += static_cast<T>(delta * phi.b) * at.R[i * n + j];
     X[i * n + i] += static_cast<T>(delta * delta);
   }
-  rounding.positive_definite = invert(workspace, X, n, n, at.spare);
+  rounding.positive_definite = invert_negated(*workspace.parallel, X, n, n, at.spare);
   if (!rounding.positive_definite) return rounding;
+  mirror(X, n, n);
   rounding.quadratic =
       2 * epsilon * (top * top + delta * (std::fabs(phi.b) * top + delta)) * std::sqrt(dot(X, X, size));
   const bool plus = phi.quadratic == Quadratic::kPlus;
-  const T weight = static_cast<T>(delta * delta * (plus ? gain * phi.u : empty ? gain * phi.constant : 1));
-  if (plus && !empty) {  // F += weight X + gain δ v R X
-    const T slope = static_cast<T>(gain * delta * phi.v);
+  const T weight = static_cast<T>(-delta * delta * (plus ? gain * phi.u : empty ? gain * phi.constant : 1));
+  if (plus && !empty) {  // X holds −Q⁻¹: F −= weight X + gain δ v R X
+    const T slope = static_cast<T>(-gain * delta * phi.v);
     for (int64_t i = 0; i < size; ++i) at.F[i] += weight * X[i];
     for (int64_t i = 0; i < size; ++i) at.R[i] *= slope;
     multiply<T, T, T>(workspace, n, n, n, T(1), r, x, true, at.F, n, true);
