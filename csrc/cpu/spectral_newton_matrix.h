@@ -62,13 +62,34 @@ void multiply(const Workspace<T>& workspace, int64_t m, int64_t n, int64_t k, T 
     task.run(0);
 }
 
+// Copies the lower triangle of X to the upper, squares of vectors at a time in registers.
 template <class T>
 void mirror(T* X, int64_t n, int64_t ld) {
-  constexpr int64_t block = 16;
-  for (int64_t i0 = 0; i0 < n; i0 += block)
-    for (int64_t j0 = 0; j0 <= i0; j0 += block)
-      for (int64_t i = i0; i < i0 + block && i < n; ++i)
-        for (int64_t j = j0; j < j0 + block && j < i; ++j) X[j * ld + i] = X[i * ld + j];
+  using L = Lanes<T>;
+  constexpr int64_t lanes = L::count;
+  for (int64_t i0 = 0; i0 < n; i0 += lanes)
+    for (int64_t j0 = 0; j0 <= i0; j0 += lanes) {
+      if (i0 + lanes > n || i0 == j0) {
+        for (int64_t i = i0; i < i0 + lanes && i < n; ++i)
+          for (int64_t j = j0; j < j0 + lanes && j < i; ++j) X[j * ld + i] = X[i * ld + j];
+        continue;
+      }
+      typename L::Vector v[L::count];
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) v[i] = L::load(X + (i0 + i) * ld + j0);
+      transpose_stage<T, 1>(v);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) L::store(X + (j0 + i) * ld + i0, v[i]);
+    }
+}
+
+template <class T>
+double sum_of_lanes(typename Lanes<T>::Vector v) {
+  T part[Lanes<T>::count];
+  Lanes<T>::store(part, v);
+  for (int half = Lanes<T>::count / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) part[l] += part[l + half];
+  return part[0];
 }
 
 template <class T>
@@ -80,11 +101,43 @@ double dot(const T* x, const T* y, int64_t n) {
     s0 += L::load(x + i) * L::load(y + i);
     s1 += L::load(x + i + L::count) * L::load(y + i + L::count);
   }
-  s0 += s1;
-  double sum = 0;
-  for (int l = 0; l < L::count; ++l) sum += s0[l];
+  double sum = sum_of_lanes<T>(s0 + s1);
   for (; i < n; ++i) sum += static_cast<double>(x[i]) * y[i];
   return sum;
+}
+
+// ‖X‖_F² of symmetric X (n × n), of which the lower triangle is read.
+template <class T>
+double square_of_symmetric(const T* X, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const double pivot = X[i * n + i];
+    sum += 2 * dot(X + i * n, X + i * n, i) + pivot * pivot;
+  }
+  return sum;
+}
+
+// y ← R x for symmetric R, of which the lower triangle is read, once.
+template <class T>
+void multiply_symmetric(const T* R, int64_t n, const T* x, T* y) {
+  using L = Lanes<T>;
+  for (int64_t i = 0; i < n; ++i) {
+    const T* row = R + i * n;
+    const T scale = x[i];
+    typename L::Vector s = {};
+    int64_t j = 0;
+    for (; j + L::count <= i; j += L::count) {
+      const auto r = L::load(row + j);
+      s += r * L::load(x + j);
+      L::store(y + j, L::load(y + j) + scale * r);
+    }
+    double sum = sum_of_lanes<T>(s) + static_cast<double>(row[i]) * scale;
+    for (; j < i; ++j) {
+      sum += static_cast<double>(row[j]) * x[j];
+      y[j] += scale * row[j];
+    }
+    y[i] = static_cast<T>(sum);
+  }
 }
 
 // Largest eigenvalue of the symmetric tridiagonal matrix (diagonal a, off-diagonal b), by bisection on Sturm counts.
@@ -104,38 +157,39 @@ inline double largest_of_tridiagonal(const double* a, const double* b, int64_t n
 }
 
 constexpr int64_t kLanczosSteps = 96;
+constexpr int64_t kLanczosVectors = 3;
 
-// λ_max of a positive semidefinite R (n × n, full) by Lanczos with full reorthogonalisation: Ritz values rise to λ_max
-// with the square of the vector's error. Stops when four steps add less than `tolerance`. `basis`: 97 n elements.
+// λ_max of a positive semidefinite R (n × n, lower triangle) by Lanczos: Ritz values rise to λ_max with the square of
+// the vector's error. Lost orthogonality only repeats values that have converged. Stops when four steps add less than
+// `tolerance`. `vectors`: 3 n elements.
 template <class T>
-double largest_eigenvalue(const T* R, int64_t n, double tolerance, T* basis) {
+double largest_eigenvalue(const T* R, int64_t n, double tolerance, T* vectors) {
   double a[kLanczosSteps], b[kLanczosSteps], trace = 0, value = 0;
   for (int64_t i = 0; i < n; ++i) trace += R[i * n + i];
+  T *before = vectors, *v = vectors + n, *next = vectors + 2 * n;
   uint64_t state = 0x9E3779B97F4A7C15ull;
   for (int64_t i = 0; i < n; ++i) {
     state = state * 6364136223846793005ull + 1442695040888963407ull;
-    basis[i] = static_cast<T>(static_cast<int64_t>(state >> 33) - (int64_t{1} << 30)) / T(1 << 30);
+    v[i] = static_cast<T>(static_cast<int64_t>(state >> 33) - (int64_t{1} << 30)) / T(1 << 30);
   }
-  double norm = std::sqrt(dot(basis, basis, n));
-  for (int64_t i = 0; i < n; ++i) basis[i] = static_cast<T>(basis[i] / norm);
+  const T unit = static_cast<T>(1 / std::sqrt(dot(v, v, n)));
+  for (int64_t i = 0; i < n; ++i) v[i] *= unit;
   for (int64_t k = 0; k < kLanczosSteps; ++k) {
-    const T* v = basis + k * n;
-    T* next = basis + (k + 1) * n;
-    for (int64_t i = 0; i < n; ++i) next[i] = static_cast<T>(dot(R + i * n, v, n));
+    multiply_symmetric(R, n, v, next);
     a[k] = dot(next, v, n);
-    for (int pass = 0; pass < 2; ++pass)
-      for (int64_t j = k; j >= 0; --j) {
-        const T c = static_cast<T>(dot(next, basis + j * n, n));
-        for (int64_t i = 0; i < n; ++i) next[i] -= c * basis[j * n + i];
-      }
+    const T along = static_cast<T>(a[k]), back = static_cast<T>(k ? b[k - 1] : 0);
+    for (int64_t i = 0; i < n; ++i) next[i] -= along * v[i] + (k ? back * before[i] : T(0));
     b[k] = std::sqrt(dot(next, next, n));
-    const bool exhausted = k + 1 >= n || b[k] <= 1e-7 * trace / n;
+    const bool exhausted = b[k] <= 1e-7 * trace / n;
     if (exhausted || k % 4 == 3) {
-      const double before = value;
+      const double last = value;
       value = largest_of_tridiagonal(a, b, k + 1, value, trace * (1 + 1e-6) + 1e-300);
-      if (exhausted || value - before <= tolerance * value) break;
+      if (exhausted || value - last <= tolerance * value) break;
     }
-    for (int64_t i = 0; i < n; ++i) next[i] = static_cast<T>(next[i] / b[k]);
+    const T inverse = static_cast<T>(1 / b[k]);
+    for (int64_t i = 0; i < n; ++i) next[i] *= inverse;
+    T* const spare = before;
+    before = v, v = next, next = spare;
   }
   return value;
 }

@@ -47,7 +47,7 @@ inline const PartialFractions* level_for(const TransferSettings& settings, doubl
 
 template <class T>
 struct Buffers {
-  T *R, *X, *F, *spare, *diagonal, *packing;  // n² each; spare for the inverse or the Lanczos basis; diagonal n
+  T *R, *X, *F, *spare, *diagonal, *packing;  // n² each; spare for the inverse or the Lanczos vectors; diagonal n
   int64_t packing_size;
   Buffers(void* scratch, int64_t n, int64_t N) {
     T* next = static_cast<T*>(scratch);
@@ -57,7 +57,7 @@ struct Buffers {
       return taken;
     };
     R = take(n * n), X = take(n * n), F = take(n * n);
-    spare = take(std::max(inverse_scratch<T>(n), (kLanczosSteps + 1) * n)), diagonal = take(n);
+    spare = take(std::max(inverse_scratch<T>(n), kLanczosVectors * n)), diagonal = take(n);
     packing_size = product_scratch<T>(std::min(N, kRowBlock), N);
     packing = next;
   }
@@ -66,7 +66,7 @@ struct Buffers {
 inline int64_t scratch_bytes(int64_t rows, int64_t columns, int64_t threads) {
   const int64_t n = std::min(rows, columns), N = std::max(rows, columns);
   const int64_t packing = product_scratch<double>(std::min(N, kRowBlock), N);
-  const int64_t spare = std::max(inverse_scratch<float>(n), (kLanczosSteps + 1) * n);
+  const int64_t spare = std::max(inverse_scratch<float>(n), kLanczosVectors * n);
   return 8 * (3 * n * n + spare + n + threads * packing + kConversionColumns * rows + 512);
 }
 
@@ -78,10 +78,11 @@ struct Rounding {
   double quadratic = 0;  // of Q(R)⁻¹, relative
 };
 
-// F ← φ(R/δ) · gain, full, from R (full, overwritten) in a unit where δ is `delta` and λ_max is `top`.
+// F ← φ(R'/δ) · gain, full, from the lower triangle of R (overwritten), R' = shrink R, in a unit where δ is `delta` and
+// λ_max of R' is `top`.
 template <class T>
-Rounding partial_fractions(const Workspace<T>& workspace, const PartialFractions& phi, int64_t n, double delta,
-                           double gain, double top, Buffers<T>& at) {
+Rounding partial_fractions(const Workspace<T>& workspace, const PartialFractions& phi, int64_t n, T shrink,
+                           double delta, double gain, double top, Buffers<T>& at) {
   const int64_t size = n * n;
   const double epsilon = unit_roundoff<T>() / std::sqrt(static_cast<double>(n));
   Rounding rounding;
@@ -91,15 +92,14 @@ Rounding partial_fractions(const Workspace<T>& workspace, const PartialFractions
   for (int64_t j = 0; j < phi.poles; ++j) {
     T* const X = empty ? at.F : at.X;
     const double shift = delta * phi.pole[j], weight = gain * delta * phi.residue[j];
-    for (int64_t i = 0; i < n; ++i) std::copy(at.R + i * n, at.R + i * n + i + 1, X + i * n);
-    for (int64_t i = 0; i < n; ++i) X[i * n + i] += static_cast<T>(shift);
-    if (!invert_negated(*workspace.parallel, X, n, n, at.spare)) return rounding;
-    double trace = 0, square = 0;  // of X⁻¹: ‖X⁻¹G‖² = tr X⁻¹ − shift ‖X⁻¹‖²
     for (int64_t i = 0; i < n; ++i) {
-      const double pivot = X[i * n + i];
-      trace -= pivot;
-      square += 2 * dot(X + i * n, X + i * n, i) + pivot * pivot;
+      for (int64_t k = 0; k <= i; ++k) X[i * n + k] = shrink * at.R[i * n + k];
+      X[i * n + i] += static_cast<T>(shift);
     }
+    if (!invert_negated(*workspace.parallel, X, n, n, at.spare)) return rounding;
+    double trace = 0;  // of X⁻¹: ‖X⁻¹G‖² = tr X⁻¹ − shift ‖X⁻¹‖²
+    for (int64_t i = 0; i < n; ++i) trace -= X[i * n + i];
+    const double square = square_of_symmetric(X, n);
     rounding.poles += std::fabs(weight) * epsilon * (top + shift) *
                       std::sqrt(square * std::max(std::fabs(trace - shift * square), epsilon * trace));
     for (int64_t i = 0; i < n; ++i) {
@@ -117,6 +117,9 @@ Rounding partial_fractions(const Workspace<T>& workspace, const PartialFractions
   rounding.positive_definite = true;
   if (!with_q) return rounding;
 
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j <= i; ++j) at.R[i * n + j] *= shrink;
+  mirror(at.R, n, n);
   T* const X = empty ? at.F : at.X;
   const Operand<T> r{at.R, n, 1}, x{at.X, n, 1}, f{at.F, n, 1};
   multiply<T, T, T>(workspace, n, n, n, T(1), r, r, false, X, n, true);
@@ -205,7 +208,6 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
     g.scale = static_cast<S>(1 / scale);
     trace = gram();
   }
-  mirror(at.R, n, n);
 
   const double alpha = settings.alpha;
   const bool exactly = settings.mode == DampingMode::kSpectral;
@@ -214,7 +216,7 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   double damping = settings.damping;
   if (settings.mode == DampingMode::kSpectral) damping *= std::pow(scale * std::sqrt(lambda), alpha);
   if (settings.mode == DampingMode::kMean)
-    damping *= std::pow(scale, alpha) * (alpha == 2 ? trace : dot(at.R, at.R, n * n)) / n;
+    damping *= std::pow(scale, alpha) * (alpha == 2 ? trace : square_of_symmetric(at.R, n)) / n;
   const double delta = std::pow(damping, 2 / alpha) / (scale * scale), y_max = lambda / delta;
   if (!(delta > 0 && std::isfinite(y_max))) return {TransferStatus::kIllConditioned, y_max};
   const PartialFractions* phi = level_for(settings, y_max);
@@ -225,9 +227,8 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   if (unit_roundoff<T>() * y_max * worst_terms > kHopeless) return refused;
   const double unit = std::exp2(std::ceil(std::log2(std::max(lambda, delta))));
   const T shrink = static_cast<T>(1 / unit);
-  for (int64_t i = 0; i < n * n; ++i) at.R[i] *= shrink;
-  for (int64_t i = 0; i < n; ++i) at.diagonal[i] = at.R[i * n + i];
-  const Rounding rounding = partial_fractions(workspace, *phi, n, delta / unit, scale / damping, lambda / unit, at);
+  for (int64_t i = 0; i < n; ++i) at.diagonal[i] = shrink * at.R[i * n + i];
+  const Rounding rounding = partial_fractions(workspace, *phi, n, shrink, delta / unit, scale / damping, lambda / unit, at);
   if (!rounding.positive_definite) return refused;
 
   double last = 0;
