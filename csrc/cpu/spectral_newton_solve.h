@@ -18,6 +18,7 @@ constexpr double unit_roundoff() {
 }
 
 constexpr double kHopeless = 1e3;  // unit round-off · condition number beyond which an attempt is wasted
+constexpr double kEigenvalueRounding = 8;  // in units of u λ_max; observed: at most 4
 constexpr double kSafety = 3;  // error over estimate near 1e-5: at most 3 over α, d, shapes and spectra, 0.1 as a rule
 
 // How much larger than their sum the terms of φ are, at worst over the spectrum.
@@ -48,6 +49,7 @@ inline const PartialFractions* level_for(const TransferSettings& settings, doubl
 template <class T>
 struct Buffers {
   T *R, *X, *F, *spare, *diagonal, *packing;  // n² each; spare for the inverse or the Lanczos vectors; diagonal n
+  double* eigenvalues;  // n
   int64_t packing_size;
   Buffers(void* scratch, int64_t n, int64_t N) {
     T* next = static_cast<T*>(scratch);
@@ -57,6 +59,7 @@ struct Buffers {
       return taken;
     };
     R = take(n * n), X = take(n * n), F = take(n * n);
+    eigenvalues = reinterpret_cast<double*>(take(2 * n));
     spare = take(std::max(inverse_scratch<T>(n), kLanczosVectors * n)), diagonal = take(n);
     packing_size = product_scratch<T>(std::min(N, kRowBlock), N);
     packing = next;
@@ -67,7 +70,32 @@ inline int64_t scratch_bytes(int64_t rows, int64_t columns, int64_t threads) {
   const int64_t n = std::min(rows, columns), N = std::max(rows, columns);
   const int64_t packing = product_scratch<double>(std::min(N, kRowBlock), N);
   const int64_t spare = std::max(inverse_scratch<float>(n), kLanczosVectors * n);
-  return 8 * (3 * n * n + spare + n + threads * packing + kConversionColumns * rows + 512);
+  return 8 * (3 * n * n + spare + 3 * n + threads * packing + kConversionColumns * rows + 640);
+}
+
+struct Mean {
+  double value, error;  // the error relative to the value
+};
+
+// Mean of λ^{α/2}, the mean of σ^α, over the spectrum of R in units of scale². Rounding moves each eigenvalue by about
+// η: those above add up as random errors, those below as what they may hide.
+template <class T>
+Mean mean_power(const TransferSettings& settings, const T* R, int64_t n, double* eigenvalues) {
+  if constexpr (std::is_same_v<T, float>)
+    settings.eigenvalues.of_float(R, n, eigenvalues);
+  else
+    settings.eigenvalues.of_double(R, n, eigenvalues);
+  const double power = 0.5 * settings.alpha, eta = kEigenvalueRounding * unit_roundoff<T>() * eigenvalues[n - 1];
+  double sum = 0, random = 0, hidden = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const double value = std::max(eigenvalues[i], 0.0), moved = eta * power * std::pow(std::max(value, eta), power - 1);
+    sum += std::pow(value, power);
+    if (value > eta)
+      random += moved * moved;
+    else
+      hidden += moved;
+  }
+  return {sum / n, (std::sqrt(random) + hidden) / sum};
 }
 
 // What rounding did to f(R), from the inverses themselves: an error E of X with entries of √mean square e gives
@@ -215,8 +243,13 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
       largest_eigenvalue(at.R, n, exactly ? 0.02 * settings.tolerance : kEigenvalueEstimate, at.spare);
   double damping = settings.damping;
   if (settings.mode == DampingMode::kSpectral) damping *= std::pow(scale * std::sqrt(lambda), alpha);
-  if (settings.mode == DampingMode::kMean)
-    damping *= std::pow(scale, alpha) * (alpha == 2 ? trace : square_of_symmetric(at.R, n)) / n;
+  double relative = 0;
+  if (settings.mode == DampingMode::kMean) {
+    Mean mean{(alpha == 2 ? trace : alpha == 4 ? square_of_symmetric(at.R, n) : 0) / n, 0};
+    if (mean.value == 0) mean = mean_power(settings, at.R, n, at.eigenvalues);
+    damping *= std::pow(scale, alpha) * mean.value;
+    relative = mean.error;
+  }
   const double delta = std::pow(damping, 2 / alpha) / (scale * scale), y_max = lambda / delta;
   if (!(delta > 0 && std::isfinite(y_max))) return {TransferStatus::kIllConditioned, y_max};
   const PartialFractions* phi = level_for(settings, y_max);
@@ -224,7 +257,7 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
 
   const TransferResult refused{TransferStatus::kIllConditioned, y_max};
   const double worst_terms = cancellation(*phi, y_max);
-  if (unit_roundoff<T>() * y_max * worst_terms > kHopeless) return refused;
+  if (unit_roundoff<T>() * y_max * worst_terms > kHopeless || kSafety * relative > settings.tolerance) return refused;
   const double unit = std::exp2(std::ceil(std::log2(std::max(lambda, delta))));
   const T shrink = static_cast<T>(1 / unit);
   for (int64_t i = 0; i < n; ++i) at.diagonal[i] = shrink * at.R[i * n + i];
@@ -234,8 +267,8 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   double last = 0;
   for (int64_t i = 0; i < n; ++i) last += dot(at.F + i * n, at.F + i * n, n) * at.diagonal[i];
   last = exact_apply ? 0 : std::sqrt(last) * unit_roundoff<S>();
-  const double relative = phi->quadratic == Quadratic::kTimes ? unit_roundoff<T>() * y_max + rounding.quadratic
-                                                              : rounding.quadratic * worst_terms / 3;
+  relative += phi->quadratic == Quadratic::kTimes ? unit_roundoff<T>() * y_max + rounding.quadratic
+                                                  : rounding.quadratic * worst_terms / 3;
   const double absolute = last + (phi->quadratic == Quadratic::kTimes ? 0 : rounding.poles);
   const auto fails = [&](double norm) { return !(kSafety * (relative + absolute / norm) <= settings.tolerance); };
   // ‖T(G)‖_F ≥ ‖G‖_F · T(σ_max)/σ_max, and at most √n times that bound if α ≥ 1; where it does not settle, measure.

@@ -60,8 +60,7 @@ def partial_fractions_(
     mode: str,
     tolerance: float,
 ) -> list[tuple[int, int]]:
-    """Writes T of every matrix of the batches G (B_i, m, n) to out; α, d flat over all. float32 or float64, ``mean``
-    only at α = 2 or 4.
+    """Writes T of every matrix of the batches G (B_i, m, n) to out; α, d flat over all. float32 or float64.
 
     Returns:
         ``(tensor, matrix)`` of those left undone: too ill-conditioned for the tolerance, or too many poles.

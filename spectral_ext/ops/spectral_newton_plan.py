@@ -86,7 +86,7 @@ def choose_solver(
     if alpha in EXACT_ALPHAS:
         matrix = "R + dI" if alpha == 2.0 else "R² + dI"
         return SolverChoice("cholesky", f"alpha = {alpha:g} is one solve with {matrix}, R = G Gᵀ, exact", wanted, 1)
-    if damping_mode == "mean":
+    if damping_mode == "mean" and device != "cpu":
         return SolverChoice("eigh", f"the mean of σ^{alpha:g} needs all singular values", wanted)
     if device != "cpu" and damping_mode == "spectral" and dtype != torch.float64:
         found = _cheapest_products(alpha, damping, wanted)
@@ -100,7 +100,9 @@ def choose_solver(
         return SolverChoice("eigh", f"more than {limit} poles would be needed at alpha = {alpha:g}", wanted)
     terms = len(fit.poles) + (fit.quadratic is not None)
     reason = f"{len(fit.poles)} real poles" + ("" if fit.quadratic is None else " and one quadratic factor")
-    if damping_mode == "absolute":
+    if damping_mode == "mean":
+        reason += f", and eigenvalues alone for the mean of σ^{alpha:g}"
+    if damping_mode != "spectral":
         reason += ", for σ_max ≤ 4 d^(1/α); further ones are fitted when met"
     return SolverChoice("rational", f"{reason}, fit error {fit.error:.1e}", wanted, terms)
 
@@ -181,8 +183,8 @@ def usable_solver(solver: str, alpha: float, damping_mode: str) -> str | None:
     """Why an explicit solver cannot do this α and mode, or None if it can."""
     if solver == "cholesky" and alpha not in EXACT_ALPHAS:
         return f"solver='cholesky' is for alpha = 2 and 4, not {alpha:g}: use 'auto' or 'rational'"
-    if solver in ("rational", "polynomial", "iterates") and damping_mode == "mean" and alpha not in EXACT_ALPHAS:
-        return f"solver={solver!r} cannot do damping_mode='mean' at alpha = {alpha:g}: use 'auto' or 'eigh'"
+    if solver in ("polynomial", "iterates") and damping_mode == "mean" and alpha not in EXACT_ALPHAS:
+        return f"solver={solver!r} cannot do damping_mode='mean' at alpha = {alpha:g}: use 'auto' or 'rational'"
     if solver in ("rational", "polynomial", "iterates") and not math.isfinite(alpha):
         return f"solver={solver!r} needs alpha as a number: use 'eigh' for an alpha that lives on the device"
     return None

@@ -40,8 +40,7 @@ def rational(G: Tensor, alpha: float, damping: Tensor, mode: str, levels: Sequen
     if mode == "spectral":
         d = d * (s * top.sqrt()) ** alpha
     elif mode == "mean":
-        mean = R.diagonal(dim1=-2, dim2=-1).double().mean(-1) if alpha == 2 else R.double().square().sum((-2, -1)) / n
-        d = d * s**alpha * mean
+        d = d * s**alpha * _mean_power(R, alpha)
     empty = top == 0
     d = torch.where(empty, torch.ones_like(d), d)
     delta = d ** (2 / alpha) / s**2
@@ -81,6 +80,15 @@ def rational(G: Tensor, alpha: float, damping: Tensor, mode: str, levels: Sequen
     result = torch.where(failed[:, None, None], safe * scaled, gain * product)
     result = torch.where(empty[:, None, None], torch.zeros_like(result), result)
     return result * torch.where(s.isnan(), s, torch.ones_like(s)).to(G.dtype)[:, None, None]
+
+
+def _mean_power(R: Tensor, alpha: float) -> Tensor:
+    """Mean of λ^{α/2} over the spectrum of R (B, n, n), the mean of σ^α, (B,) in float64."""
+    if alpha == 2:
+        return R.diagonal(dim1=-2, dim2=-1).double().mean(-1)
+    if alpha == 4:
+        return R.double().square().sum((-2, -1)) / R.shape[-1]
+    return torch.linalg.eigvalsh(R).clamp(min=0).double().pow(alpha / 2).mean(-1)
 
 
 def _row(level: PartialFractions, count: int) -> tuple[float, ...]:
