@@ -4,178 +4,59 @@
 #include <algorithm>
 #include <limits>
 
-#include "cpu/spectral_newton_inverse.h"
+#include "cpu/spectral_newton_fractions.h"
 
 namespace spectral_ext {
 namespace {
 
 constexpr double kEigenvalueEstimate = 1e-2;  // where λ_max only decides
+constexpr double kLevelSlack = 1e-9;  // between the host's logarithm of y_max and this one's bounds
 constexpr int64_t kConversionColumns = 256;
 
-template <class T>
-constexpr double unit_roundoff() {
-  return std::numeric_limits<T>::epsilon() / 2;
-}
-
 constexpr double kHopeless = 1e3;  // unit round-off · condition number beyond which an attempt is wasted
-constexpr double kEigenvalueRounding = 8;  // in units of u λ_max; observed: at most 4
+constexpr double kEigenvalueRounding = 8;  // error over estimate of the mean: at most 1.7 over α, shapes and spectra
 constexpr double kSafety = 3;  // error over estimate near 1e-5: at most 3 over α, d, shapes and spectra, 0.1 as a rule
-
-// How much larger than their sum the terms of φ are, at worst over the spectrum.
-inline double cancellation(const PartialFractions& phi, double y_max) {
-  double worst = 1;
-  for (int point = 0; point < 24; ++point) {
-    const double y = y_max * std::exp2(-2.0 * point);
-    double sum = phi.constant, size = std::fabs(phi.constant);
-    for (int64_t j = 0; j < phi.poles; ++j) {
-      sum += phi.residue[j] / (y + phi.pole[j]);
-      size += std::fabs(phi.residue[j]) / (y + phi.pole[j]);
-    }
-    if (phi.quadratic == Quadratic::kPlus) {
-      const double pair = (phi.u + phi.v * y) / (y * y + phi.b * y + 1);
-      sum += pair, size += std::fabs(pair);
-    }
-    worst = std::max(worst, size / std::fabs(sum));
-  }
-  return worst;
-}
 
 inline const PartialFractions* level_for(const TransferSettings& settings, double y_max) {
   for (int64_t l = 0; l < settings.level_count; ++l)
-    if (settings.levels[l].lowest <= y_max && y_max <= settings.levels[l].reach) return settings.levels + l;
+    if (settings.levels[l].lowest <= (1 + kLevelSlack) * y_max && y_max <= (1 + kLevelSlack) * settings.levels[l].reach)
+      return settings.levels + l;
   return nullptr;
 }
-
-template <class T>
-struct Buffers {
-  T *R, *X, *F, *spare, *diagonal, *packing;  // n² each; spare for the inverse or the Lanczos vectors; diagonal n
-  double* eigenvalues;  // n
-  int64_t packing_size;
-  Buffers(void* scratch, int64_t n, int64_t N) {
-    T* next = static_cast<T*>(scratch);
-    const auto take = [&](int64_t count) {
-      T* taken = next;
-      next += (count + 63) / 64 * 64;
-      return taken;
-    };
-    R = take(n * n), X = take(n * n), F = take(n * n);
-    eigenvalues = reinterpret_cast<double*>(take(2 * n));
-    spare = take(std::max(inverse_scratch<T>(n), kLanczosVectors * n)), diagonal = take(n);
-    packing_size = product_scratch<T>(std::min(N, kRowBlock), N);
-    packing = next;
-  }
-};
 
 inline int64_t scratch_bytes(int64_t rows, int64_t columns, int64_t threads) {
   const int64_t n = std::min(rows, columns), N = std::max(rows, columns);
   const int64_t packing = product_scratch<double>(std::min(N, kRowBlock), N);
   const int64_t spare = std::max(inverse_scratch<float>(n), kLanczosVectors * n);
-  return 8 * (3 * n * n + spare + 3 * n + threads * packing + kConversionColumns * rows + 640);
+  return 8 * (4 * n * n + spare + 3 * n + threads * packing + kConversionColumns * rows + 640);
 }
 
 struct Mean {
   double value, error;  // the error relative to the value
 };
 
-// Mean of λ^{α/2}, the mean of σ^α, over the spectrum of R in units of scale². Rounding moves each eigenvalue by about
-// η: those above add up as random errors, those below as what they may hide.
+// Mean of λ^{α/2}, the mean of σ^α, over the spectrum of R in units of scale². Rounding moves eigenvalue k by about
+// c u (λ_k + ‖R‖_F/√n): those above ‖R‖_F/√n · c u add up as random errors, those below as what they may hide.
 template <class T>
 Mean mean_power(const TransferSettings& settings, const T* R, int64_t n, double* eigenvalues) {
   if constexpr (std::is_same_v<T, float>)
     settings.eigenvalues.of_float(R, n, eigenvalues);
   else
     settings.eigenvalues.of_double(R, n, eigenvalues);
-  const double power = 0.5 * settings.alpha, eta = kEigenvalueRounding * unit_roundoff<T>() * eigenvalues[n - 1];
-  double sum = 0, random = 0, hidden = 0;
+  double square = 0, sum = 0, random = 0, hidden = 0;
+  for (int64_t i = 0; i < n; ++i) square += eigenvalues[i] * eigenvalues[i];
+  const double power = 0.5 * settings.alpha, noise = kEigenvalueRounding * unit_roundoff<T>();
+  const double floor = noise * std::sqrt(square / n);
   for (int64_t i = 0; i < n; ++i) {
-    const double value = std::max(eigenvalues[i], 0.0), moved = eta * power * std::pow(std::max(value, eta), power - 1);
+    const double value = std::max(eigenvalues[i], 0.0);
+    const double moved = power * std::pow(std::max(value, floor), power - 1) * (floor + noise * value);
     sum += std::pow(value, power);
-    if (value > eta)
+    if (value > floor)
       random += moved * moved;
     else
       hidden += moved;
   }
   return {sum / n, (std::sqrt(random) + hidden) / sum};
-}
-
-// What rounding did to f(R), from the inverses themselves: an error E of X with entries of √mean square e gives
-// ‖X⁻¹ E X⁻¹ G‖_F ≈ e ‖X⁻¹‖_F ‖X⁻¹ G‖_F; taken with e = unit round-off · ‖X‖₂/√n.
-struct Rounding {
-  bool positive_definite = false;
-  double poles = 0;      // of the sum over poles, in the unit of ‖g(R) G‖_F, G in the unit of R
-  double quadratic = 0;  // of Q(R)⁻¹, relative
-};
-
-// F ← φ(R'/δ) · gain, full, from the lower triangle of R (overwritten), R' = shrink R, in a unit where δ is `delta` and
-// λ_max of R' is `top`.
-template <class T>
-Rounding partial_fractions(const Workspace<T>& workspace, const PartialFractions& phi, int64_t n, T shrink,
-                           double delta, double gain, double top, Buffers<T>& at) {
-  const int64_t size = n * n;
-  const double epsilon = unit_roundoff<T>() / std::sqrt(static_cast<double>(n));
-  Rounding rounding;
-  bool empty = true;
-  const bool with_q = phi.quadratic != Quadratic::kNone;
-  if (phi.poles == 0 && !with_q) std::fill(at.F, at.F + size, T(0));
-  for (int64_t j = 0; j < phi.poles; ++j) {
-    T* const X = empty ? at.F : at.X;
-    const double shift = delta * phi.pole[j], weight = gain * delta * phi.residue[j];
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t k = 0; k <= i; ++k) X[i * n + k] = shrink * at.R[i * n + k];
-      X[i * n + i] += static_cast<T>(shift);
-    }
-    if (!invert_negated(*workspace.parallel, X, n, n, at.spare)) return rounding;
-    double trace = 0;  // of X⁻¹: ‖X⁻¹G‖² = tr X⁻¹ − shift ‖X⁻¹‖²
-    for (int64_t i = 0; i < n; ++i) trace -= X[i * n + i];
-    const double square = square_of_symmetric(X, n);
-    rounding.poles += std::fabs(weight) * epsilon * (top + shift) *
-                      std::sqrt(square * std::max(std::fabs(trace - shift * square), epsilon * trace));
-    for (int64_t i = 0; i < n; ++i) {
-      T *const f = at.F + i * n, *const x = X + i * n;
-      if (empty)
-        for (int64_t j = 0; j <= i; ++j) f[j] *= static_cast<T>(-weight);
-      else
-        for (int64_t j = 0; j <= i; ++j) f[j] -= static_cast<T>(weight) * x[j];
-    }
-    empty = false;
-  }
-  if (!empty) mirror(at.F, n, n);
-  if ((!empty || !with_q) && phi.constant != 0)
-    for (int64_t i = 0; i < n; ++i) at.F[i * n + i] += static_cast<T>(gain * phi.constant);
-  rounding.positive_definite = true;
-  if (!with_q) return rounding;
-
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j <= i; ++j) at.R[i * n + j] *= shrink;
-  mirror(at.R, n, n);
-  T* const X = empty ? at.F : at.X;
-  const Operand<T> r{at.R, n, 1}, x{at.X, n, 1}, f{at.F, n, 1};
-  multiply<T, T, T>(workspace, n, n, n, T(1), r, r, false, X, n, true);
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j <= i; ++j) X[i * n + j] += static_cast<T>(delta * phi.b) * at.R[i * n + j];
-    X[i * n + i] += static_cast<T>(delta * delta);
-  }
-  rounding.positive_definite = invert_negated(*workspace.parallel, X, n, n, at.spare);
-  if (!rounding.positive_definite) return rounding;
-  mirror(X, n, n);
-  rounding.quadratic =
-      2 * epsilon * (top * top + delta * (std::fabs(phi.b) * top + delta)) * std::sqrt(dot(X, X, size));
-  const bool plus = phi.quadratic == Quadratic::kPlus;
-  const T weight = static_cast<T>(-delta * delta * (plus ? gain * phi.u : empty ? gain * phi.constant : 1));
-  if (plus && !empty) {  // X holds −Q⁻¹: F −= weight X + gain δ v R X
-    const T slope = static_cast<T>(-gain * delta * phi.v);
-    for (int64_t i = 0; i < size; ++i) at.F[i] += weight * X[i];
-    for (int64_t i = 0; i < size; ++i) at.R[i] *= slope;
-    multiply<T, T, T>(workspace, n, n, n, T(1), r, x, true, at.F, n, true);
-    mirror(at.F, n, n);
-    return rounding;
-  }
-  for (int64_t i = 0; i < size; ++i) X[i] *= weight;
-  if (empty) return rounding;
-  multiply<T, T, T>(workspace, n, n, n, T(1), x, f, false, at.R, n, true);  // the factors commute: half is enough
-  mirror(at.R, n, n);
-  std::swap(at.R, at.F);
-  return rounding;
 }
 
 // Largest |G|, NaN if any element is not finite.
@@ -261,15 +142,15 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   const double unit = std::exp2(std::ceil(std::log2(std::max(lambda, delta))));
   const T shrink = static_cast<T>(1 / unit);
   for (int64_t i = 0; i < n; ++i) at.diagonal[i] = shrink * at.R[i * n + i];
-  const Rounding rounding = partial_fractions(workspace, *phi, n, shrink, delta / unit, scale / damping, lambda / unit, at);
-  if (!rounding.positive_definite) return refused;
+  Fractions<T> fractions{workspace,     *phi, n, shrink, delta / unit, scale / damping, lambda / unit,
+                         trace / unit, worst_terms, at, {}};
+  if (!fractions.evaluate()) return refused;
 
   double last = 0;
   for (int64_t i = 0; i < n; ++i) last += dot(at.F + i * n, at.F + i * n, n) * at.diagonal[i];
   last = exact_apply ? 0 : std::sqrt(last) * unit_roundoff<S>();
-  relative += phi->quadratic == Quadratic::kTimes ? unit_roundoff<T>() * y_max + rounding.quadratic
-                                                  : rounding.quadratic * worst_terms / 3;
-  const double absolute = last + (phi->quadratic == Quadratic::kTimes ? 0 : rounding.poles);
+  relative += fractions.rounding.relative;
+  const double absolute = last + fractions.rounding.absolute;
   const auto fails = [&](double norm) { return !(kSafety * (relative + absolute / norm) <= settings.tolerance); };
   // ‖T(G)‖_F ≥ ‖G‖_F · T(σ_max)/σ_max, and at most √n times that bound if α ≥ 1; where it does not settle, measure.
   const double norm = scale / damping / (std::pow(y_max, 0.5 * alpha) + 1) * std::sqrt(trace / unit);

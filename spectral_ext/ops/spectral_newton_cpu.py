@@ -35,7 +35,7 @@ def level(alpha: float, reach: float, tolerance: float) -> PartialFractions | No
 
 def _rounded_reach(y_max: float) -> float:
     """The next power of LADDER: absolute damping meets few distinct levels over a training run."""
-    return LADDER ** math.ceil(math.log(max(y_max, 1e-300), LADDER) + 1e-9)
+    return LADDER ** math.ceil(math.log(max(y_max, 1e-300), LADDER))
 
 
 def _table(alphas: set[float], tolerance: float) -> Tensor:

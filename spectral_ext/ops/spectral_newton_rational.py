@@ -104,6 +104,7 @@ def _matrix_function(
     identity = torch.eye(Z.shape[-1], dtype=Z.dtype, device=Z.device)
     F = constant.to(Z.dtype)[:, :, None] * identity
     failed = torch.zeros(len(Z), dtype=torch.bool, device=Z.device)
+    inverse = F
     if poles.shape[1]:
         shifts = (delta * poles + jitter).to(Z.dtype)
         inverse, bad = _spd_inverse(Z[:, None] + shifts[:, :, None, None] * identity)
@@ -113,8 +114,10 @@ def _matrix_function(
         return F, failed
     u = delta.to(Z.dtype)[:, :, None]
     Q = Z @ Z + form.quadratic * u * Z + (u * u + jitter.to(Z.dtype)[:, :, None]) * identity
-    inverse, bad = _spd_inverse(Q)
+    Q_inverse, bad = _spd_inverse(Q)
+    Q_inverse = u * u * Q_inverse
     if form.form == 2:
-        return (u * u * inverse) @ F, failed | bad
+        return Q_inverse @ F, failed | bad
     constant_part, slope = form.pair
-    return F + (constant_part * u * u) * inverse + (slope * u) * (Z @ inverse), failed | bad
+    P = slope * u * inverse[:, 0]  # the first pole is b: y/Q = p − p/Q, p = 1/(y + b)
+    return F + constant_part * Q_inverse + P - P @ Q_inverse, failed | bad

@@ -52,18 +52,35 @@ def eigh_with_error(G: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> tup
     """T(G) = Q diag(f(λ)) Qᵀ G with R = G Gᵀ = Q diag(λ) Qᵀ, and an estimate (B,) of its relative error.
 
     Rounding of R and of its eigenvalues moves them by about η = 32 ε λ_max; direction k of T(G) then moves by
-    (α/2) (σ^α/(σ^α + d)) η/λ_k of itself.
+    (α/2) (σ^α/(σ^α + d)) η/λ_k of itself. Rounding of Qᵀ G adds about ε ‖G‖_F/√n to each of its rows, which f weighs.
+    In the mode ``mean`` d moves with the mean of σ^α, by all of itself at most.
     """
     scaled, scale = power_of_two_scale(G)
     eigenvalues, Q = torch.linalg.eigh(scaled @ scaled.mT)
     eigenvalues = eigenvalues.clamp(min=0).double()
     weights, share = weights_of(eigenvalues.sqrt(), scale, alpha, damping, mode)
     result = (Q * weights.to(G.dtype).unsqueeze(-2)) @ Q.mT @ scaled
-    eta = 32 * torch.finfo(G.dtype).eps * eigenvalues.amax(-1, keepdim=True)
+    epsilon, n = torch.finfo(G.dtype).eps, eigenvalues.shape[-1]
+    eta = 32 * epsilon * eigenvalues.amax(-1, keepdim=True)
     floored = torch.maximum(eigenvalues, eta)
     transfer = weights * floored.sqrt()
     moved = transfer * (0.5 * alpha * share * eta / floored).clamp(max=1.0).nan_to_num()
-    return result, moved.norm(dim=-1) / transfer.norm(dim=-1).clamp(min=torch.finfo(torch.float64).tiny)
+    product = epsilon * weights.norm(dim=-1) * (eigenvalues.sum(-1) / n).sqrt()
+    total = transfer.norm(dim=-1).clamp(min=torch.finfo(torch.float64).tiny)
+    error = (moved.norm(dim=-1) + product) / total
+    return result, error + mean_error(eigenvalues, alpha, epsilon) if mode == "mean" else error
+
+
+def mean_error(eigenvalues: Tensor, alpha: Tensor, epsilon: float) -> Tensor:
+    """Relative error (B,) of the mean of λ^{α/2} over computed eigenvalues (B, n): each is off by about
+    4 ε (λ_k + ‖λ‖/√n); those below 4 ε ‖λ‖/√n may hide as much."""
+    tiny = torch.finfo(torch.float64).tiny
+    floor = 4 * epsilon * eigenvalues.square().mean(-1, keepdim=True).sqrt().clamp(min=tiny)
+    power = 0.5 * alpha
+    moved = power * torch.maximum(eigenvalues, floor) ** (power - 1) * (floor + 4 * epsilon * eigenvalues)
+    hidden = eigenvalues <= floor
+    total = (moved * ~hidden).norm(dim=-1) + (moved * hidden).sum(-1)
+    return total / (eigenvalues**power).sum(-1).clamp(min=tiny)
 
 
 def eigh(G: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> Tensor:

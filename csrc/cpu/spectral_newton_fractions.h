@@ -1,0 +1,173 @@
+// f(R) as a sum of partial fractions, and what rounding did to it. Included once per instruction set.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "cpu/spectral_newton_inverse.h"
+
+namespace spectral_ext {
+namespace {
+
+template <class T>
+constexpr double unit_roundoff() {
+  return std::numeric_limits<T>::epsilon() / 2;
+}
+
+// How much larger than their sum the terms of φ are, at worst over the spectrum.
+inline double cancellation(const PartialFractions& phi, double y_max) {
+  double worst = 1;
+  for (int point = 0; point < 24; ++point) {
+    const double y = y_max * std::exp2(-2.0 * point);
+    double sum = phi.constant, size = std::fabs(phi.constant);
+    for (int64_t j = 0; j < phi.poles; ++j) {
+      sum += phi.residue[j] / (y + phi.pole[j]);
+      size += std::fabs(phi.residue[j]) / (y + phi.pole[j]);
+    }
+    if (phi.quadratic == Quadratic::kPlus) {
+      const double pair = (phi.u + phi.v * y) / (y * y + phi.b * y + 1);
+      sum += pair, size += std::fabs(pair);
+    }
+    worst = std::max(worst, size / std::fabs(sum));
+  }
+  return worst;
+}
+
+template <class T>
+struct Buffers {
+  T *R, *X, *P, *F, *spare, *diagonal, *packing;  // n² each; spare for the inverse or the Lanczos vectors; diagonal n
+  double* eigenvalues;  // n
+  int64_t packing_size;
+  Buffers(void* scratch, int64_t n, int64_t N) {
+    T* next = static_cast<T*>(scratch);
+    const auto take = [&](int64_t count) {
+      T* taken = next;
+      next += (count + 63) / 64 * 64;
+      return taken;
+    };
+    R = take(n * n), X = take(n * n), P = take(n * n), F = take(n * n);
+    eigenvalues = reinterpret_cast<double*>(take(2 * n));
+    spare = take(std::max(inverse_scratch<T>(n), kLanczosVectors * n)), diagonal = take(n);
+    packing_size = product_scratch<T>(std::min(N, kRowBlock), N);
+    packing = next;
+  }
+};
+
+// Relative to ‖T(G)‖_F, or in its unit. An error E of X with entries of √mean square e gives
+// ‖X⁻¹ E X⁻¹ G‖_F ≈ e ‖X⁻¹‖_F ‖X⁻¹ G‖_F, taken with e = unit round-off · ‖X‖₂/√n; a product A B with A, B, G unaligned,
+// unit round-off · ‖A‖_F ‖B‖_F ‖G‖_F/n.
+struct Rounding {
+  double absolute = 0, relative = 0;
+};
+
+// φ(R'/δ) · gain for R' = shrink R, of which the lower triangle is read, in a unit where δ is `delta`, λ_max of R' is
+// `top` and ‖G‖_F² = tr R' is `trace`.
+template <class T>
+struct Fractions {
+  const Workspace<T>& workspace;
+  const PartialFractions& phi;
+  int64_t n;
+  T shrink;
+  double delta, gain, top, trace, cancellation;
+  Buffers<T>& at;
+  Rounding rounding;
+
+  // X ← −(R' + shift)⁻¹, lower triangle. False if that is not positive definite.
+  bool invert_shifted(double shift, double weight, T* X) {
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j <= i; ++j) X[i * n + j] = shrink * at.R[i * n + j];
+      X[i * n + i] += static_cast<T>(shift);
+    }
+    if (!invert_negated(*workspace.parallel, X, n, n, at.spare)) return false;
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum -= X[i * n + i];
+    const double square = square_of_symmetric(X, n), epsilon = unit_roundoff<T>() / std::sqrt(static_cast<double>(n));
+    const double applied = std::fabs(sum - shift * square);  // ‖X⁻¹G‖² = tr X⁻¹ − shift ‖X⁻¹‖²
+    rounding.absolute +=
+        std::fabs(weight) * epsilon * (top + shift) * std::sqrt(square * std::max(applied, epsilon * sum));
+    return true;
+  }
+
+  // F += weight X, lower triangles; F = weight X where `first`.
+  void add(double weight, const T* X, bool first) {
+    const T w = static_cast<T>(weight);
+    for (int64_t i = 0; i < n; ++i) {
+      T* const f = at.F + i * n;
+      const T* const x = X + i * n;
+      if (first)
+        for (int64_t j = 0; j <= i; ++j) f[j] = w * x[j];
+      else
+        for (int64_t j = 0; j <= i; ++j) f[j] += w * x[j];
+    }
+  }
+
+  // X ← −Q(R')⁻¹ δ⁻², full; R becomes R', full.
+  bool invert_quadratic() {
+    T *const R = at.R, *const X = at.X;
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j <= i; ++j) R[i * n + j] *= shrink;
+    mirror(R, n, n);
+    const Operand<T> r{R, n, 1};
+    multiply<T, T, T>(workspace, n, n, n, T(1), r, r, false, X, n, true);
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j <= i; ++j) X[i * n + j] += static_cast<T>(delta * phi.b) * R[i * n + j];
+      X[i * n + i] += static_cast<T>(delta * delta);
+    }
+    if (!invert_negated(*workspace.parallel, X, n, n, at.spare)) return false;
+    mirror(X, n, n);
+    const double size = top * top + delta * (std::fabs(phi.b) * top + delta);
+    const double epsilon = unit_roundoff<T>() / std::sqrt(static_cast<double>(n));
+    rounding.relative = 2 * epsilon * size * std::sqrt(dot(X, X, n * n));
+    return true;
+  }
+
+  // F (+)= sign · A X, lower triangle, for A full and commuting with X.
+  void add_product(T sign, const T* A, bool accumulate, T* F) {
+    const Operand<T> a{A, n, 1}, x{at.X, n, 1};
+    multiply<T, T, T>(workspace, n, n, n, sign, a, x, accumulate, F, n, true);
+    rounding.absolute +=
+        unit_roundoff<T>() * std::sqrt(dot(A, A, n * n) * dot(at.X, at.X, n * n) * trace) / static_cast<double>(n);
+  }
+
+  // F ← φ(R'/δ) · gain, full. False if a matrix is not positive definite.
+  bool evaluate() {
+    const bool plus = phi.quadratic == Quadratic::kPlus, times = phi.quadratic == Quadratic::kTimes;
+    // The first pole of kPlus is b: y/Q(y) = p − p/Q(y) with p = 1/(y + b), which unlike R Q⁻¹ is never large.
+    const double slope = plus ? gain * delta * phi.v : 0;
+    for (int64_t j = 0; j < phi.poles; ++j) {
+      const bool kept = plus && j == 0;
+      T* const X = kept ? at.P : at.X;
+      const double weight = gain * delta * phi.residue[j] + (kept ? slope : 0);
+      if (!invert_shifted(delta * phi.pole[j], weight, X)) return false;
+      add(-weight, X, j == 0);
+    }
+    if (phi.poles == 0) std::fill(at.F, at.F + n * n, T(0));
+    for (int64_t i = 0; i < n; ++i) at.F[i * n + i] += static_cast<T>(gain * phi.constant);
+    if (plus) {
+      if (!invert_quadratic()) return false;
+      rounding.relative *= cancellation / 3;
+      add(-delta * delta * gain * phi.u, at.X, false);
+      mirror(at.P, n, n);
+      for (int64_t i = 0; i < n * n; ++i) at.P[i] *= static_cast<T>(slope * delta * delta);
+      add_product(T(-1), at.P, true, at.F);
+    } else if (times) {
+      if (!invert_quadratic()) return false;
+      const double before = rounding.absolute;
+      rounding.relative += unit_roundoff<T>() * (top / delta + cancellation);
+      for (int64_t i = 0; i < n * n; ++i) at.X[i] *= static_cast<T>(-delta * delta);
+      if (phi.poles == 0) {
+        add(gain * phi.constant, at.X, true);
+      } else {
+        mirror(at.F, n, n);
+        add_product(T(1), at.F, false, at.P);
+        std::swap(at.P, at.F);
+      }
+      rounding.absolute -= before;  // the sum is multiplied by Q⁻¹: its errors are relative to its own size
+    }
+    mirror(at.F, n, n);
+    return true;
+  }
+};
+
+}  // namespace
+}  // namespace spectral_ext
