@@ -37,37 +37,35 @@ def damping_of(sigma: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> Tens
     return damping * (powers.amax(-1, keepdim=True) if mode == "spectral" else powers.mean(-1, keepdim=True))
 
 
-def weights_of(sigma: Tensor, scale: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> tuple[Tensor, Tensor]:
-    """``(s/(σ^α + d), σ^α/(σ^α + d))``, (B, n), from the singular values ``sigma`` of G/s; zeros for G = 0."""
+def weights_of(sigma: Tensor, scale: Tensor, alpha: Tensor, damping: Tensor) -> Tensor:
+    """``s/(σ^α + d)``, (B, n), for the singular values ``sigma`` of G/s and d in the unit of σ^α; zeros for G = 0."""
     scale = scale.flatten(1).double()
-    sigma = sigma.double() * scale
-    powers = sigma**alpha
-    total = powers + damping_of(sigma, alpha, damping, mode)
-    empty = sigma.amax(-1, keepdim=True) == 0
-    zero = torch.zeros_like(powers)
-    return torch.where(empty, zero, scale / total), torch.where(empty, zero, powers / total)
+    weights = scale / ((sigma * scale) ** alpha + damping)
+    return torch.where(sigma.amax(-1, keepdim=True) == 0, torch.zeros_like(weights), weights)
 
 
 def eigh_with_error(G: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> tuple[Tensor, Tensor]:
     """T(G) = Q diag(f(λ)) Qᵀ G with R = G Gᵀ = Q diag(λ) Qᵀ, and an estimate (B,) of its relative error.
 
-    Rounding of R and of its eigenvalues moves them by about η = 32 ε λ_max; direction k of T(G) then moves by
-    (α/2) (σ^α/(σ^α + d)) η/λ_k of itself. Rounding of Qᵀ G adds about ε ‖G‖_F/√n to each of its rows, which f weighs.
-    In the mode ``mean`` d moves with the mean of σ^α, by all of itself at most.
+    Rounding of R and of its eigenvalues moves λ_k by about η = 32 ε λ_max, and direction k of T(G) by up to
+    (f(λ_k − η) − f(λ_k + η)) √(λ_k + η). Rounding of Qᵀ G adds about ε ‖G‖_F/√n to each of its rows, which f weighs. In
+    the mode ``mean`` d moves with the mean of σ^α, by all of itself at most.
     """
     scaled, scale = power_of_two_scale(G)
     eigenvalues, Q = torch.linalg.eigh(scaled @ scaled.mT)
     eigenvalues = eigenvalues.clamp(min=0).double()
-    weights, share = weights_of(eigenvalues.sqrt(), scale, alpha, damping, mode)
-    result = (Q * weights.to(G.dtype).unsqueeze(-2)) @ Q.mT @ scaled
+    d = damping_of(eigenvalues.sqrt() * scale.flatten(1).double(), alpha, damping, mode)
     epsilon, n = torch.finfo(G.dtype).eps, eigenvalues.shape[-1]
     eta = 32 * epsilon * eigenvalues.amax(-1, keepdim=True)
-    floored = torch.maximum(eigenvalues, eta)
-    transfer = weights * floored.sqrt()
-    moved = transfer * (0.5 * alpha * share * eta / floored).clamp(max=1.0).nan_to_num()
+    weights, above, below = (
+        weights_of(lam.clamp(min=0).sqrt(), scale, alpha, d)
+        for lam in (eigenvalues, eigenvalues + eta, eigenvalues - eta)
+    )
+    result = (Q * weights.to(G.dtype).unsqueeze(-2)) @ Q.mT @ scaled
+    moved = (below - above) * (eigenvalues + eta).sqrt() / 2
     product = epsilon * weights.norm(dim=-1) * (eigenvalues.sum(-1) / n).sqrt()
-    total = transfer.norm(dim=-1).clamp(min=torch.finfo(torch.float64).tiny)
-    error = (moved.norm(dim=-1) + product) / total
+    total = (weights * eigenvalues.sqrt()).norm(dim=-1).clamp(min=torch.finfo(torch.float64).tiny)
+    error = ((moved.norm(dim=-1) + product) / total).nan_to_num()
     return result, error + mean_error(eigenvalues, alpha, epsilon) if mode == "mean" else error
 
 
@@ -92,8 +90,8 @@ def svd(G: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> Tensor:
     """T(G) = U diag(T(σ)) Vᵀ from the singular value decomposition in float64: the reference, for any α and d."""
     scaled, scale = power_of_two_scale(G)
     U, sigma, Vh = torch.linalg.svd(scaled.double(), full_matrices=False)
-    weights, _ = weights_of(sigma, scale, alpha, damping, mode)
-    return ((U * (weights * sigma).unsqueeze(-2)) @ Vh).to(G.dtype)
+    d = damping_of(sigma * scale.flatten(1).double(), alpha, damping, mode)
+    return ((U * (weights_of(sigma, scale, alpha, d) * sigma).unsqueeze(-2)) @ Vh).to(G.dtype)
 
 
 def exact(G: Tensor, alpha: Tensor, damping: Tensor, mode: str, tolerance: float) -> Tensor:
