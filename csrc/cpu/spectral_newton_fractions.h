@@ -54,21 +54,21 @@ struct Buffers {
 };
 
 // Relative to ‖T(G)‖_F, or in its unit. An error E of X with entries of √mean square e gives
-// ‖X⁻¹ E X⁻¹ G‖_F ≈ e ‖X⁻¹‖_F ‖X⁻¹ G‖_F, taken with e = unit round-off · ‖X‖₂/√n; a product A B with A, B, G unaligned,
-// unit round-off · ‖A‖_F ‖B‖_F ‖G‖_F/n.
+// ‖X⁻¹ E X⁻¹ G‖_F ≈ e ‖X⁻¹‖_F ‖X⁻¹ G‖_F, taken with e = 2 · unit round-off · ‖X‖_F/n; a product A B with A, B, G
+// unaligned, unit round-off · ‖A‖_F ‖B‖_F ‖G‖_F/n.
 struct Rounding {
   double absolute = 0, relative = 0;
 };
 
 // φ(R'/δ) · gain for R' = shrink R, of which the lower triangle is read, in a unit where δ is `delta`, λ_max of R' is
-// `top` and ‖G‖_F² = tr R' is `trace`.
+// `top`, ‖G‖_F² = tr R' is `trace` and ‖R'‖_F² is `square`.
 template <class T>
 struct Fractions {
   const Workspace<T>& workspace;
   const PartialFractions& phi;
   int64_t n;
   T shrink;
-  double delta, gain, top, trace, cancellation;
+  double delta, gain, top, trace, square, cancellation;
   Buffers<T>& at;
   Rounding rounding;
 
@@ -81,10 +81,10 @@ struct Fractions {
     if (!invert_negated(*workspace.parallel, X, n, n, at.spare)) return false;
     double sum = 0;
     for (int64_t i = 0; i < n; ++i) sum -= X[i * n + i];
-    const double square = square_of_symmetric(X, n), epsilon = unit_roundoff<T>() / std::sqrt(static_cast<double>(n));
-    const double applied = std::fabs(sum - shift * square);  // ‖X⁻¹G‖² = tr X⁻¹ − shift ‖X⁻¹‖²
-    rounding.absolute +=
-        std::fabs(weight) * epsilon * (top + shift) * std::sqrt(square * std::max(applied, epsilon * sum));
+    const double inverse = square_of_symmetric(X, n), size = std::sqrt(square + shift * (2 * trace + n * shift));
+    const double applied = std::max(std::fabs(sum - shift * inverse), unit_roundoff<T>() * sum);
+    // ‖X⁻¹ G‖² = tr X⁻¹ − shift ‖X⁻¹‖²
+    rounding.absolute += 2 * unit_roundoff<T>() / n * std::fabs(weight) * size * std::sqrt(inverse * applied);
     return true;
   }
 
@@ -113,11 +113,10 @@ struct Fractions {
       for (int64_t j = 0; j <= i; ++j) X[i * n + j] += static_cast<T>(delta * phi.b) * R[i * n + j];
       X[i * n + i] += static_cast<T>(delta * delta);
     }
+    const double size = square / std::sqrt(static_cast<double>(n)) + std::sqrt(square_of_symmetric(X, n));
     if (!invert_negated(*workspace.parallel, X, n, n, at.spare)) return false;
     mirror(X, n, n);
-    const double size = top * top + delta * (std::fabs(phi.b) * top + delta);
-    const double epsilon = unit_roundoff<T>() / std::sqrt(static_cast<double>(n));
-    rounding.relative = 2 * epsilon * size * std::sqrt(dot(X, X, n * n));
+    rounding.relative = 2 * unit_roundoff<T>() / n * size * std::sqrt(dot(X, X, n * n));
     return true;
   }
 

@@ -143,12 +143,12 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   const T shrink = static_cast<T>(1 / unit);
   for (int64_t i = 0; i < n; ++i) at.diagonal[i] = shrink * at.R[i * n + i];
   Fractions<T> fractions{workspace,     *phi, n, shrink, delta / unit, scale / damping, lambda / unit,
-                         trace / unit, worst_terms, at, {}};
+                         trace / unit, square_of_symmetric(at.R, n) / unit / unit, worst_terms, at, {}};
   if (!fractions.evaluate()) return refused;
 
   double last = 0;
   for (int64_t i = 0; i < n; ++i) last += dot(at.F + i * n, at.F + i * n, n) * at.diagonal[i];
-  last = exact_apply ? 0 : std::sqrt(last) * unit_roundoff<S>();
+  last = exact_apply ? 0 : std::sqrt(last) * unit_roundoff<S>() * (1 + std::sqrt(static_cast<double>(n)) / 16);
   relative += fractions.rounding.relative;
   const double absolute = last + fractions.rounding.absolute;
   const auto fails = [&](double norm) { return !(kSafety * (relative + absolute / norm) <= settings.tolerance); };
