@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "cpu/spectral_newton_product.h"
 
@@ -161,11 +162,11 @@ constexpr int64_t kLanczosVectors = 3;
 
 // λ_max of a positive semidefinite R (n × n, lower triangle) by Lanczos: Ritz values rise to λ_max with the square of
 // the vector's error. Lost orthogonality only repeats values that have converged. Stops when four steps add less than
-// `tolerance`. `vectors`: 3 n elements.
+// `tolerance`, or where only rounding is left of a new vector. `vectors`: 3 n elements.
 template <class T>
 double largest_eigenvalue(const T* R, int64_t n, double tolerance, T* vectors) {
-  double a[kLanczosSteps], b[kLanczosSteps], trace = 0, value = 0;
-  for (int64_t i = 0; i < n; ++i) trace += R[i * n + i];
+  double a[kLanczosSteps], b[kLanczosSteps], value = 0;
+  const double size = std::sqrt(square_of_symmetric(R, n)), rounding = std::numeric_limits<T>::epsilon() * size;
   T *before = vectors, *v = vectors + n, *next = vectors + 2 * n;
   uint64_t state = 0x9E3779B97F4A7C15ull;
   for (int64_t i = 0; i < n; ++i) {
@@ -180,10 +181,10 @@ double largest_eigenvalue(const T* R, int64_t n, double tolerance, T* vectors) {
     const T along = static_cast<T>(a[k]), back = static_cast<T>(k ? b[k - 1] : 0);
     for (int64_t i = 0; i < n; ++i) next[i] -= along * v[i] + (k ? back * before[i] : T(0));
     b[k] = std::sqrt(dot(next, next, n));
-    const bool exhausted = b[k] <= 1e-7 * trace / n;
+    const bool exhausted = k + 1 >= n || b[k] <= rounding;
     if (exhausted || k % 4 == 3) {
       const double last = value;
-      value = largest_of_tridiagonal(a, b, k + 1, value, trace * (1 + 1e-6) + 1e-300);
+      value = largest_of_tridiagonal(a, b, k + 1, value, size * (1 + 1e-6) + 1e-300);
       if (exhausted || value - last <= tolerance * value) break;
     }
     const T inverse = static_cast<T>(1 / b[k]);

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cpu/spectral_newton_fractions.h"
+#include "cpu/spectral_newton_substitution.h"
 
 namespace spectral_ext {
 namespace {
@@ -28,7 +29,8 @@ inline int64_t scratch_bytes(int64_t rows, int64_t columns, int64_t threads) {
   const int64_t n = std::min(rows, columns), N = std::max(rows, columns);
   const int64_t packing = product_scratch<double>(std::min(N, kRowBlock), N);
   const int64_t spare = std::max(inverse_scratch<float>(n), kLanczosVectors * n);
-  return 8 * (4 * n * n + spare + 3 * n + threads * packing + kConversionColumns * rows + 640);
+  const int64_t fractions = 3 * n * n + spare + 3 * n + threads * packing + kConversionColumns * rows;
+  return 8 * (n * n + std::max(fractions, substitution_scratch<float>(n, threads)) + 640);
 }
 
 struct Mean {
@@ -120,8 +122,10 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
 
   const double alpha = settings.alpha;
   const bool exactly = settings.mode == DampingMode::kSpectral;
-  const double lambda =
-      largest_eigenvalue(at.R, n, exactly ? 0.02 * settings.tolerance : kEigenvalueEstimate, at.spare);
+  const auto top = [&] {
+    return largest_eigenvalue(at.R, n, exactly ? 0.02 * settings.tolerance : kEigenvalueEstimate, at.spare);
+  };
+  double lambda = alpha == 2 && !exactly ? trace : top();
   double damping = settings.damping;
   if (settings.mode == DampingMode::kSpectral) damping *= std::pow(scale * std::sqrt(lambda), alpha);
   double relative = 0;
@@ -131,7 +135,19 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
     damping *= std::pow(scale, alpha) * mean.value;
     relative = mean.error;
   }
-  const double delta = std::pow(damping, 2 / alpha) / (scale * scale), y_max = lambda / delta;
+  const double delta = std::pow(damping, 2 / alpha) / (scale * scale), square = square_of_symmetric(at.R, n);
+  if constexpr (std::is_same_v<S, T>) {
+    const double size = std::sqrt((square + delta * (2 * trace + n * delta)) / n), unit = std::max(lambda, delta);
+    const double error = (2 + std::sqrt(n) / 8) * unit_roundoff<T>() * size / delta;  // as in Rounding, ‖X⁻¹‖_F ≤ √n/δ
+    if (alpha == 2 && n <= kSubstitutionSide && kSafety * error <= settings.tolerance) {
+      const double shift = delta / unit, weight = scale / damping * shift;
+      Substitution<T> substitution{parallel, at.R, n, N, T(1 / unit), T(shift), T(weight), wide ? g.transposed() : g,
+                                   wide, G.out, at.X};
+      if (substitution.run()) return {TransferStatus::kSinglePrecision, lambda / delta};
+    }
+  }
+  if (alpha == 2 && !exactly) lambda = top();
+  const double y_max = lambda / delta;
   if (!(delta > 0 && std::isfinite(y_max))) return {TransferStatus::kIllConditioned, y_max};
   const PartialFractions* phi = level_for(settings, y_max);
   if (phi == nullptr) return {TransferStatus::kNeedsReach, y_max};
@@ -143,7 +159,7 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   const T shrink = static_cast<T>(1 / unit);
   for (int64_t i = 0; i < n; ++i) at.diagonal[i] = shrink * at.R[i * n + i];
   Fractions<T> fractions{workspace,     *phi, n, shrink, delta / unit, scale / damping, lambda / unit,
-                         trace / unit, square_of_symmetric(at.R, n) / unit / unit, worst_terms, at, {}};
+                         trace / unit, square / unit / unit, worst_terms, at, {}};
   if (!fractions.evaluate()) return refused;
 
   double last = 0;
