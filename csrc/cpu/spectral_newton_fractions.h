@@ -14,6 +14,8 @@ constexpr double unit_roundoff() {
   return std::numeric_limits<T>::epsilon() / 2;
 }
 
+constexpr double kBeyondDoubt = 4;  // ‖T(G)‖_F over its lower bound is less, as a rule
+
 // How much larger than their sum the terms of φ are, at worst over the spectrum.
 inline double cancellation(const PartialFractions& phi, double y_max) {
   double worst = 1;
@@ -36,7 +38,7 @@ inline double cancellation(const PartialFractions& phi, double y_max) {
 template <class T>
 struct Buffers {
   T *R, *X, *P, *F, *spare, *diagonal, *packing;  // n² each; spare for the inverse or the Lanczos vectors; diagonal n
-  double* eigenvalues;  // n
+  double* eigenvalues;                            // n
   int64_t packing_size;
   Buffers(void* scratch, int64_t n, int64_t N) {
     T* next = static_cast<T*>(scratch);
@@ -47,7 +49,7 @@ struct Buffers {
     };
     R = take(n * n), X = take(n * n), P = take(n * n), F = take(n * n);
     eigenvalues = reinterpret_cast<double*>(take(2 * n));
-    spare = take(std::max(inverse_scratch<T>(n), kLanczosVectors * n)), diagonal = take(n);
+    spare = take(std::max(inverse_scratch<float>(n), kLanczosVectors * n)), diagonal = take(n);
     packing_size = product_scratch<T>(std::min(N, kRowBlock), N);
     packing = next;
   }
@@ -61,39 +63,79 @@ struct Rounding {
 };
 
 // φ(R'/δ) · gain for R' = shrink R, of which the lower triangle is read, in a unit where δ is `delta`, λ_max of R' is
-// `top`, ‖G‖_F² = tr R' is `trace` and ‖R'‖_F² is `square`.
+// `top`, ‖G‖_F² = tr R' is `trace` and ‖R'‖_F² is `square`. With `mixed`, poles whose inverse may be rounded to float
+// within `allowed`, in the unit of `rounding.absolute`, are inverted in float.
 template <class T>
 struct Fractions {
   const Workspace<T>& workspace;
   const PartialFractions& phi;
   int64_t n;
   T shrink;
-  double delta, gain, top, trace, square, cancellation;
+  double delta, gain, top, trace, square, cancellation, allowed;
+  bool mixed;
   Buffers<T>& at;
-  Rounding rounding;
+  Rounding rounding = {};
+  double last_in_float = kUnknown;  // what rounding to float would have made of the pole before
 
-  // X ← −(R' + shift)⁻¹, lower triangle. False if that is not positive definite.
-  bool invert_shifted(double shift, double weight, T* X) {
+  static constexpr double kUnknown = -1;
+
+  // X ← −(R' + shift)⁻¹, lower triangle, in the precision of X; what its rounding does to weight · (R' + shift)⁻¹ G, in
+  // units of the unit round-off, to `error`. False if that is not positive definite.
+  template <class P>
+  bool invert_shifted(double shift, double weight, P* X, P* spare, double& error) const {
     for (int64_t i = 0; i < n; ++i) {
-      for (int64_t j = 0; j <= i; ++j) X[i * n + j] = shrink * at.R[i * n + j];
-      X[i * n + i] += static_cast<T>(shift);
+      for (int64_t j = 0; j <= i; ++j) X[i * n + j] = static_cast<P>(shrink * at.R[i * n + j]);
+      X[i * n + i] += static_cast<P>(shift);
     }
-    if (!invert_negated(*workspace.parallel, X, n, n, at.spare)) return false;
+    if (!invert_negated(*workspace.parallel, X, n, n, spare)) return false;
     double sum = 0;
     for (int64_t i = 0; i < n; ++i) sum -= X[i * n + i];
     const double inverse = square_of_symmetric(X, n), size = std::sqrt(square + shift * (2 * trace + n * shift));
-    const double applied = std::max(std::fabs(sum - shift * inverse), unit_roundoff<T>() * sum);
     // ‖X⁻¹ G‖² = tr X⁻¹ − shift ‖X⁻¹‖²
-    rounding.absolute += 2 * unit_roundoff<T>() / n * std::fabs(weight) * size * std::sqrt(inverse * applied);
+    const double applied = std::max(std::fabs(sum - shift * inverse), unit_roundoff<P>() * sum);
+    error = 2 * std::fabs(weight) * size * std::sqrt(inverse * applied) / n;
     return true;
   }
 
+  // F += residue/(R' + shift) for pole j, or F = that; of kPlus's first pole the inverse stays in P. False if it is not
+  // positive definite, or if rounding alone already exceeds what is allowed.
+  bool add_pole(int64_t j, bool kept, double slope) {
+    const double shift = delta * phi.pole[j], weight = gain * delta * phi.residue[j] + slope;
+    double error = 0;
+    if constexpr (std::is_same_v<T, double>) {
+      // ‖X⁻¹‖ ‖X⁻¹ G‖ falls by (shift/shift')^{3/2} at most from pole to pole.
+      const auto expected = [&] {
+        return last_in_float * std::fabs(weight / (gain * delta * phi.residue[j - 1])) *
+               std::pow(phi.pole[j - 1] / phi.pole[j], 1.5);
+      };
+      const double left = (allowed - rounding.absolute) / 2;
+      if (mixed && !kept && last_in_float != kUnknown && expected() < left) {
+        float* const X = reinterpret_cast<float*>(at.X);
+        if (invert_shifted(shift, weight, X, reinterpret_cast<float*>(at.spare), error)) {
+          last_in_float = unit_roundoff<float>() * error;
+          if (last_in_float < left) {
+            rounding.absolute += last_in_float;
+            add(-weight, X, j == 0);
+            return true;
+          }
+        }
+      }
+    }
+    T* const X = kept ? at.P : at.X;
+    if (!invert_shifted(shift, weight, X, at.spare, error)) return false;
+    if (!kept) last_in_float = unit_roundoff<float>() * error;
+    rounding.absolute += unit_roundoff<T>() * error;
+    add(-weight, X, j == 0);
+    return rounding.absolute < kBeyondDoubt * allowed;
+  }
+
   // F += weight X, lower triangles; F = weight X where `first`.
-  void add(double weight, const T* X, bool first) {
+  template <class P>
+  void add(double weight, const P* X, bool first) {
     const T w = static_cast<T>(weight);
     for (int64_t i = 0; i < n; ++i) {
       T* const f = at.F + i * n;
-      const T* const x = X + i * n;
+      const P* const x = X + i * n;
       if (first)
         for (int64_t j = 0; j <= i; ++j) f[j] = w * x[j];
       else
@@ -116,7 +158,16 @@ struct Fractions {
     const double size = square / std::sqrt(static_cast<double>(n)) + std::sqrt(square_of_symmetric(X, n));
     if (!invert_negated(*workspace.parallel, X, n, n, at.spare)) return false;
     mirror(X, n, n);
-    rounding.relative = 2 * unit_roundoff<T>() / n * size * std::sqrt(dot(X, X, n * n));
+    const double relative = 2 * unit_roundoff<T>() / n * size * std::sqrt(dot(X, X, n * n));
+    if (phi.quadratic == Quadratic::kTimes) {
+      rounding.relative = relative;
+      return true;
+    }
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum -= X[i * n + i];
+    // y/Q(y) ≤ 1/(2 + b), so ‖Q(R')⁻¹ G‖² ≤ tr Q(R')⁻¹/(δ (2 + b)).
+    const double applied = std::sqrt(sum / (delta * (2 + phi.b)));
+    rounding.absolute += relative * applied * gain * delta * delta * (std::fabs(phi.u) + std::fabs(phi.v) / phi.b);
     return true;
   }
 
@@ -128,23 +179,20 @@ struct Fractions {
         unit_roundoff<T>() * std::sqrt(dot(A, A, n * n) * dot(at.X, at.X, n * n) * trace) / static_cast<double>(n);
   }
 
-  // F ← φ(R'/δ) · gain, full. False if a matrix is not positive definite.
+  // F ← φ(R'/δ) · gain, full. False if a matrix is not positive definite or rounding beyond doubt too large.
   bool evaluate() {
     const bool plus = phi.quadratic == Quadratic::kPlus, times = phi.quadratic == Quadratic::kTimes;
     // The first pole of kPlus is b: y/Q(y) = p − p/Q(y) with p = 1/(y + b), which unlike R Q⁻¹ is never large.
     const double slope = plus ? gain * delta * phi.v : 0;
+    if (times) mixed = false, allowed = std::numeric_limits<double>::infinity();  // the sum is not in the unit of T(G)
     for (int64_t j = 0; j < phi.poles; ++j) {
       const bool kept = plus && j == 0;
-      T* const X = kept ? at.P : at.X;
-      const double weight = gain * delta * phi.residue[j] + (kept ? slope : 0);
-      if (!invert_shifted(delta * phi.pole[j], weight, X)) return false;
-      add(-weight, X, j == 0);
+      if (!add_pole(j, kept, kept ? slope : 0)) return false;
     }
     if (phi.poles == 0) std::fill(at.F, at.F + n * n, T(0));
     for (int64_t i = 0; i < n; ++i) at.F[i * n + i] += static_cast<T>(gain * phi.constant);
     if (plus) {
       if (!invert_quadratic()) return false;
-      rounding.relative *= cancellation / 3;
       add(-delta * delta * gain * phi.u, at.X, false);
       mirror(at.P, n, n);
       for (int64_t i = 0; i < n * n; ++i) at.P[i] *= static_cast<T>(slope * delta * delta);

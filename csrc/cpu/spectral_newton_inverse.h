@@ -144,7 +144,7 @@ bool invert_negated(const Parallel& parallel, T* X, int64_t n, int64_t ld, T* sc
   const bool threaded = parallel.threads > 1 && static_cast<double>(n) * n * block > kWorthThreads;
   for (int64_t first = 0; first < n; first += block) {
     const int64_t count = n - first < block ? n - first : block;
-    Sweep<T> sweep{X,    n,      ld,         first, count, round_up<T>(count), threaded ? parallel.threads : 1,
+    Sweep<T> sweep{X,       n,      ld,         first, count, round_up<T>(count), threaded ? parallel.threads : 1,
                    scratch, factor, reciprocals};
     if (!sweep.factorise()) return false;
     for (auto task : {&Sweep<T>::solve_task, &Sweep<T>::update_task}) {

@@ -11,10 +11,10 @@ namespace spectral_ext {
 namespace {
 
 constexpr double kEigenvalueEstimate = 1e-2;  // where λ_max only decides
-constexpr double kLevelSlack = 1e-9;  // between the host's logarithm of y_max and this one's bounds
+constexpr double kLevelSlack = 1e-9;          // between the host's logarithm of y_max and this one's bounds
 constexpr int64_t kConversionColumns = 256;
 
-constexpr double kHopeless = 1e3;  // unit round-off · condition number beyond which an attempt is wasted
+constexpr double kHopeless = 1e3;          // unit round-off · condition number beyond which an attempt is wasted
 constexpr double kEigenvalueRounding = 8;  // error over estimate of the mean: at most 1.7 over α, shapes and spectra
 constexpr double kSafety = 3;  // error over estimate near 1e-5: at most 3 over α, d, shapes and spectra, 0.1 as a rule
 
@@ -141,8 +141,8 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
     const double error = (2 + std::sqrt(n) / 8) * unit_roundoff<T>() * size / delta;  // as in Rounding, ‖X⁻¹‖_F ≤ √n/δ
     if (alpha == 2 && n <= kSubstitutionSide && kSafety * error <= settings.tolerance) {
       const double shift = delta / unit, weight = scale / damping * shift;
-      Substitution<T> substitution{parallel, at.R, n, N, T(1 / unit), T(shift), T(weight), wide ? g.transposed() : g,
-                                   wide, G.out, at.X};
+      Substitution<T> substitution{parallel, at.R,  n,   N, T(1 / unit), T(shift), T(weight), wide ? g.transposed() : g,
+                                   wide,     G.out, at.X};
       if (substitution.run()) return {TransferStatus::kSinglePrecision, lambda / delta};
     }
   }
@@ -158,8 +158,26 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   const double unit = std::exp2(std::ceil(std::log2(std::max(lambda, delta))));
   const T shrink = static_cast<T>(1 / unit);
   for (int64_t i = 0; i < n; ++i) at.diagonal[i] = shrink * at.R[i * n + i];
-  Fractions<T> fractions{workspace,     *phi, n, shrink, delta / unit, scale / damping, lambda / unit,
-                         trace / unit, square / unit / unit, worst_terms, at, {}};
+  // With λ_1 = λ_max, no other eigenvalue exceeds λ_2 = (‖R‖_F² − λ_1²)^½, and ‖T(G)‖_F² ≥ λ_1 f(λ_1)² + (tr R − λ_1)
+  // f(λ_2)².
+  const auto f = [&](double y) { return scale / damping / (std::pow(y, 0.5 * alpha) + 1); };
+  const double second = std::sqrt(std::clamp(square - lambda * lambda, 0.0, lambda * lambda));
+  const double norm = std::sqrt(
+      (lambda * std::pow(f(y_max), 2) + std::max(trace - lambda, 0.0) * std::pow(f(second / delta), 2)) / unit);
+  const bool mixed = !std::is_same_v<S, T> && !exact_apply;
+  Fractions<T> fractions{workspace,
+                         *phi,
+                         n,
+                         shrink,
+                         delta / unit,
+                         scale / damping,
+                         lambda / unit,
+                         trace / unit,
+                         square / unit / unit,
+                         worst_terms,
+                         settings.tolerance * norm / kSafety,
+                         mixed,
+                         at};
   if (!fractions.evaluate()) return refused;
 
   double last = 0;
@@ -168,9 +186,7 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   relative += fractions.rounding.relative;
   const double absolute = last + fractions.rounding.absolute;
   const auto fails = [&](double norm) { return !(kSafety * (relative + absolute / norm) <= settings.tolerance); };
-  // ‖T(G)‖_F ≥ ‖G‖_F · T(σ_max)/σ_max, and at most √n times that bound if α ≥ 1; where it does not settle, measure.
-  const double norm = scale / damping / (std::pow(y_max, 0.5 * alpha) + 1) * std::sqrt(trace / unit);
-  if (fails(norm * 30)) return refused;
+  if (fails(kBeyondDoubt * norm)) return refused;
   if (!exact_apply) {
     const Workspace<S> workspace_out{reinterpret_cast<S*>(at.packing), at.packing_size, &parallel};
     const Operand<T> f{at.F, n, 1};
