@@ -14,7 +14,7 @@ constexpr double unit_roundoff() {
   return std::numeric_limits<T>::epsilon() / 2;
 }
 
-constexpr double kBeyondDoubt = 4;  // ‖T(G)‖_F over its lower bound is less, as a rule
+constexpr double kBeyondDoubt = 2;  // ‖T(G)‖_F over its lower bound is less, as a rule
 
 // How much larger than their sum the terms of φ are, at worst over the spectrum.
 inline double cancellation(const PartialFractions& phi, double y_max) {
@@ -76,13 +76,14 @@ struct Fractions {
   Buffers<T>& at;
   Rounding rounding = {};
   double last_in_float = kUnknown;  // what rounding to float would have made of the pole before
+  double kept_applied = 0;          // ‖(R' + δ b)⁻¹ G‖_F
 
   static constexpr double kUnknown = -1;
 
-  // X ← −(R' + shift)⁻¹, lower triangle, in the precision of X; what its rounding does to weight · (R' + shift)⁻¹ G, in
-  // units of the unit round-off, to `error`. False if that is not positive definite.
+  // X ← −(R' + shift)⁻¹, lower triangle, in the precision of X; ‖X G‖_F to `applied`, and to `error`, in units of the
+  // unit round-off, what rounding does to X G. False if R' + shift is not positive definite.
   template <class P>
-  bool invert_shifted(double shift, double weight, P* X, P* spare, double& error) const {
+  bool invert_shifted(double shift, P* X, P* spare, double& applied, double& error) const {
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t j = 0; j <= i; ++j) X[i * n + j] = static_cast<P>(shrink * at.R[i * n + j]);
       X[i * n + i] += static_cast<P>(shift);
@@ -92,8 +93,8 @@ struct Fractions {
     for (int64_t i = 0; i < n; ++i) sum -= X[i * n + i];
     const double inverse = square_of_symmetric(X, n), size = std::sqrt(square + shift * (2 * trace + n * shift));
     // ‖X⁻¹ G‖² = tr X⁻¹ − shift ‖X⁻¹‖²
-    const double applied = std::max(std::fabs(sum - shift * inverse), unit_roundoff<P>() * sum);
-    error = 2 * std::fabs(weight) * size * std::sqrt(inverse * applied) / n;
+    applied = std::sqrt(std::max(std::fabs(sum - shift * inverse), unit_roundoff<P>() * sum));
+    error = 2 * size * std::sqrt(inverse) * applied / n;
     return true;
   }
 
@@ -101,7 +102,7 @@ struct Fractions {
   // positive definite, or if rounding alone already exceeds what is allowed.
   bool add_pole(int64_t j, bool kept, double slope) {
     const double shift = delta * phi.pole[j], weight = gain * delta * phi.residue[j] + slope;
-    double error = 0;
+    double applied = 0, error = 0;
     if constexpr (std::is_same_v<T, double>) {
       // ‖X⁻¹‖ ‖X⁻¹ G‖ falls by (shift/shift')^{3/2} at most from pole to pole.
       const auto expected = [&] {
@@ -111,8 +112,8 @@ struct Fractions {
       const double left = (allowed - rounding.absolute) / 2;
       if (mixed && !kept && last_in_float != kUnknown && expected() < left) {
         float* const X = reinterpret_cast<float*>(at.X);
-        if (invert_shifted(shift, weight, X, reinterpret_cast<float*>(at.spare), error)) {
-          last_in_float = unit_roundoff<float>() * error;
+        if (invert_shifted(shift, X, reinterpret_cast<float*>(at.spare), applied, error)) {
+          last_in_float = unit_roundoff<float>() * error * std::fabs(weight);
           if (last_in_float < left) {
             rounding.absolute += last_in_float;
             add(-weight, X, j == 0);
@@ -122,8 +123,9 @@ struct Fractions {
       }
     }
     T* const X = kept ? at.P : at.X;
-    if (!invert_shifted(shift, weight, X, at.spare, error)) return false;
-    if (!kept) last_in_float = unit_roundoff<float>() * error;
+    if (!invert_shifted(shift, X, at.spare, applied, error)) return false;
+    error *= std::fabs(weight);
+    (kept ? kept_applied : last_in_float) = kept ? applied : unit_roundoff<float>() * error;
     rounding.absolute += unit_roundoff<T>() * error;
     add(-weight, X, j == 0);
     return rounding.absolute < kBeyondDoubt * allowed;
@@ -163,10 +165,7 @@ struct Fractions {
       rounding.relative = relative;
       return true;
     }
-    double sum = 0;
-    for (int64_t i = 0; i < n; ++i) sum -= X[i * n + i];
-    // y/Q(y) ≤ 1/(2 + b), so ‖Q(R')⁻¹ G‖² ≤ tr Q(R')⁻¹/(δ (2 + b)).
-    const double applied = std::sqrt(sum / (delta * (2 + phi.b)));
+    const double applied = std::max(1.0, phi.b) / delta * kept_applied;  // 1/Q(y) ≤ max(1, b)/(y + b)
     rounding.absolute += relative * applied * gain * delta * delta * (std::fabs(phi.u) + std::fabs(phi.v) / phi.b);
     return true;
   }
