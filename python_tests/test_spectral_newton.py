@@ -79,7 +79,10 @@ def test_one_row_whose_sigma_lies_on_a_rung_of_the_ladder_of_fits():
     G = torch.tensor([[3.0, 4.0]])
     for power in range(-6, 7):
         for mode in ("mean", "spectral"):  # σ²/δ = 4^power
-            assert relative_error(spectral_newton(G, 1.0, 2.0**-power, damping_mode=mode), G, 1.0, 2.0**-power, mode) <= 1e-5
+            assert (
+                relative_error(spectral_newton(G, 1.0, 2.0**-power, damping_mode=mode), G, 1.0, 2.0**-power, mode)
+                <= 1e-5
+            )
 
 
 @given(

@@ -165,8 +165,13 @@ struct Fractions {
       rounding.relative = relative;
       return true;
     }
-    const double applied = std::max(1.0, phi.b) / delta * kept_applied;  // 1/Q(y) ≤ max(1, b)/(y + b)
-    rounding.absolute += relative * applied * gain * delta * delta * (std::fabs(phi.u) + std::fabs(phi.v) / phi.b);
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum -= X[i * n + i];
+    // ‖Q(R')⁻¹ G‖_F by 1/Q(y) ≤ max(1, b)/(y + b), and by y/Q(y) ≤ 1/(2 + b).
+    const double applied =
+        std::min(std::max(1.0, phi.b) / delta * kept_applied, std::sqrt(sum / (delta * (2 + phi.b))));
+    // Q⁻¹ enters as (u − v p) Q⁻¹ with 0 ≤ v p ≤ v/b = u/2; half, as both bounds are loose.
+    rounding.absolute += 0.5 * relative * applied * gain * delta * delta * phi.u;
     return true;
   }
 

@@ -158,29 +158,35 @@ inline double largest_of_tridiagonal(const double* a, const double* b, int64_t n
 }
 
 constexpr int64_t kLanczosSteps = 96;
-constexpr int64_t kLanczosVectors = 3;
+constexpr int64_t kLanczosVectors = kLanczosSteps + 1;
 
-// λ_max of a positive semidefinite R (n × n, lower triangle) by Lanczos: Ritz values rise to λ_max with the square of
-// the vector's error. Lost orthogonality only repeats values that have converged. Stops when four steps add less than
-// `tolerance`, or where only rounding is left of a new vector. `vectors`: 3 n elements.
+// λ_max of a positive semidefinite R (n × n, lower triangle) by Lanczos with full reorthogonalisation: Ritz values rise
+// to λ_max with the square of the vector's error. Stops when four steps add less than `tolerance`, or where only
+// rounding is left of a new vector. `basis`: 97 n elements.
 template <class T>
-double largest_eigenvalue(const T* R, int64_t n, double tolerance, T* vectors) {
+double largest_eigenvalue(const T* R, int64_t n, double tolerance, T* basis) {
   double a[kLanczosSteps], b[kLanczosSteps], value = 0;
   const double size = std::sqrt(square_of_symmetric(R, n)), rounding = std::numeric_limits<T>::epsilon() * size;
-  T *before = vectors, *v = vectors + n, *next = vectors + 2 * n;
   uint64_t state = 0x9E3779B97F4A7C15ull;
   for (int64_t i = 0; i < n; ++i) {
     state = state * 6364136223846793005ull + 1442695040888963407ull;
-    v[i] = static_cast<T>(static_cast<int64_t>(state >> 33) - (int64_t{1} << 30)) / T(1 << 30);
+    basis[i] = static_cast<T>(static_cast<int64_t>(state >> 33) - (int64_t{1} << 30)) / T(1 << 30);
   }
-  const T unit = static_cast<T>(1 / std::sqrt(dot(v, v, n)));
-  for (int64_t i = 0; i < n; ++i) v[i] *= unit;
+  const T unit = static_cast<T>(1 / std::sqrt(dot(basis, basis, n)));
+  for (int64_t i = 0; i < n; ++i) basis[i] *= unit;
   for (int64_t k = 0; k < kLanczosSteps; ++k) {
+    const T* v = basis + k * n;
+    T* next = basis + (k + 1) * n;
     multiply_symmetric(R, n, v, next);
     a[k] = dot(next, v, n);
-    const T along = static_cast<T>(a[k]), back = static_cast<T>(k ? b[k - 1] : 0);
-    for (int64_t i = 0; i < n; ++i) next[i] -= along * v[i] + (k ? back * before[i] : T(0));
-    b[k] = std::sqrt(dot(next, next, n));
+    // A second pass where the first cancelled most of the vector.
+    for (int pass = 0; pass < 2 && (pass == 0 || b[k] < 0.1 * size); ++pass) {
+      for (int64_t j = k; j >= 0; --j) {
+        const T c = static_cast<T>(dot(next, basis + j * n, n));
+        for (int64_t i = 0; i < n; ++i) next[i] -= c * basis[j * n + i];
+      }
+      b[k] = std::sqrt(dot(next, next, n));
+    }
     const bool exhausted = k + 1 >= n || b[k] <= rounding;
     if (exhausted || k % 4 == 3) {
       const double last = value;
@@ -189,8 +195,6 @@ double largest_eigenvalue(const T* R, int64_t n, double tolerance, T* vectors) {
     }
     const T inverse = static_cast<T>(1 / b[k]);
     for (int64_t i = 0; i < n; ++i) next[i] *= inverse;
-    T* const spare = before;
-    before = v, v = next, next = spare;
   }
   return value;
 }

@@ -12,6 +12,7 @@ from spectral_ext.ops.spectral_newton_cpu import POLE_LIMIT
 from spectral_ext.ops.spectral_newton_products import MARGIN
 from spectral_ext.transfer import (
     MAX_POLES,
+    MAX_REACH,
     Basis,
     PartialFractions,
     ProductSum,
@@ -144,7 +145,7 @@ def pole_fits(alpha: float, dampings: frozenset[float] | None, tolerance: float)
         return tuple(fit_partial_fractions(alpha, reach, tolerance) for reach in reaches)
     levels: list[PartialFractions] = []
     reach = 16.0 ** math.floor(math.log(0.5 * tolerance, 16.0) * 2.0 / alpha)  # the first is T(G) = G/d
-    while reach < 1e8 and (not levels or math.isfinite(levels[-1].reach)):
+    while reach <= MAX_REACH and (not levels or math.isfinite(levels[-1].reach)):
         try:
             levels.append(fit_partial_fractions(alpha, reach, tolerance))
         except ValueError:

@@ -119,7 +119,7 @@ def largest_eigenvalue(R: Tensor, steps: int) -> Tensor:
     start = torch.frac(torch.arange(1, n + 1, device=R.device, dtype=torch.float64) * 0.6180339887498949) - 0.5
     v = (start / start.norm()).to(R.dtype).expand(len(R), n).unsqueeze(-1)
     basis, diagonal, off = [v], [], []
-    tiny = torch.finfo(R.dtype).tiny
+    rounding = torch.finfo(R.dtype).eps * R.norm(dim=(-2, -1))[:, None, None]
     for k in range(steps):
         w = R @ basis[k]
         diagonal.append((w * basis[k]).sum((-2, -1)))
@@ -127,8 +127,10 @@ def largest_eigenvalue(R: Tensor, steps: int) -> Tensor:
         for _ in range(2):
             w = w - V @ (V.mT @ w)
         length = w.norm(dim=-2, keepdim=True)
+        # Where only rounding is left of a new vector it is not orthogonal to the others: zero instead.
+        length = torch.where(length > rounding, length, torch.zeros_like(length))
         off.append(length.flatten())
-        basis.append(w / length.clamp(min=tiny))
+        basis.append(torch.where(length > 0, w / length, torch.zeros_like(w)))
     T = torch.diag_embed(torch.stack(diagonal, -1).double())
     if steps > 1:
         side = torch.stack(off[:-1], -1).double()

@@ -193,8 +193,8 @@ def _basis(y: Array, poles: Array) -> Array:
 def _minimax(
     alpha: float, y: Array, poles: Array, iterations: int, fixed: tuple[float, ...] = ()
 ) -> tuple[Array, Array, float]:
-    """Poles, the fixed ones first, and coefficients (c, r/p) of least maximal error: Gauss–Newton on the logarithms of the poles with the
-    linear coefficients projected out, under weights that grow where the error is large (Lawson)."""
+    """Poles, the fixed ones first, and coefficients (c, r/p) of least maximal error: Gauss–Newton on the logarithms of
+    the other poles with the linear coefficients projected out, under weights that grow with the error (Lawson)."""
     pair, q = _split(alpha, y)
     scale = error_weight(alpha, y) / q
     target = (1.0 / (y ** (alpha / 2) + 1.0) - pair) * q * scale
