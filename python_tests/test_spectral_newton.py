@@ -62,10 +62,27 @@ SPECTRA = {
 @pytest.mark.parametrize("damping", [0.1, 1e-3, 1e-5])
 def test_ill_conditioned_and_rank_deficient(name, damping):
     G = with_spectrum(SPECTRA[name], 75)
-    for alpha in (0.84, 1.0, 1.5, 2.0, 2.2, 3.0, 4.0, 4.5):
-        for mode in ("spectral", "absolute"):
+    for alpha in (0.5, 0.84, 1.0, 1.5, 2.0, 2.2, 3.0, 4.0, 4.5):
+        for mode in MODES:
             result = spectral_newton(G, alpha, damping, damping_mode=mode)
             assert relative_error(result, G, alpha, damping, mode) <= 1e-5, (alpha, mode)
+
+
+@pytest.mark.parametrize("alpha", [2.05, 2.1, 2.3, 2.5, 3.0, 3.9])
+def test_null_directions_beside_large_ones_above_alpha_2(alpha):
+    G = with_spectrum(SPECTRA["half zero"], 75)
+    for damping in (1e-4, 1e-5, 7e-6, 5e-6, 3e-6, 1e-6):
+        assert relative_error(spectral_newton(G, alpha, damping), G, alpha, damping) <= 1e-5, damping
+
+
+def test_one_row_whose_sigma_lies_on_a_rung_of_the_ladder_of_fits():
+    G = torch.tensor([[3.0, 4.0]])
+    for power in range(-6, 7):
+        for mode in ("mean", "spectral"):  # σ²/δ = 4^power
+            assert (
+                relative_error(spectral_newton(G, 1.0, 2.0**-power, damping_mode=mode), G, 1.0, 2.0**-power, mode)
+                <= 1e-5
+            )
 
 
 @given(
@@ -201,7 +218,8 @@ def test_the_choice_explains_itself():
     assert choose_solver(2.0, 0.1).solver == "cholesky"
     choice = choose_solver(1.0, 0.1, "spectral")
     assert choice.solver == "rational" and "poles" in str(choice) and choice.terms > 3
-    assert choose_solver(1.3, 0.1, "mean").solver == "eigh"
+    assert "eigenvalues" in choose_solver(1.3, 0.1, "mean").reason
+    assert choose_solver(1.3, 0.1, "mean", device="cuda").solver == "eigh"
     assert choose_solver(None, 0.1, device="cuda").solver == "eigh"
     assert choose_solver(3.0, 0.1, "spectral", device="cuda", tolerance=1e-2).solver in ("polynomial", "iterates")
     assert choose_solver(1.0, 0.1, "spectral", device="cuda", tolerance=1e-5).solver == "rational"
@@ -234,7 +252,7 @@ def test_op_check_and_compile():
         ({"damping_mode": "relative"}, ValueError, "damping_mode"),
         ({"solver": "qr"}, ValueError, "solver"),
         ({"solver": "cholesky", "alpha": 1.0}, ValueError, "cholesky"),
-        ({"solver": "rational", "alpha": 1.0, "damping_mode": "mean"}, ValueError, "mean"),
+        ({"solver": "polynomial", "alpha": 1.0, "damping_mode": "mean"}, ValueError, "mean"),
         ({"tolerance": 0.0}, ValueError, "tolerance"),
         ({"out": torch.empty(2, 3)}, ValueError, "out"),
         ({"out": [torch.empty(4, 5)]}, TypeError, "out"),

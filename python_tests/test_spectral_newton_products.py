@@ -7,7 +7,7 @@ from spectral_ext import reference
 from spectral_ext.ops import spectral_newton_products as products
 from spectral_ext.ops.spectral_newton import spectral_newton
 from spectral_ext.ops.spectral_newton_plan import FLOAT16_ERROR, pole_fits, product_fits
-from spectral_ext.ops.spectral_newton_rational import rational
+from spectral_ext.ops.spectral_newton_rational import needs_float64, rational
 from spectral_ext.ops.spectral_newton_solvers import largest_eigenvalue, power_of_two_scale
 from spectral_ext.transfer.products import basis_matrix, product_count
 
@@ -104,6 +104,42 @@ def test_batched_partial_fractions(alpha, mode):
         result = rational(G, alpha, column(0.1, 3), mode, levels)
         for g, y in zip(G, result):
             assert error_of(y, g, alpha, 0.1, mode) <= 2e-4
+
+
+N = 96
+K = torch.arange(N, dtype=torch.float64)
+SPECTRA = {
+    "1/k": 1 / (K + 1),
+    "equal": torch.ones(N).double(),
+    "half zero": (K < N // 2).double(),
+    "rank 3": (K < 3).double(),
+    "decay": torch.exp(-K / 12),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("tolerance", [1e-5, 1e-3])
+def test_batched_partial_fractions_hold_the_tolerance_in_the_precision_they_choose(name, tolerance):
+    U = torch.linalg.qr(torch.randn(N, N, dtype=torch.float64))[0]
+    V = torch.linalg.qr(torch.randn(150, N, dtype=torch.float64))[0]
+    G = ((U * SPECTRA[name]) @ V.mT).float()
+    for alpha in (0.5, 0.84, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 4.5, 6.0):
+        for mode in ("absolute", "spectral", "mean") if alpha in (2.0, 4.0) else ("absolute", "spectral"):
+            for d in (0.1, 0.01):
+                levels = pole_fits(alpha, frozenset([d]) if mode == "spectral" else None, tolerance)
+                float64 = needs_float64(alpha, d, mode, (N, 150), G.dtype, tolerance)
+                result = rational(G[None], alpha, column(d, 1), mode, levels, float64)
+                # The last product alone rounds by up to ε/d where many directions are null.
+                bound = tolerance + (0 if float64 else 3e-7 / d)
+                assert error_of(result[0], G, alpha, d, mode) <= bound, (alpha, mode, d)
+
+
+def test_largest_eigenvalue_where_lanczos_breaks_down():
+    for sigma in SPECTRA.values():
+        Q = torch.linalg.qr(torch.randn(N, N, dtype=torch.float64))[0]
+        R = ((Q * sigma.square()) @ Q.mT).float()[None]
+        for steps in (products.STEPS, 40):
+            assert float(largest_eigenvalue(R, steps)) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_batched_partial_fractions_keep_zero_and_non_finite_apart():

@@ -56,6 +56,16 @@ def test_partial_fractions_hold_their_bound_off_the_grid_they_were_fitted_on(alp
     assert len(fit.poles) <= 16
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.9, 1.99, 2.01, 2.1, 3.0, 3.9, 4.1, 5.5, 5.765625, 5.99])
+def test_terms_do_not_cancel_and_the_pole_of_the_pair_comes_first(alpha):
+    for power in range(-2, 7):
+        fit = tr.fit_partial_fractions(alpha, 4.0**power, 8e-6)
+        y = 4.0 ** (power - np.arange(20.0))
+        terms = [np.full_like(y, fit.constant), *(r / (y + p) for p, r in zip(fit.poles, fit.residues))]
+        assert (np.abs(terms).sum(0) <= 4.5 * np.abs(np.sum(terms, 0))).all()
+        assert fit.form != 1 or fit.poles[0] == fit.quadratic
+
+
 @pytest.mark.parametrize(("alpha", "poles"), [(2.0, 1), (4.0, 0), (6.0, 1)])
 def test_exact_cases(alpha, poles):
     fit = tr.fit_partial_fractions(alpha, 123.0, 1e-12)

@@ -26,9 +26,16 @@ struct PartialFractions {
 
 enum class DampingMode : int64_t { kAbsolute, kSpectral, kMean };
 
+// All eigenvalues of a symmetric matrix (n × n, contiguous, lower triangle), ascending.
+struct Eigenvalues {
+  void (*of_float)(const float* R, int64_t n, double* values);
+  void (*of_double)(const double* R, int64_t n, double* values);
+};
+
 struct TransferSettings {
   double alpha, damping, tolerance;
   DampingMode mode;
+  Eigenvalues eigenvalues;  // for kMean where neither the trace nor ‖R‖_F gives the mean of σ^α
   const PartialFractions* levels;
   int64_t level_count;
 };

@@ -1,9 +1,10 @@
-// Dense symmetric helpers of spectral_newton over the packed products: threaded products, the inverse of a positive
-// definite matrix, the largest eigenvalue. Included once per instruction set, after spectral_newton_product.h.
+// Dense symmetric helpers of spectral_newton over the packed products: threaded products, dot products, the largest
+// eigenvalue. Included once per instruction set, after spectral_newton_product.h.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "cpu/spectral_newton_product.h"
 
@@ -62,159 +63,34 @@ void multiply(const Workspace<T>& workspace, int64_t m, int64_t n, int64_t k, T 
     task.run(0);
 }
 
+// Copies the lower triangle of X to the upper, squares of vectors at a time in registers.
 template <class T>
 void mirror(T* X, int64_t n, int64_t ld) {
-  constexpr int64_t block = 16;
-  for (int64_t i0 = 0; i0 < n; i0 += block)
-    for (int64_t j0 = 0; j0 <= i0; j0 += block)
-      for (int64_t i = i0; i < i0 + block && i < n; ++i)
-        for (int64_t j = j0; j < j0 + block && j < i; ++j) X[j * ld + i] = X[i * ld + j];
-}
-
-// The steps of X⁻¹ = L⁻ᵀ L⁻¹, X = L Lᵀ, by recursion down to one panel. Triangular solves at the bottom substitute:
-// with explicit inverses of diagonal blocks instead, the error grows as the square of the condition number.
-
-// Cholesky factor of one panel-sized block, in place below the diagonal. False if a pivot is not positive.
-template <class T>
-bool cholesky_block(T* X, int64_t n, int64_t ld) {
   using L = Lanes<T>;
-  T t[L::width][L::width];  // becomes Lᵀ
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < L::width; ++j) t[i][j] = j >= n ? T(0) : j <= i ? X[i * ld + j] : X[j * ld + i];
-  for (int64_t k = 0; k < n; ++k) {
-    if (!(t[k][k] > T(0))) return false;
-    const T inverse = T(1) / std::sqrt(t[k][k]);
-    const auto p0 = L::load(t[k]) * inverse, p1 = L::load(t[k] + L::count) * inverse;
-    L::store(t[k], p0);
-    L::store(t[k] + L::count, p1);
-    for (int64_t i = k + 1; i < n; ++i) {
-      L::store(t[i], L::load(t[i]) - t[k][i] * p0);
-      L::store(t[i] + L::count, L::load(t[i] + L::count) - t[k][i] * p1);
-    }
-  }
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j <= i; ++j) X[i * ld + j] = t[j][i];
-  return true;
-}
-
-// B (m × n) ← B L⁻ᵀ for L (n × n) lower, n at most a panel: substitution, W rows of B at a time.
-template <class T>
-void solve_block(const T* L_, int64_t n, T* B, int64_t m, int64_t ld) {
-  using L = Lanes<T>;
-  alignas(64) T t[L::width * L::width];
-  for (int64_t i = 0; i < m; i += L::width) {
-    const int64_t rows = m - i < L::width ? m - i : L::width;
-    pack(Operand<T>{B + i * ld, ld, 1}, rows, n, t);
-    for (int64_t j = 0; j < n; ++j) {
-      auto v0 = L::load(t + j * L::width), v1 = L::load(t + j * L::width + L::count);
-      for (int64_t k = 0; k < j; ++k) {
-        v0 -= L_[j * ld + k] * L::load(t + k * L::width);
-        v1 -= L_[j * ld + k] * L::load(t + k * L::width + L::count);
+  constexpr int64_t lanes = L::count;
+  for (int64_t i0 = 0; i0 < n; i0 += lanes)
+    for (int64_t j0 = 0; j0 <= i0; j0 += lanes) {
+      if (i0 + lanes > n || i0 == j0) {
+        for (int64_t i = i0; i < i0 + lanes && i < n; ++i)
+          for (int64_t j = j0; j < j0 + lanes && j < i; ++j) X[j * ld + i] = X[i * ld + j];
+        continue;
       }
-      const T inverse = T(1) / L_[j * ld + j];
-      L::store(t + j * L::width, v0 * inverse);
-      L::store(t + j * L::width + L::count, v1 * inverse);
+      typename L::Vector v[L::count];
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) v[i] = L::load(X + (i0 + i) * ld + j0);
+      transpose_stage<T, 1>(v);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) L::store(X + (j0 + i) * ld + i0, v[i]);
     }
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t j = 0; j < n; ++j) B[(i + r) * ld + j] = t[j * L::width + r];
-  }
 }
 
 template <class T>
-int64_t split(int64_t n) {
-  return round_up<T>(n / 2 < Lanes<T>::width ? Lanes<T>::width : n / 2);
-}
-
-template <class T>
-void solve(const Workspace<T>& workspace, const T* L, int64_t n, T* B, int64_t m, int64_t ld) {
-  if (n <= Lanes<T>::width) return solve_block(L, n, B, m, ld);
-  const int64_t h = split<T>(n);
-  const Operand<T> first{B, ld, 1}, below{L + h * ld, ld, 1};
-  solve(workspace, L, h, B, m, ld);
-  multiply<T, T, T>(workspace, m, n - h, h, T(-1), first, below.transposed(), true, B + h, ld, false);
-  solve(workspace, L + h * ld + h, n - h, B + h, m, ld);
-}
-
-template <class T>
-bool cholesky(const Workspace<T>& workspace, T* X, int64_t n, int64_t ld) {
-  if (n <= Lanes<T>::width) return cholesky_block(X, n, ld);
-  const int64_t h = split<T>(n);
-  T *const B = X + h * ld, *const C = B + h;
-  if (!cholesky(workspace, X, h, ld)) return false;
-  solve(workspace, X, h, B, n - h, ld);
-  const Operand<T> b{B, ld, 1};
-  multiply<T, T, T>(workspace, n - h, n - h, h, T(-1), b, b.transposed(), true, C, ld, true);
-  return cholesky(workspace, C, n - h, ld);
-}
-
-// C (m × n) = sign · A B where A is lower (or, `upper`, upper) triangular, in strips of rows that skip its zeros.
-template <class T>
-void multiply_triangular(const Workspace<T>& workspace, int64_t m, int64_t n, T sign, Operand<T> A, bool upper,
-                         Operand<T> B, T* C, int64_t ldc) {
-  const int64_t strip = m > 8 * Lanes<T>::width ? round_up<T>(m / 4) : m;
-  for (int64_t i = 0; i < m; i += strip) {
-    const int64_t rows = m - i < strip ? m - i : strip, k0 = upper ? i : 0, k1 = upper ? m : i + rows;
-    multiply<T, T, T>(workspace, rows, n, k1 - k0, sign, A.from_row(i).from_column(k0), B.from_row(k0), false,
-                      C + i * ldc, ldc, false);
-  }
-}
-
-// L ← L⁻¹, lower triangular; what is above the diagonal becomes zero. `spare`: n²/4 elements.
-template <class T>
-void invert_lower(const Workspace<T>& workspace, T* L, int64_t n, int64_t ld, T* spare) {
-  if (n <= Lanes<T>::width) {
-    T t[Lanes<T>::width][Lanes<T>::width] = {};
-    for (int64_t i = 0; i < n; ++i) {
-      const T inverse = T(1) / L[i * ld + i];
-      for (int64_t k = 0; k < i; ++k)
-        for (int64_t j = 0; j < Lanes<T>::width; ++j) t[i][j] -= L[i * ld + k] * t[k][j];
-      for (int64_t j = 0; j < i; ++j) t[i][j] *= inverse;
-      t[i][i] = inverse;
-    }
-    for (int64_t i = 0; i < n; ++i) std::copy(t[i], t[i] + n, L + i * ld);
-    return;
-  }
-  const int64_t h = split<T>(n), rest = n - h;
-  T *const B = L + h * ld, *const C = B + h;
-  invert_lower(workspace, L, h, ld, spare);
-  invert_lower(workspace, C, rest, ld, spare);
-  // −C⁻¹ (B A⁻¹): the inner product transposed, (A⁻ᵀ Bᵀ)ᵀ, so that the triangular factor is on the left.
-  const Operand<T> a{L, ld, 1}, b{B, ld, 1}, c{C, ld, 1}, w{spare, rest, 1};
-  multiply_triangular(workspace, h, rest, T(1), a.transposed(), true, b.transposed(), spare, rest);
-  multiply_triangular(workspace, rest, h, T(-1), c, false, w.transposed(), B, ld);
-  for (int64_t i = 0; i < h; ++i) std::fill(L + i * ld + h, L + i * ld + n, T(0));
-}
-
-// M ← Mᵀ M, of which the lower triangle is right, for M lower triangular with zeros above. `spare`: n²/4 elements.
-template <class T>
-void gram_of_lower(const Workspace<T>& workspace, T* M, int64_t n, int64_t ld, T* spare) {
-  if (n <= Lanes<T>::width) {
-    T t[Lanes<T>::width][Lanes<T>::width] = {};
-    for (int64_t k = 0; k < n; ++k)
-      for (int64_t i = 0; i <= k; ++i)
-        for (int64_t j = 0; j < n; ++j) t[i][j] += M[k * ld + i] * M[k * ld + j];
-    for (int64_t i = 0; i < n; ++i) std::copy(t[i], t[i] + n, M + i * ld);
-    return;
-  }
-  const int64_t h = split<T>(n), rest = n - h;
-  T *const B = M + h * ld, *const C = B + h;
-  const Operand<T> b{B, ld, 1}, c{C, ld, 1};
-  gram_of_lower(workspace, M, h, ld, spare);
-  multiply<T, T, T>(workspace, h, h, rest, T(1), b.transposed(), b, true, M, ld, true);
-  multiply_triangular(workspace, rest, h, T(1), c.transposed(), true, b, spare, h);
-  for (int64_t i = 0; i < rest; ++i) std::copy(spare + i * h, spare + (i + 1) * h, B + i * ld);
-  gram_of_lower(workspace, C, rest, ld, spare);
-}
-
-// X ← X⁻¹, full, for X positive definite, of which the lower triangle is read. `spare`: n²/4 elements. False if X is
-// not positive definite.
-template <class T>
-bool invert(const Workspace<T>& workspace, T* X, int64_t n, int64_t ld, T* spare) {
-  if (!cholesky(workspace, X, n, ld)) return false;
-  invert_lower(workspace, X, n, ld, spare);
-  gram_of_lower(workspace, X, n, ld, spare);
-  mirror(X, n, ld);
-  return true;
+double sum_of_lanes(typename Lanes<T>::Vector v) {
+  T part[Lanes<T>::count];
+  Lanes<T>::store(part, v);
+  for (int half = Lanes<T>::count / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) part[l] += part[l + half];
+  return part[0];
 }
 
 template <class T>
@@ -226,11 +102,43 @@ double dot(const T* x, const T* y, int64_t n) {
     s0 += L::load(x + i) * L::load(y + i);
     s1 += L::load(x + i + L::count) * L::load(y + i + L::count);
   }
-  s0 += s1;
-  double sum = 0;
-  for (int l = 0; l < L::count; ++l) sum += s0[l];
+  double sum = sum_of_lanes<T>(s0 + s1);
   for (; i < n; ++i) sum += static_cast<double>(x[i]) * y[i];
   return sum;
+}
+
+// ‖X‖_F² of symmetric X (n × n), of which the lower triangle is read.
+template <class T>
+double square_of_symmetric(const T* X, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const double pivot = X[i * n + i];
+    sum += 2 * dot(X + i * n, X + i * n, i) + pivot * pivot;
+  }
+  return sum;
+}
+
+// y ← R x for symmetric R, of which the lower triangle is read, once.
+template <class T>
+void multiply_symmetric(const T* R, int64_t n, const T* x, T* y) {
+  using L = Lanes<T>;
+  for (int64_t i = 0; i < n; ++i) {
+    const T* row = R + i * n;
+    const T scale = x[i];
+    typename L::Vector s = {};
+    int64_t j = 0;
+    for (; j + L::count <= i; j += L::count) {
+      const auto r = L::load(row + j);
+      s += r * L::load(x + j);
+      L::store(y + j, L::load(y + j) + scale * r);
+    }
+    double sum = sum_of_lanes<T>(s) + static_cast<double>(row[i]) * scale;
+    for (; j < i; ++j) {
+      sum += static_cast<double>(row[j]) * x[j];
+      y[j] += scale * row[j];
+    }
+    y[i] = static_cast<T>(sum);
+  }
 }
 
 // Largest eigenvalue of the symmetric tridiagonal matrix (diagonal a, off-diagonal b), by bisection on Sturm counts.
@@ -250,38 +158,43 @@ inline double largest_of_tridiagonal(const double* a, const double* b, int64_t n
 }
 
 constexpr int64_t kLanczosSteps = 96;
+constexpr int64_t kLanczosVectors = kLanczosSteps + 1;
 
-// λ_max of a positive semidefinite R (n × n, full) by Lanczos with full reorthogonalisation: Ritz values rise to λ_max
-// with the square of the vector's error. Stops when four steps add less than `tolerance`. `basis`: 97 n elements.
+// λ_max of a positive semidefinite R (n × n, lower triangle) by Lanczos with full reorthogonalisation: Ritz values rise
+// to λ_max with the square of the vector's error. Stops when four steps add less than `tolerance`, or where only
+// rounding is left of a new vector. `basis`: 97 n elements.
 template <class T>
 double largest_eigenvalue(const T* R, int64_t n, double tolerance, T* basis) {
-  double a[kLanczosSteps], b[kLanczosSteps], trace = 0, value = 0;
-  for (int64_t i = 0; i < n; ++i) trace += R[i * n + i];
+  double a[kLanczosSteps], b[kLanczosSteps], value = 0;
+  const double size = std::sqrt(square_of_symmetric(R, n)), rounding = std::numeric_limits<T>::epsilon() * size;
   uint64_t state = 0x9E3779B97F4A7C15ull;
   for (int64_t i = 0; i < n; ++i) {
     state = state * 6364136223846793005ull + 1442695040888963407ull;
     basis[i] = static_cast<T>(static_cast<int64_t>(state >> 33) - (int64_t{1} << 30)) / T(1 << 30);
   }
-  double norm = std::sqrt(dot(basis, basis, n));
-  for (int64_t i = 0; i < n; ++i) basis[i] = static_cast<T>(basis[i] / norm);
+  const T unit = static_cast<T>(1 / std::sqrt(dot(basis, basis, n)));
+  for (int64_t i = 0; i < n; ++i) basis[i] *= unit;
   for (int64_t k = 0; k < kLanczosSteps; ++k) {
     const T* v = basis + k * n;
     T* next = basis + (k + 1) * n;
-    for (int64_t i = 0; i < n; ++i) next[i] = static_cast<T>(dot(R + i * n, v, n));
+    multiply_symmetric(R, n, v, next);
     a[k] = dot(next, v, n);
-    for (int pass = 0; pass < 2; ++pass)
+    // A second pass where the first cancelled most of the vector.
+    for (int pass = 0; pass < 2 && (pass == 0 || b[k] < 0.1 * size); ++pass) {
       for (int64_t j = k; j >= 0; --j) {
         const T c = static_cast<T>(dot(next, basis + j * n, n));
         for (int64_t i = 0; i < n; ++i) next[i] -= c * basis[j * n + i];
       }
-    b[k] = std::sqrt(dot(next, next, n));
-    const bool exhausted = k + 1 >= n || b[k] <= 1e-7 * trace / n;
-    if (exhausted || k % 4 == 3) {
-      const double before = value;
-      value = largest_of_tridiagonal(a, b, k + 1, value, trace * (1 + 1e-6) + 1e-300);
-      if (exhausted || value - before <= tolerance * value) break;
+      b[k] = std::sqrt(dot(next, next, n));
     }
-    for (int64_t i = 0; i < n; ++i) next[i] = static_cast<T>(next[i] / b[k]);
+    const bool exhausted = k + 1 >= n || b[k] <= rounding;
+    if (exhausted || k % 4 == 3) {
+      const double last = value;
+      value = largest_of_tridiagonal(a, b, k + 1, value, size * (1 + 1e-6) + 1e-300);
+      if (exhausted || value - last <= tolerance * value) break;
+    }
+    const T inverse = static_cast<T>(1 / b[k]);
+    for (int64_t i = 0; i < n; ++i) next[i] *= inverse;
   }
   return value;
 }

@@ -4,138 +4,61 @@
 #include <algorithm>
 #include <limits>
 
-#include "cpu/spectral_newton_matrix.h"
+#include "cpu/spectral_newton_fractions.h"
+#include "cpu/spectral_newton_substitution.h"
 
 namespace spectral_ext {
 namespace {
 
 constexpr double kEigenvalueEstimate = 1e-2;  // where λ_max only decides
+constexpr double kLevelSlack = 1e-9;          // between the host's logarithm of y_max and this one's bounds
 constexpr int64_t kConversionColumns = 256;
 
-template <class T>
-constexpr double unit_roundoff() {
-  return std::numeric_limits<T>::epsilon() / 2;
-}
-
-constexpr double kHopeless = 1e3;  // unit round-off · condition number beyond which an attempt is wasted
+constexpr double kHopeless = 1e3;          // unit round-off · condition number beyond which an attempt is wasted
+constexpr double kEigenvalueRounding = 8;  // error over estimate of the mean: at most 1.7 over α, shapes and spectra
 constexpr double kSafety = 3;  // error over estimate near 1e-5: at most 3 over α, d, shapes and spectra, 0.1 as a rule
-
-// How much larger than their sum the terms of φ are, at worst over the spectrum.
-inline double cancellation(const PartialFractions& phi, double y_max) {
-  double worst = 1;
-  for (int point = 0; point < 24; ++point) {
-    const double y = y_max * std::exp2(-2.0 * point);
-    double sum = phi.constant, size = std::fabs(phi.constant);
-    for (int64_t j = 0; j < phi.poles; ++j) {
-      sum += phi.residue[j] / (y + phi.pole[j]);
-      size += std::fabs(phi.residue[j]) / (y + phi.pole[j]);
-    }
-    if (phi.quadratic == Quadratic::kPlus) {
-      const double pair = (phi.u + phi.v * y) / (y * y + phi.b * y + 1);
-      sum += pair, size += std::fabs(pair);
-    }
-    worst = std::max(worst, size / std::fabs(sum));
-  }
-  return worst;
-}
 
 inline const PartialFractions* level_for(const TransferSettings& settings, double y_max) {
   for (int64_t l = 0; l < settings.level_count; ++l)
-    if (settings.levels[l].lowest <= y_max && y_max <= settings.levels[l].reach) return settings.levels + l;
+    if (settings.levels[l].lowest <= (1 + kLevelSlack) * y_max && y_max <= (1 + kLevelSlack) * settings.levels[l].reach)
+      return settings.levels + l;
   return nullptr;
 }
-
-template <class T>
-struct Buffers {
-  T *R, *X, *F, *spare, *diagonal, *packing;  // n² each; spare n²/2, or 97 n for the Lanczos basis; diagonal n
-  int64_t packing_size;
-  Buffers(void* scratch, int64_t n, int64_t N) {
-    T* next = static_cast<T*>(scratch);
-    const auto take = [&](int64_t count) {
-      T* taken = next;
-      next += (count + 63) / 64 * 64;
-      return taken;
-    };
-    R = take(n * n), X = take(n * n), F = take(n * n);
-    spare = take(n * n / 2 + (kLanczosSteps + 1) * n), diagonal = take(n);
-    packing_size = product_scratch<T>(std::min(N, kRowBlock), N);
-    packing = next;
-  }
-};
 
 inline int64_t scratch_bytes(int64_t rows, int64_t columns, int64_t threads) {
   const int64_t n = std::min(rows, columns), N = std::max(rows, columns);
   const int64_t packing = product_scratch<double>(std::min(N, kRowBlock), N);
-  return 8 * (7 * n * n / 2 + 98 * n + threads * packing + kConversionColumns * rows + 512);
+  const int64_t spare = std::max(inverse_scratch<float>(n), kLanczosVectors * n);
+  const int64_t fractions = 3 * n * n + spare + 3 * n + threads * packing + kConversionColumns * rows;
+  return 8 * (n * n + std::max(fractions, substitution_scratch<float>(n, threads)) + 640);
 }
 
-// What rounding did to f(R), from the inverses themselves: an error E of X with entries of √mean square e gives
-// ‖X⁻¹ E X⁻¹ G‖_F ≈ e ‖X⁻¹‖_F ‖X⁻¹ G‖_F; taken with e = unit round-off · ‖X‖₂/√n.
-struct Rounding {
-  bool positive_definite = false;
-  double poles = 0;      // of the sum over poles, in the unit of ‖g(R) G‖_F, G in the unit of R
-  double quadratic = 0;  // of Q(R)⁻¹, relative
+struct Mean {
+  double value, error;  // the error relative to the value
 };
 
-// F ← φ(R/δ) · gain, full, from R (full, overwritten) in a unit where δ is `delta` and λ_max is `top`.
+// Mean of λ^{α/2}, the mean of σ^α, over the spectrum of R in units of scale². Rounding moves eigenvalue k by about
+// c u (λ_k + ‖R‖_F/√n): those above ‖R‖_F/√n · c u add up as random errors, those below as what they may hide.
 template <class T>
-Rounding partial_fractions(const Workspace<T>& workspace, const PartialFractions& phi, int64_t n, double delta,
-                           double gain, double top, Buffers<T>& at) {
-  const int64_t size = n * n;
-  const double epsilon = unit_roundoff<T>() / std::sqrt(static_cast<double>(n));
-  Rounding rounding;
-  bool empty = true;
-  const bool with_q = phi.quadratic != Quadratic::kNone;
-  if (phi.poles == 0 && !with_q) std::fill(at.F, at.F + size, T(0));
-  for (int64_t j = 0; j < phi.poles; ++j) {
-    T* const X = empty ? at.F : at.X;
-    const double shift = delta * phi.pole[j], weight = gain * delta * phi.residue[j];
-    std::copy(at.R, at.R + size, X);
-    for (int64_t i = 0; i < n; ++i) X[i * n + i] += static_cast<T>(shift);
-    if (!invert(workspace, X, n, n, at.spare)) return rounding;
-    double trace = 0;
-    for (int64_t i = 0; i < n; ++i) trace += X[i * n + i];
-    const double square = dot(X, X, size);  // ‖X⁻¹G‖² = tr X⁻¹ − shift ‖X⁻¹‖²
-    rounding.poles += std::fabs(weight) * epsilon * (top + shift) *
-                      std::sqrt(square * std::max(std::fabs(trace - shift * square), epsilon * trace));
-    if (empty)
-      for (int64_t i = 0; i < size; ++i) at.F[i] *= static_cast<T>(weight);
-    else
-      for (int64_t i = 0; i < size; ++i) at.F[i] += static_cast<T>(weight) * X[i];
-    empty = false;
-  }
-  if ((!empty || !with_q) && phi.constant != 0)
-    for (int64_t i = 0; i < n; ++i) at.F[i * n + i] += static_cast<T>(gain * phi.constant);
-  rounding.positive_definite = true;
-  if (!with_q) return rounding;
-
-  T* const X = empty ? at.F : at.X;
-  const Operand<T> r{at.R, n, 1}, x{at.X, n, 1}, f{at.F, n, 1};
-  multiply<T, T, T>(workspace, n, n, n, T(1), r, r, false, X, n, true);
+Mean mean_power(const TransferSettings& settings, const T* R, int64_t n, double* eigenvalues) {
+  if constexpr (std::is_same_v<T, float>)
+    settings.eigenvalues.of_float(R, n, eigenvalues);
+  else
+    settings.eigenvalues.of_double(R, n, eigenvalues);
+  double square = 0, sum = 0, random = 0, hidden = 0;
+  for (int64_t i = 0; i < n; ++i) square += eigenvalues[i] * eigenvalues[i];
+  const double power = 0.5 * settings.alpha, noise = kEigenvalueRounding * unit_roundoff<T>();
+  const double floor = noise * std::sqrt(square / n);
   for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j <= i; ++j) X[i * n + j] += static_cast<T>(delta * phi.b) * at.R[i * n + j];
-    X[i * n + i] += static_cast<T>(delta * delta);
+    const double value = std::max(eigenvalues[i], 0.0);
+    const double moved = power * std::pow(std::max(value, floor), power - 1) * (floor + noise * value);
+    sum += std::pow(value, power);
+    if (value > floor)
+      random += moved * moved;
+    else
+      hidden += moved;
   }
-  rounding.positive_definite = invert(workspace, X, n, n, at.spare);
-  if (!rounding.positive_definite) return rounding;
-  rounding.quadratic =
-      2 * epsilon * (top * top + delta * (std::fabs(phi.b) * top + delta)) * std::sqrt(dot(X, X, size));
-  const bool plus = phi.quadratic == Quadratic::kPlus;
-  const T weight = static_cast<T>(delta * delta * (plus ? gain * phi.u : empty ? gain * phi.constant : 1));
-  if (plus && !empty) {  // F += weight X + gain δ v R X
-    const T slope = static_cast<T>(gain * delta * phi.v);
-    for (int64_t i = 0; i < size; ++i) at.F[i] += weight * X[i];
-    for (int64_t i = 0; i < size; ++i) at.R[i] *= slope;
-    multiply<T, T, T>(workspace, n, n, n, T(1), r, x, true, at.F, n, true);
-    mirror(at.F, n, n);
-    return rounding;
-  }
-  for (int64_t i = 0; i < size; ++i) X[i] *= weight;
-  if (empty) return rounding;
-  multiply<T, T, T>(workspace, n, n, n, T(1), x, f, false, at.R, n, true);  // the factors commute: half is enough
-  mirror(at.R, n, n);
-  std::swap(at.R, at.F);
-  return rounding;
+  return {sum / n, (std::sqrt(random) + hidden) / sum};
 }
 
 // Largest |G|, NaN if any element is not finite.
@@ -196,41 +119,74 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
     g.scale = static_cast<S>(1 / scale);
     trace = gram();
   }
-  mirror(at.R, n, n);
 
   const double alpha = settings.alpha;
   const bool exactly = settings.mode == DampingMode::kSpectral;
-  const double lambda =
-      largest_eigenvalue(at.R, n, exactly ? 0.02 * settings.tolerance : kEigenvalueEstimate, at.spare);
+  const auto top = [&] {
+    return largest_eigenvalue(at.R, n, exactly ? 0.02 * settings.tolerance : kEigenvalueEstimate, at.spare);
+  };
+  double lambda = alpha == 2 && !exactly ? trace : top();
   double damping = settings.damping;
   if (settings.mode == DampingMode::kSpectral) damping *= std::pow(scale * std::sqrt(lambda), alpha);
-  if (settings.mode == DampingMode::kMean)
-    damping *= std::pow(scale, alpha) * (alpha == 2 ? trace : dot(at.R, at.R, n * n)) / n;
-  const double delta = std::pow(damping, 2 / alpha) / (scale * scale), y_max = lambda / delta;
+  double relative = 0;
+  if (settings.mode == DampingMode::kMean) {
+    Mean mean{(alpha == 2 ? trace : alpha == 4 ? square_of_symmetric(at.R, n) : 0) / n, 0};
+    if (mean.value == 0) mean = mean_power(settings, at.R, n, at.eigenvalues);
+    damping *= std::pow(scale, alpha) * mean.value;
+    relative = mean.error;
+  }
+  const double delta = std::pow(damping, 2 / alpha) / (scale * scale), square = square_of_symmetric(at.R, n);
+  if constexpr (std::is_same_v<S, T>) {
+    const double size = std::sqrt((square + delta * (2 * trace + n * delta)) / n), unit = std::max(lambda, delta);
+    const double error = (2 + std::sqrt(n) / 8) * unit_roundoff<T>() * size / delta;  // as in Rounding, ‖X⁻¹‖_F ≤ √n/δ
+    if (alpha == 2 && n <= kSubstitutionSide && kSafety * error <= settings.tolerance) {
+      const double shift = delta / unit, weight = scale / damping * shift;
+      Substitution<T> substitution{parallel, at.R,  n,   N, T(1 / unit), T(shift), T(weight), wide ? g.transposed() : g,
+                                   wide,     G.out, at.X};
+      if (substitution.run()) return {TransferStatus::kSinglePrecision, lambda / delta};
+    }
+  }
+  if (alpha == 2 && !exactly) lambda = top();
+  const double y_max = lambda / delta;
   if (!(delta > 0 && std::isfinite(y_max))) return {TransferStatus::kIllConditioned, y_max};
   const PartialFractions* phi = level_for(settings, y_max);
   if (phi == nullptr) return {TransferStatus::kNeedsReach, y_max};
 
   const TransferResult refused{TransferStatus::kIllConditioned, y_max};
   const double worst_terms = cancellation(*phi, y_max);
-  if (unit_roundoff<T>() * y_max * worst_terms > kHopeless) return refused;
+  if (unit_roundoff<T>() * y_max * worst_terms > kHopeless || kSafety * relative > settings.tolerance) return refused;
   const double unit = std::exp2(std::ceil(std::log2(std::max(lambda, delta))));
   const T shrink = static_cast<T>(1 / unit);
-  for (int64_t i = 0; i < n * n; ++i) at.R[i] *= shrink;
-  for (int64_t i = 0; i < n; ++i) at.diagonal[i] = at.R[i * n + i];
-  const Rounding rounding = partial_fractions(workspace, *phi, n, delta / unit, scale / damping, lambda / unit, at);
-  if (!rounding.positive_definite) return refused;
+  for (int64_t i = 0; i < n; ++i) at.diagonal[i] = shrink * at.R[i * n + i];
+  // With λ_1 = λ_max, no other eigenvalue exceeds λ_2 = (‖R‖_F² − λ_1²)^½, and ‖T(G)‖_F² ≥ λ_1 f(λ_1)² + (tr R − λ_1)
+  // f(λ_2)².
+  const auto f = [&](double y) { return scale / damping / (std::pow(y, 0.5 * alpha) + 1); };
+  const double second = std::sqrt(std::clamp(square - lambda * lambda, 0.0, lambda * lambda));
+  const double norm = std::sqrt(
+      (lambda * std::pow(f(y_max), 2) + std::max(trace - lambda, 0.0) * std::pow(f(second / delta), 2)) / unit);
+  const bool mixed = !std::is_same_v<S, T> && !exact_apply;
+  Fractions<T> fractions{workspace,
+                         *phi,
+                         n,
+                         shrink,
+                         delta / unit,
+                         scale / damping,
+                         lambda / unit,
+                         trace / unit,
+                         square / unit / unit,
+                         worst_terms,
+                         settings.tolerance * norm / kSafety,
+                         mixed,
+                         at};
+  if (!fractions.evaluate()) return refused;
 
   double last = 0;
   for (int64_t i = 0; i < n; ++i) last += dot(at.F + i * n, at.F + i * n, n) * at.diagonal[i];
-  last = exact_apply ? 0 : std::sqrt(last) * unit_roundoff<S>();
-  const double relative = phi->quadratic == Quadratic::kTimes ? unit_roundoff<T>() * y_max + rounding.quadratic
-                                                              : rounding.quadratic * worst_terms / 3;
-  const double absolute = last + (phi->quadratic == Quadratic::kTimes ? 0 : rounding.poles);
+  last = exact_apply ? 0 : std::sqrt(last) * unit_roundoff<S>() * (1 + std::sqrt(static_cast<double>(n)) / 16);
+  relative += fractions.rounding.relative;
+  const double absolute = last + fractions.rounding.absolute;
   const auto fails = [&](double norm) { return !(kSafety * (relative + absolute / norm) <= settings.tolerance); };
-  // ‖T(G)‖_F ≥ ‖G‖_F · T(σ_max)/σ_max, and at most √n times that bound if α ≥ 1; where it does not settle, measure.
-  const double norm = scale / damping / (std::pow(y_max, 0.5 * alpha) + 1) * std::sqrt(trace / unit);
-  if (fails(norm * 30)) return refused;
+  if (fails(kBeyondDoubt * norm)) return refused;
   if (!exact_apply) {
     const Workspace<S> workspace_out{reinterpret_cast<S*>(at.packing), at.packing_size, &parallel};
     const Operand<T> f{at.F, n, 1};

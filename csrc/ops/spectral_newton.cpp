@@ -6,9 +6,12 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
+#include <string>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/spectral_newton.h"
@@ -55,6 +58,20 @@ void run_tasks(int64_t tasks, void (*body)(void*, int64_t), void* context) {
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) body(context, task);
   });
+}
+
+// Of the lower triangle, by LAPACK.
+template <class T>
+void eigenvalues(const T* R, int64_t n, double* values) {
+  const ScalarType type = std::is_same_v<T, float> ? ScalarType::Float : ScalarType::Double;
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  const std::array<int64_t, 2> size{n, n}, stride{n, 1};
+  std::array<StableIValue, 2> stack{
+      torch::stable::detail::from(torch::stable::from_blob(const_cast<T*>(R), size, stride, cpu, type)),
+      torch::stable::detail::from(std::string("L"))};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_eigvalsh", "", stack.data(), TORCH_ABI_VERSION));
+  const Tensor found = torch::stable::detail::to<Tensor>(stack[0]);
+  std::copy_n(static_cast<const T*>(found.data_ptr()), n, values);
 }
 
 std::vector<PartialFractions> levels_of(const Tensor& levels, double alpha) {
@@ -122,6 +139,7 @@ void spectral_newton_cpu_(std::vector<Tensor> G, std::vector<Tensor> out, Tensor
                                     dampings[job.index],
                                     tolerance,
                                     static_cast<DampingMode>(mode),
+                                    {&eigenvalues<float>, &eigenvalues<double>},
                                     found.data(),
                                     static_cast<int64_t>(found.size())};
     const TransferResult result = job.G->scalar_type() == ScalarType::Float

@@ -35,7 +35,7 @@ def level(alpha: float, reach: float, tolerance: float) -> PartialFractions | No
 
 def _rounded_reach(y_max: float) -> float:
     """The next power of LADDER: absolute damping meets few distinct levels over a training run."""
-    return LADDER ** math.ceil(math.log(max(y_max, 1e-300), LADDER) + 1e-9)
+    return LADDER ** math.ceil(math.log(max(y_max, 1e-300), LADDER))
 
 
 def _table(alphas: set[float], tolerance: float) -> Tensor:
@@ -60,8 +60,7 @@ def partial_fractions_(
     mode: str,
     tolerance: float,
 ) -> list[tuple[int, int]]:
-    """Writes T of every matrix of the batches G (B_i, m, n) to out; α, d flat over all. float32 or float64, ``mean``
-    only at α = 2 or 4.
+    """Writes T of every matrix of the batches G (B_i, m, n) to out; α, d flat over all. float32 or float64.
 
     Returns:
         ``(tensor, matrix)`` of those left undone: too ill-conditioned for the tolerance, or too many poles.

@@ -12,6 +12,7 @@ from spectral_ext.ops.spectral_newton_cpu import POLE_LIMIT
 from spectral_ext.ops.spectral_newton_products import MARGIN
 from spectral_ext.transfer import (
     MAX_POLES,
+    MAX_REACH,
     Basis,
     PartialFractions,
     ProductSum,
@@ -86,7 +87,7 @@ def choose_solver(
     if alpha in EXACT_ALPHAS:
         matrix = "R + dI" if alpha == 2.0 else "R² + dI"
         return SolverChoice("cholesky", f"alpha = {alpha:g} is one solve with {matrix}, R = G Gᵀ, exact", wanted, 1)
-    if damping_mode == "mean":
+    if damping_mode == "mean" and device != "cpu":
         return SolverChoice("eigh", f"the mean of σ^{alpha:g} needs all singular values", wanted)
     if device != "cpu" and damping_mode == "spectral" and dtype != torch.float64:
         found = _cheapest_products(alpha, damping, wanted)
@@ -100,7 +101,9 @@ def choose_solver(
         return SolverChoice("eigh", f"more than {limit} poles would be needed at alpha = {alpha:g}", wanted)
     terms = len(fit.poles) + (fit.quadratic is not None)
     reason = f"{len(fit.poles)} real poles" + ("" if fit.quadratic is None else " and one quadratic factor")
-    if damping_mode == "absolute":
+    if damping_mode == "mean":
+        reason += f", and eigenvalues alone for the mean of σ^{alpha:g}"
+    if damping_mode != "spectral":
         reason += ", for σ_max ≤ 4 d^(1/α); further ones are fitted when met"
     return SolverChoice("rational", f"{reason}, fit error {fit.error:.1e}", wanted, terms)
 
@@ -142,7 +145,7 @@ def pole_fits(alpha: float, dampings: frozenset[float] | None, tolerance: float)
         return tuple(fit_partial_fractions(alpha, reach, tolerance) for reach in reaches)
     levels: list[PartialFractions] = []
     reach = 16.0 ** math.floor(math.log(0.5 * tolerance, 16.0) * 2.0 / alpha)  # the first is T(G) = G/d
-    while reach < 1e8 and (not levels or math.isfinite(levels[-1].reach)):
+    while reach <= MAX_REACH and (not levels or math.isfinite(levels[-1].reach)):
         try:
             levels.append(fit_partial_fractions(alpha, reach, tolerance))
         except ValueError:
@@ -181,8 +184,8 @@ def usable_solver(solver: str, alpha: float, damping_mode: str) -> str | None:
     """Why an explicit solver cannot do this α and mode, or None if it can."""
     if solver == "cholesky" and alpha not in EXACT_ALPHAS:
         return f"solver='cholesky' is for alpha = 2 and 4, not {alpha:g}: use 'auto' or 'rational'"
-    if solver in ("rational", "polynomial", "iterates") and damping_mode == "mean" and alpha not in EXACT_ALPHAS:
-        return f"solver={solver!r} cannot do damping_mode='mean' at alpha = {alpha:g}: use 'auto' or 'eigh'"
+    if solver in ("polynomial", "iterates") and damping_mode == "mean" and alpha not in EXACT_ALPHAS:
+        return f"solver={solver!r} cannot do damping_mode='mean' at alpha = {alpha:g}: use 'auto' or 'rational'"
     if solver in ("rational", "polynomial", "iterates") and not math.isfinite(alpha):
         return f"solver={solver!r} needs alpha as a number: use 'eigh' for an alpha that lives on the device"
     return None

@@ -18,7 +18,7 @@ from spectral_ext.ops.spectral_newton_plan import (
     product_fits,
 )
 from spectral_ext.ops.spectral_newton_products import product_sum
-from spectral_ext.ops.spectral_newton_rational import rational
+from spectral_ext.ops.spectral_newton_rational import needs_float64, rational
 from spectral_ext.transfer import Basis
 
 
@@ -182,12 +182,15 @@ def _run(
     if solver == "svd":
         return solvers.svd(G, a, d, mode)
     if solver == "eigh":
-        return solvers.exact(G, a, d, mode, tolerance) if G.device.type == "cpu" else solvers.eigh(G, a, d, mode)
+        if G.device.type == "cpu":
+            return solvers.exact(G, a, d, mode, tolerance)
+        return solvers.eigh(G.double(), a, d, mode).to(G.dtype)  # nothing waits to learn whether float32 was enough
     assert alpha is not None
     if solver in ("cholesky", "rational"):
-        return rational(
-            G, alpha, d, mode, pole_fits(alpha, frozenset(known) if mode == "spectral" else None, tolerance)
-        )
+        levels = pole_fits(alpha, frozenset(known) if mode == "spectral" else None, tolerance)
+        sides = (G.shape[-2], G.shape[-1])
+        float64 = needs_float64(alpha, min(known, default=None), mode, sides, G.dtype, tolerance)
+        return rational(G, alpha, d, mode, levels, float64)
     basis: Basis = "polynomial" if solver == "polynomial" else "iterates"
     table = product_fits(basis, alpha, next(iter(known)) if mode == "spectral" else None, tolerance)
     return product_sum(G, alpha, d, mode, table, operand_type(G.dtype))

@@ -37,33 +37,48 @@ def damping_of(sigma: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> Tens
     return damping * (powers.amax(-1, keepdim=True) if mode == "spectral" else powers.mean(-1, keepdim=True))
 
 
-def weights_of(sigma: Tensor, scale: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> tuple[Tensor, Tensor]:
-    """``(s/(σ^α + d), σ^α/(σ^α + d))``, (B, n), from the singular values ``sigma`` of G/s; zeros for G = 0."""
+def weights_of(sigma: Tensor, scale: Tensor, alpha: Tensor, damping: Tensor) -> Tensor:
+    """``s/(σ^α + d)``, (B, n), for the singular values ``sigma`` of G/s and d in the unit of σ^α; zeros for G = 0."""
     scale = scale.flatten(1).double()
-    sigma = sigma.double() * scale
-    powers = sigma**alpha
-    total = powers + damping_of(sigma, alpha, damping, mode)
-    empty = sigma.amax(-1, keepdim=True) == 0
-    zero = torch.zeros_like(powers)
-    return torch.where(empty, zero, scale / total), torch.where(empty, zero, powers / total)
+    weights = scale / ((sigma * scale) ** alpha + damping)
+    return torch.where(sigma.amax(-1, keepdim=True) == 0, torch.zeros_like(weights), weights)
 
 
 def eigh_with_error(G: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> tuple[Tensor, Tensor]:
     """T(G) = Q diag(f(λ)) Qᵀ G with R = G Gᵀ = Q diag(λ) Qᵀ, and an estimate (B,) of its relative error.
 
-    Rounding of R and of its eigenvalues moves them by about η = 32 ε λ_max; direction k of T(G) then moves by
-    (α/2) (σ^α/(σ^α + d)) η/λ_k of itself.
+    Rounding of R and of its eigenvalues moves λ_k by about η = 32 ε λ_max, and direction k of T(G) by up to
+    (f(λ_k − η) − f(λ_k + η)) √(λ_k + η). Rounding of Qᵀ G adds about ε ‖G‖_F/√n to each of its rows, which f weighs. In
+    the mode ``mean`` d moves with the mean of σ^α, by all of itself at most.
     """
     scaled, scale = power_of_two_scale(G)
     eigenvalues, Q = torch.linalg.eigh(scaled @ scaled.mT)
     eigenvalues = eigenvalues.clamp(min=0).double()
-    weights, share = weights_of(eigenvalues.sqrt(), scale, alpha, damping, mode)
+    d = damping_of(eigenvalues.sqrt() * scale.flatten(1).double(), alpha, damping, mode)
+    epsilon, n = torch.finfo(G.dtype).eps, eigenvalues.shape[-1]
+    eta = 32 * epsilon * eigenvalues.amax(-1, keepdim=True)
+    weights, above, below = (
+        weights_of(lam.clamp(min=0).sqrt(), scale, alpha, d)
+        for lam in (eigenvalues, eigenvalues + eta, eigenvalues - eta)
+    )
     result = (Q * weights.to(G.dtype).unsqueeze(-2)) @ Q.mT @ scaled
-    eta = 32 * torch.finfo(G.dtype).eps * eigenvalues.amax(-1, keepdim=True)
-    floored = torch.maximum(eigenvalues, eta)
-    transfer = weights * floored.sqrt()
-    moved = transfer * (0.5 * alpha * share * eta / floored).clamp(max=1.0).nan_to_num()
-    return result, moved.norm(dim=-1) / transfer.norm(dim=-1).clamp(min=torch.finfo(torch.float64).tiny)
+    moved = (below - above) * (eigenvalues + eta).sqrt() / 2
+    product = epsilon * weights.norm(dim=-1) * (eigenvalues.sum(-1) / n).sqrt()
+    total = (weights * eigenvalues.sqrt()).norm(dim=-1).clamp(min=torch.finfo(torch.float64).tiny)
+    error = ((moved.norm(dim=-1) + product) / total).nan_to_num()
+    return result, error + mean_error(eigenvalues, alpha, epsilon) if mode == "mean" else error
+
+
+def mean_error(eigenvalues: Tensor, alpha: Tensor, epsilon: float) -> Tensor:
+    """Relative error (B,) of the mean of λ^{α/2} over computed eigenvalues (B, n): each is off by about
+    4 ε (λ_k + ‖λ‖/√n); those below 4 ε ‖λ‖/√n may hide as much."""
+    tiny = torch.finfo(torch.float64).tiny
+    floor = 4 * epsilon * eigenvalues.square().mean(-1, keepdim=True).sqrt().clamp(min=tiny)
+    power = 0.5 * alpha
+    moved = power * torch.maximum(eigenvalues, floor) ** (power - 1) * (floor + 4 * epsilon * eigenvalues)
+    hidden = eigenvalues <= floor
+    total = (moved * ~hidden).norm(dim=-1) + (moved * hidden).sum(-1)
+    return total / (eigenvalues**power).sum(-1).clamp(min=tiny)
 
 
 def eigh(G: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> Tensor:
@@ -75,8 +90,8 @@ def svd(G: Tensor, alpha: Tensor, damping: Tensor, mode: str) -> Tensor:
     """T(G) = U diag(T(σ)) Vᵀ from the singular value decomposition in float64: the reference, for any α and d."""
     scaled, scale = power_of_two_scale(G)
     U, sigma, Vh = torch.linalg.svd(scaled.double(), full_matrices=False)
-    weights, _ = weights_of(sigma, scale, alpha, damping, mode)
-    return ((U * (weights * sigma).unsqueeze(-2)) @ Vh).to(G.dtype)
+    d = damping_of(sigma * scale.flatten(1).double(), alpha, damping, mode)
+    return ((U * (weights_of(sigma, scale, alpha, d) * sigma).unsqueeze(-2)) @ Vh).to(G.dtype)
 
 
 def exact(G: Tensor, alpha: Tensor, damping: Tensor, mode: str, tolerance: float) -> Tensor:
@@ -104,7 +119,7 @@ def largest_eigenvalue(R: Tensor, steps: int) -> Tensor:
     start = torch.frac(torch.arange(1, n + 1, device=R.device, dtype=torch.float64) * 0.6180339887498949) - 0.5
     v = (start / start.norm()).to(R.dtype).expand(len(R), n).unsqueeze(-1)
     basis, diagonal, off = [v], [], []
-    tiny = torch.finfo(R.dtype).tiny
+    rounding = torch.finfo(R.dtype).eps * R.norm(dim=(-2, -1))[:, None, None]
     for k in range(steps):
         w = R @ basis[k]
         diagonal.append((w * basis[k]).sum((-2, -1)))
@@ -112,8 +127,10 @@ def largest_eigenvalue(R: Tensor, steps: int) -> Tensor:
         for _ in range(2):
             w = w - V @ (V.mT @ w)
         length = w.norm(dim=-2, keepdim=True)
+        # Where only rounding is left of a new vector it is not orthogonal to the others: zero instead.
+        length = torch.where(length > rounding, length, torch.zeros_like(length))
         off.append(length.flatten())
-        basis.append(w / length.clamp(min=tiny))
+        basis.append(torch.where(length > 0, w / length, torch.zeros_like(w)))
     T = torch.diag_embed(torch.stack(diagonal, -1).double())
     if steps > 1:
         side = torch.stack(off[:-1], -1).double()

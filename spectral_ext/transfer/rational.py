@@ -10,12 +10,13 @@ With the pair split off, what is left is an integral of 1/(y + t) over t > 0 (a 
 
 converge exponentially in the number of poles; the two forms for α > 2 are those whose terms do not cancel. Every matrix
 to invert, R/δ + p_j and Q(R/δ), is positive definite. α = 2 is one pole, α = 4 is Q alone, α = 6 is both: exact.
+For 2 < α < 4 one pole is b: y/Q(y) = p − p/Q(y), p = 1/(y + b), whose factors are never large, as those of R Q⁻¹ are.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -30,6 +31,9 @@ FLOOR = 1.0 / 32.0
 """Errors count relative to max(T(σ), FLOOR · T(σ_max)): where T is small they are measured against the whole."""
 LADDER = 4.0
 """A fit serves σ_max²/δ from reach/LADDER to reach; below, T(σ_max) would be smaller than its error is measured by."""
+
+SEPARATION = 1.4
+MAX_CANCELLATION = 4.0
 
 
 def reach_of(alpha: float, damping: float) -> float:
@@ -58,7 +62,7 @@ class PartialFractions:
 
     @property
     def form(self) -> int:
-        """0: g; 1: g + (u + v y)/Q; 2: g/Q."""
+        """0: g; 1: g + (u + v y)/Q, where the first pole of g is b; 2: g/Q."""
         return 0 if self.alpha <= 2.0 else 1 if self.alpha < 4.0 else 2
 
     @property
@@ -127,18 +131,23 @@ def fit_partial_fractions(alpha: float, reach: float, tolerance: float, max_pole
     if reach ** (alpha / 2) < 0.5 * tolerance:  # T(G) = G/d
         if not 2.0 < alpha < 4.0:
             return PartialFractions(alpha, 0.0, reach, 1.0, (), (), 0.5 * tolerance)
-        return PartialFractions(alpha, 0.0, reach, 1.0 - 4.0 / alpha, (1.0,), (0.0,), 0.5 * tolerance)
+        return PartialFractions(alpha, 0.0, reach, 1.0 - 4.0 / alpha, _fixed_poles(alpha), (0.0,), 0.5 * tolerance)
     y = _grid(reach, tolerance, 220)
     two = _minimax(alpha, y, np.geomspace(0.1 * min(1.0, reach), 3.0 * max(1.0, reach), 2), 15)
     fit = four = _minimax(alpha, y, _spread(two[0], 4), 20)
     decay = min(math.sqrt(four[2] / two[2]), 0.5)
     count = 4 + max(0, math.floor(math.log(tolerance / four[2]) / math.log(decay))) if four[2] > tolerance else 1
     for terms in range(count, max_poles + 1):
-        fit = _minimax(alpha, y, _spread(fit[0], terms), 45)
-        if fit[2] <= 1.2 * tolerance:
-            certified = _certified(alpha, reach, tolerance, fit[0], fit[1])
-            if certified.error <= tolerance:
-                return certified
+        for start in (fit[0], four[0]):
+            found = _minimax(alpha, y, _spread(start, terms), 45)
+            stable = _cancellation(found, reach) <= MAX_CANCELLATION
+            if stable and found[2] <= 1.2 * tolerance:
+                certified = _certified(alpha, reach, tolerance, found[0], found[1])
+                if certified.error <= tolerance:
+                    return _with_fixed_pole(certified, y, tolerance)
+            if stable:
+                break
+        fit = found
     raise ValueError(
         f"alpha={alpha:g} with sigma_max²/damping^(2/alpha) = {reach:.3g} needs more than {max_poles} poles for a "
         f"relative error of {tolerance:g}: use solver='eigh'"
@@ -157,38 +166,75 @@ def _spread(poles: Array, count: int) -> Array:
     return np.asarray(np.exp(np.interp(inside, [logs[0], logs[-1]], [low, high])))
 
 
+def _fixed_poles(alpha: float) -> tuple[float, ...]:
+    """b where the evaluation of (u + v y)/Q needs (y + b)⁻¹ in any case."""
+    b = quadratic_coefficient(alpha)
+    return (b,) if b is not None and alpha < 4.0 else ()
+
+
+def _with_fixed_pole(fit: PartialFractions, y: Array, tolerance: float) -> PartialFractions:
+    """The fit with b first among its poles: in place of the nearest one where the tolerance allows."""
+    fixed = _fixed_poles(fit.alpha)
+    if not fixed:
+        return fit
+    nearest = int(np.argmin(np.abs(np.log(np.array(fit.poles) / fixed[0]))))
+    found = _minimax(fit.alpha, y, np.delete(np.array(fit.poles), nearest), 30, fixed)
+    if found[2] <= 1.2 * tolerance and _cancellation(found, fit.reach) <= MAX_CANCELLATION:
+        certified = _certified(fit.alpha, fit.reach, tolerance, found[0], found[1])
+        if certified.error <= tolerance:
+            return certified
+    return replace(fit, poles=(*fixed, *fit.poles), residues=(0.0, *fit.residues))
+
+
 def _basis(y: Array, poles: Array) -> Array:
     return np.column_stack([np.ones_like(y), poles / (y[:, None] + poles)])
 
 
-def _minimax(alpha: float, y: Array, poles: Array, iterations: int) -> tuple[Array, Array, float]:
-    """Poles and coefficients (c, r/p) of least maximal error: Gauss–Newton on the logarithms of the poles with the
-    linear coefficients projected out, under weights that grow where the error is large (Lawson)."""
+def _minimax(
+    alpha: float, y: Array, poles: Array, iterations: int, fixed: tuple[float, ...] = ()
+) -> tuple[Array, Array, float]:
+    """Poles, the fixed ones first, and coefficients (c, r/p) of least maximal error: Gauss–Newton on the logarithms of
+    the other poles with the linear coefficients projected out, under weights that grow with the error (Lawson)."""
     pair, q = _split(alpha, y)
     scale = error_weight(alpha, y) / q
     target = (1.0 / (y ** (alpha / 2) + 1.0) - pair) * q * scale
     weights = np.ones_like(y)
-    best: tuple[Array, Array, float] = (poles, np.zeros(len(poles) + 1), math.inf)
+    first = 1 + len(fixed)
+    best: tuple[Array, Array, float] = (poles, np.zeros(first + len(poles)), math.inf)
     damping = 1e-3
     for _ in range(iterations):
-        B = _basis(y, poles) * scale[:, None]
+        every = np.concatenate([fixed, poles])
+        B = _basis(y, every) * scale[:, None]
         Qw, Rw = np.linalg.qr(B * weights[:, None])
         coefficients = np.linalg.lstsq(Rw, Qw.T @ (target * weights), rcond=1e-14)[0]
         residual = target - B @ coefficients
         size = float(np.abs(residual).max())
         if size < best[2]:
-            best, damping = (poles, coefficients, size), damping * 0.5
+            best, damping = (every, coefficients, size), damping * 0.5
         else:
             damping = min(damping * 3.0, 1.0)
-        slope = coefficients[1:] * poles * y[:, None] / (y[:, None] + poles) ** 2 * (scale * weights)[:, None]
+        slope = coefficients[first:] * poles * y[:, None] / (y[:, None] + poles) ** 2 * (scale * weights)[:, None]
         J = slope - Qw @ (Qw.T @ slope)
         normal = J.T @ J
         normal[np.diag_indices_from(normal)] *= 1.0 + damping
         step = np.linalg.lstsq(normal, J.T @ (residual * weights), rcond=1e-14)[0]
-        poles = np.sort(poles * np.exp(np.clip(step, -0.7, 0.7)))
+        poles = _apart(np.sort(poles * np.exp(np.clip(step, -0.7, 0.7))))
         weights = weights * (np.abs(residual) / size + 0.02) ** 0.25
         weights /= weights.max()
     return best
+
+
+def _cancellation(fit: tuple[Array, Array, float], reach: float) -> float:
+    """How much larger than their sum the terms of a fit are, at worst."""
+    poles, coefficients, _ = fit
+    terms = _basis(reach * 4.0 ** -np.arange(0.0, 20.0), poles) * coefficients
+    return float((np.abs(terms).sum(1) / np.abs(terms.sum(1))).max())
+
+
+def _apart(poles: Array) -> Array:
+    """Ascending poles pushed up to a ratio of SEPARATION: closer ones get large residues that cancel."""
+    steps = np.arange(len(poles)) * math.log(SEPARATION)
+    return np.asarray(np.exp(np.maximum.accumulate(np.log(poles) - steps) + steps))
 
 
 def _certified(alpha: float, reach: float, tolerance: float, poles: Array, coefficients: Array) -> PartialFractions:

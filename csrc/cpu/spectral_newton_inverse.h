@@ -1,0 +1,161 @@
+// The inverse of a positive definite matrix in one sweep. Included once per instruction set, after
+// spectral_newton_matrix.h.
+//
+// X = L Lᵀ, M = L⁻¹, X⁻¹ = Mᵀ M, all in the lower triangle of X, block column by block column. When column block k is
+// done, row block i and column block j hold: X⁻¹ so far, negated, for i, j ≤ k; −Σ L M, which is M before its own
+// triangular solve, for j ≤ k < i; and the Schur complement for i, j > k. With W_i = L_ik for i > k, W_k = L_kk⁻ᵀ and
+// W_j = M_kjᵀ for j < k, all three advance by the same (i, j) −= W_i W_jᵀ: n³ operations in symmetric products of the
+// whole width, where Cholesky, inversion and product one after the other work on ever smaller blocks.
+// Solves substitute: with explicit inverses of diagonal blocks the error grows as the square of the condition number.
+#pragma once
+
+#include "cpu/spectral_newton_matrix.h"
+
+namespace spectral_ext {
+namespace {
+
+// Columns per step: each sweeps over the whole triangle in memory, so more where that outgrows the second cache.
+template <class T>
+constexpr int64_t sweep_columns(int64_t n) {
+  return Lanes<T>::width * (n <= 256 ? 1 : n <= 768 ? 2 : 4);
+}
+
+template <class T>
+constexpr int64_t inverse_scratch(int64_t n) {
+  const int64_t block = sweep_columns<T>(n);
+  return (round_up<T>(n) + block + 1) * block;
+}
+
+// Cholesky factor of one packed diagonal block t[k][row], row ≥ k: t becomes Lᵀ. False if a pivot is not positive.
+template <class T>
+bool cholesky_block(T* t, T* reciprocals) {
+  using L = Lanes<T>;
+  constexpr int64_t W = L::width;
+  for (int64_t k = 0; k < W; ++k) {
+    const T pivot = t[k * W + k];
+    if (!(pivot > T(0))) return false;
+    const T inverse = T(1) / std::sqrt(pivot);
+    reciprocals[k] = inverse;
+    const auto p0 = L::load(t + k * W) * inverse, p1 = L::load(t + k * W + L::count) * inverse;
+    L::store(t + k * W, p0);
+    L::store(t + k * W + L::count, p1);
+    for (int64_t i = k + 1; i < W; ++i) {
+      L::store(t + i * W, L::load(t + i * W) - t[k * W + i] * p0);
+      L::store(t + i * W + L::count, L::load(t + i * W + L::count) - t[k * W + i] * p1);
+    }
+  }
+  return true;
+}
+
+// The first `columns` of P ← P L⁻ᵀ for one packed panel P; L packed likewise, `depth` columns a panel.
+template <class T>
+void substitute(const T* L_, const T* reciprocals, int64_t depth, int64_t columns, T* P) {
+  using L = Lanes<T>;
+  constexpr int R = SIMD_ROWS;
+  constexpr int64_t W = L::width;
+  for (int64_t c = 0; c < columns; c += R) {
+    const T* l = L_ + c / W * W * depth + c % W;  // element (c + r, k) is l[k W + r]
+    typename L::Vector v[R][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) v[r][0] = L::load(P + (c + r) * W), v[r][1] = L::load(P + (c + r) * W + L::count);
+    for (int64_t k = 0; k < c; ++k) {
+      const auto p0 = L::load(P + k * W), p1 = L::load(P + k * W + L::count);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) v[r][0] -= l[k * W + r] * p0, v[r][1] -= l[k * W + r] * p1;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+      for (int q = 0; q < r; ++q) {
+        v[r][0] -= l[(c + q) * W + r] * v[q][0];
+        v[r][1] -= l[(c + q) * W + r] * v[q][1];
+      }
+      v[r][0] *= reciprocals[c + r];
+      v[r][1] *= reciprocals[c + r];
+      L::store(P + (c + r) * W, v[r][0]);
+      L::store(P + (c + r) * W + L::count, v[r][1]);
+    }
+  }
+}
+
+// One step of the sweep: columns first, …, first + count − 1 of X, as packed panels of W rows and `depth` columns.
+template <class T>
+struct Sweep {
+  static constexpr int64_t W = Lanes<T>::width;
+  T* X;
+  int64_t n, ld, first, count, depth, tasks;
+  T *panels, *factor, *reciprocals;
+
+  int64_t panel_count() const { return round_up<T>(n) / W; }
+  T* panel(int64_t p) const { return panels + p * W * depth; }
+  bool own(int64_t p) const { return p * W >= first && p * W < first + count; }
+
+  void gather(int64_t p) const {
+    const int64_t row = p * W, rows = n - row < W ? n - row : W;
+    if (row < first)
+      pack(Operand<T>{X + first * ld + row, 1, ld}, W, count, panel(p));
+    else
+      pack(Operand<T>{X + row * ld + first, ld, 1}, rows, count, panel(p));
+    std::fill(panel(p) + count * W, panel(p) + depth * W, T(0));
+  }
+  // The Cholesky factor of the diagonal block, into `factor`; its own panels become the identity.
+  bool factorise() const {
+    const int64_t start = first / W;
+    for (int64_t q = 0; q * W < depth; ++q) {
+      T *const P = panel(start + q), *const diagonal = P + q * W * W;
+      gather(start + q);
+      for (int64_t k = count - q * W; k < W; ++k) diagonal[k * W + k] = T(1);  // padding
+      substitute(factor, reciprocals, depth, q * W, P);
+      for (int64_t r = 0; r < W; r += SIMD_ROWS) tile(q * W, P + r, P, T(-1), true, diagonal + r * W, W, W, W);
+      if (!cholesky_block(diagonal, reciprocals + q * W)) return false;
+      std::copy(P, P + (q + 1) * W * W, factor + q * W * depth);
+      std::fill(P, P + W * depth, T(0));
+      for (int64_t k = 0; k < W; ++k) diagonal[k * W + k] = T(1);
+    }
+    return true;
+  }
+  void solve(int64_t p) const {
+    if (!own(p)) gather(p);
+    substitute(factor, reciprocals, depth, depth, panel(p));
+  }
+  void update(int64_t i) const {
+    for (int64_t j = 0; j <= i; ++j)
+      for (int64_t r = 0; r < W && i * W + r < n; r += SIMD_ROWS)
+        tile(count, panel(i) + r, panel(j), T(-1), !own(i) && !own(j), X + (i * W + r) * ld + j * W, ld, n - i * W - r,
+             n - j * W);
+  }
+  // Panels of task t: every tasks-th, so that tasks share the triangle evenly.
+  static void solve_task(void* self, int64_t t) {
+    const auto& sweep = *static_cast<const Sweep*>(self);
+    for (int64_t p = t; p < sweep.panel_count(); p += sweep.tasks) sweep.solve(p);
+  }
+  static void update_task(void* self, int64_t t) {
+    const auto& sweep = *static_cast<const Sweep*>(self);
+    for (int64_t p = t; p < sweep.panel_count(); p += sweep.tasks) sweep.update(p);
+  }
+};
+
+// The lower triangle of X ← −X⁻¹ for X (n × n) positive definite, of which the lower triangle is read. Above the
+// diagonal nothing is kept. `scratch`: inverse_scratch(n) elements. False if X is not positive definite.
+template <class T>
+bool invert_negated(const Parallel& parallel, T* X, int64_t n, int64_t ld, T* scratch) {
+  const int64_t block = sweep_columns<T>(n);
+  T *const factor = scratch + round_up<T>(n) * block, *const reciprocals = factor + block * block;
+  const bool threaded = parallel.threads > 1 && static_cast<double>(n) * n * block > kWorthThreads;
+  for (int64_t first = 0; first < n; first += block) {
+    const int64_t count = n - first < block ? n - first : block;
+    Sweep<T> sweep{X,       n,      ld,         first, count, round_up<T>(count), threaded ? parallel.threads : 1,
+                   scratch, factor, reciprocals};
+    if (!sweep.factorise()) return false;
+    for (auto task : {&Sweep<T>::solve_task, &Sweep<T>::update_task}) {
+      if (threaded)
+        parallel.run(sweep.tasks, task, &sweep);
+      else
+        task(&sweep, 0);
+    }
+  }
+  return true;
+}
+
+}  // namespace
+}  // namespace spectral_ext

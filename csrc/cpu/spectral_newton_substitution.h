@@ -1,0 +1,116 @@
+// X⁻¹ G by Cholesky and substitution, for α = 2: (n³/3 + 2 n² N) operations where an inverse and a product take
+// n³ + 2 n² N, and no product with X⁻¹ to round. Included once per instruction set, after spectral_newton_inverse.h.
+#pragma once
+
+#include "cpu/spectral_newton_inverse.h"
+
+namespace spectral_ext {
+namespace {
+
+// The side up to which reading the whole factor for each panel of G costs less than the inverse.
+constexpr int64_t kSubstitutionSide = 1536;
+
+// P ← P L⁻¹ for one packed panel P, from Lᵀ packed as L is in substitute(): rows `columns` − 1 down to 0.
+template <class T>
+void substitute_back(const T* L_, const T* reciprocals, int64_t depth, int64_t columns, T* P) {
+  using L = Lanes<T>;
+  constexpr int R = SIMD_ROWS;
+  constexpr int64_t W = L::width;
+  for (int64_t c = columns - R; c >= 0; c -= R) {
+    const T* l = L_ + c / W * W * depth + c % W;  // L (k, c + r) is l[k W + r]
+    typename L::Vector v[R][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) v[r][0] = L::load(P + (c + r) * W), v[r][1] = L::load(P + (c + r) * W + L::count);
+    for (int64_t k = c + R; k < columns; ++k) {
+      const auto p0 = L::load(P + k * W), p1 = L::load(P + k * W + L::count);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) v[r][0] -= l[k * W + r] * p0, v[r][1] -= l[k * W + r] * p1;
+    }
+#pragma GCC unroll 16
+    for (int r = R - 1; r >= 0; --r) {
+#pragma GCC unroll 16
+      for (int q = R - 1; q > r; --q) {
+        v[r][0] -= l[(c + q) * W + r] * v[q][0];
+        v[r][1] -= l[(c + q) * W + r] * v[q][1];
+      }
+      v[r][0] *= reciprocals[c + r];
+      v[r][1] *= reciprocals[c + r];
+      L::store(P + (c + r) * W, v[r][0]);
+      L::store(P + (c + r) * W + L::count, v[r][1]);
+    }
+  }
+}
+
+template <class T>
+constexpr int64_t substitution_scratch(int64_t n, int64_t threads) {
+  return round_up<T>(n) * (2 * round_up<T>(n) + 1 + threads * Lanes<T>::width);
+}
+
+// out = weight · (shrink R + shift)⁻¹ G, or G times it where G is tall; the lower triangle of R is read.
+template <class T>
+struct Substitution {
+  static constexpr int64_t W = Lanes<T>::width;
+  const Parallel& parallel;
+  const T* R;
+  int64_t n, N;
+  T shrink, shift, weight;
+  Operand<T> g;  // its first axis is the long one
+  bool wide;
+  T *out, *scratch;
+  int64_t depth = round_up<T>(n);
+  T *factor = scratch, *transposed = factor + depth * depth, *reciprocals = transposed + depth * depth,
+    *panels = reciprocals + depth;
+
+  // L row panel by row panel, each against all columns before it.
+  bool factorise() const {
+    for (int64_t p = 0; p * W < n; ++p) {
+      T *const P = factor + p * W * depth, *const diagonal = P + p * W * W;
+      const int64_t rows = n - p * W < W ? n - p * W : W;
+      pack(Operand<T>{R + p * W * n, n, 1, shrink}, rows, p * W + rows, P);
+      std::fill(P + (p * W + rows) * W, P + (p + 1) * W * W, T(0));
+      for (int64_t k = 0; k < rows; ++k) diagonal[k * W + k] += shift;
+      for (int64_t k = rows; k < W; ++k) diagonal[k * W + k] = T(1);
+      substitute(factor, reciprocals, depth, p * W, P);
+      for (int64_t r = 0; r < W; r += SIMD_ROWS) tile(p * W, P + r, P, T(-1), true, diagonal + r * W, W, W, W);
+      if (!cholesky_block(diagonal, reciprocals + p * W)) return false;
+      for (int64_t q = 0; q <= p; ++q)
+        pack(Operand<T>{P + q * W * W, W, 1}, W, W, transposed + q * W * depth + p * W * W);
+    }
+    return true;
+  }
+  void solve(int64_t panel, T* P) const {
+    const int64_t first = panel * W, lanes = N - first < W ? N - first : W;
+    pack(g.from_row(first), lanes, n, P);
+    std::fill(P + n * W, P + depth * W, T(0));
+    substitute(factor, reciprocals, depth, depth, P);
+    substitute_back(transposed, reciprocals, depth, depth, P);
+    for (int64_t k = 0; wide && k < n; ++k)
+      for (int64_t lane = 0; lane < lanes; ++lane) out[k * N + first + lane] = weight * P[k * W + lane];
+    if (wide) return;
+    for (int64_t k = 0; k < n * W; ++k) P[k] *= weight;
+    for (int64_t k = 0; k < n; k += W) {  // W columns of the panel at a time, transposed
+      T square[W * W];
+      const int64_t columns = n - k < W ? n - k : W;
+      pack(Operand<T>{P + k * W, W, 1}, columns, W, square);
+      for (int64_t lane = 0; lane < lanes; ++lane)
+        std::copy(square + lane * W, square + lane * W + columns, out + (first + lane) * n + k);
+    }
+  }
+  static void task(void* self, int64_t t) {
+    const auto& s = *static_cast<const Substitution*>(self);
+    const int64_t tasks = s.parallel.threads;
+    for (int64_t p = t; p * W < s.N; p += tasks) s.solve(p, s.panels + t * W * s.depth);
+  }
+  // False if the matrix is not positive definite; `out` is then untouched.
+  bool run() {
+    if (!factorise()) return false;
+    if (parallel.threads > 1)
+      parallel.run(parallel.threads, &task, this);
+    else
+      task(this, 0);
+    return true;
+  }
+};
+
+}  // namespace
+}  // namespace spectral_ext
