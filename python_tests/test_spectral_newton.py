@@ -193,6 +193,14 @@ def test_out():
     assert spectral_newton([G, G.T], 1.5, out=outs)[1] is outs[1]
 
 
+def test_out_may_hold_other_matrices_of_the_list():
+    A, B = torch.randn(30, 40), torch.randn(30, 40)
+    expected = spectral_newton([A, B], 1.5)
+    a, b = A.clone(), B.clone()
+    spectral_newton([a, b], 1.5, out=[b, a])
+    assert torch.equal(b, expected[0]) and torch.equal(a, expected[1])
+
+
 def test_threads_change_nothing_beyond_rounding():
     G = [torch.randn(300, 310), torch.randn(40, 50), torch.randn(60, 20)]
     before = torch.get_num_threads()

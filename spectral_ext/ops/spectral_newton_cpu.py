@@ -39,7 +39,7 @@ def _rounded_reach(y_max: float) -> float:
 
 
 def _table(alphas: set[float], tolerance: float) -> Tensor:
-    rows = [fit for a in sorted(alphas) for fit in _levels.get((a, tolerance), {}).values() if fit is not None]
+    rows = [fit for a in sorted(alphas) for fit in list(_levels.get((a, tolerance), {}).values()) if fit]
     width = max((len(fit.poles) for fit in rows), default=0)
     table = torch.zeros(len(rows), 9 + 2 * width, dtype=torch.float64)
     for index, fit in enumerate(rows):

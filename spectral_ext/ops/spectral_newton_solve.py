@@ -48,9 +48,11 @@ def solve(problems: list[Problem], mode: str, solver: str, tolerance: float | No
     """T(G) of every problem, in its ``out`` where it has one."""
     results = []
     groups: dict[tuple, list[Item]] = defaultdict(list)
+    given = any(problem.out is not None for problem in problems)
+    sources = {problem.G.untyped_storage().data_ptr() for problem in problems} if given else set()
     for problem in problems:
         G = problem.G
-        direct = problem.out is not None and _writable(problem.out, G)
+        direct = problem.out is not None and _writable(problem.out, G, sources)
         result = (
             problem.out
             if direct and problem.out is not None
@@ -84,9 +86,9 @@ def solve(problems: list[Problem], mode: str, solver: str, tolerance: float | No
     return finished
 
 
-def _writable(out: Tensor, G: Tensor) -> bool:
-    """Whether results can go straight into ``out`` while G is still read."""
-    apart = out.untyped_storage().data_ptr() != G.untyped_storage().data_ptr()
+def _writable(out: Tensor, G: Tensor, sources: set[int]) -> bool:
+    """Whether results can go straight into ``out`` while the matrices, in the storages ``sources``, are still read."""
+    apart = out.untyped_storage().data_ptr() not in sources
     return apart and out.is_contiguous() and out.dtype == G.dtype
 
 
