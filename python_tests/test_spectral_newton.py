@@ -201,6 +201,14 @@ def test_out_may_hold_other_matrices_of_the_list():
     assert torch.equal(b, expected[0]) and torch.equal(a, expected[1])
 
 
+@pytest.mark.parametrize("alpha", [1.0, 2.0, 4.0])
+def test_spectral_damping_where_lanczos_does_not_find_the_largest_eigenvalue(alpha):
+    eigenvalues = torch.cat([torch.tensor([1.0, 1 - 1e-4]), torch.linspace(0.0, 0.9998, 398)]).double()
+    v = torch.randn(400, 1, dtype=torch.float64)
+    G = (torch.eye(400) - 2 * v @ v.T / v.square().sum()) * eigenvalues.sqrt()
+    assert relative_error(spectral_newton(G, alpha, damping_mode="spectral"), G, alpha, 0.1, "spectral") <= 1e-10
+
+
 def test_threads_change_nothing_beyond_rounding():
     G = [torch.randn(300, 310), torch.randn(40, 50), torch.randn(60, 20)]
     before = torch.get_num_threads()

@@ -35,7 +35,7 @@ struct Eigenvalues {
 struct TransferSettings {
   double alpha, damping, tolerance;
   DampingMode mode;
-  Eigenvalues eigenvalues;  // for kMean where neither the trace nor ‖R‖_F gives the mean of σ^α
+  Eigenvalues eigenvalues;  // where the trace, ‖R‖_F or Lanczos do not give what the mode needs
   const PartialFractions* levels;
   int64_t level_count;
 };

@@ -104,7 +104,7 @@ struct Fractions {
     const double shift = delta * phi.pole[j], weight = gain * delta * phi.residue[j] + slope;
     double applied = 0, error = 0;
     if constexpr (std::is_same_v<T, double>) {
-      // ‖X⁻¹‖ ‖X⁻¹ G‖ falls by (shift/shift')^{3/2} at most from pole to pole.
+      // ‖X⁻¹‖ ‖X⁻¹ G‖ falls by about (shift/shift')^{3/2} from pole to pole; the attempt measures it.
       const auto expected = [&] {
         return last_in_float * std::fabs(weight / (gain * delta * phi.residue[j - 1])) *
                std::pow(phi.pole[j - 1] / phi.pole[j], 1.5);

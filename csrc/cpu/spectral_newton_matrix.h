@@ -160,11 +160,16 @@ inline double largest_of_tridiagonal(const double* a, const double* b, int64_t n
 constexpr int64_t kLanczosSteps = 96;
 constexpr int64_t kLanczosVectors = kLanczosSteps + 1;
 
+struct LargestEigenvalue {
+  double value;
+  bool converged;  // else too small, by an unknown amount
+};
+
 // λ_max of a positive semidefinite R (n × n, lower triangle) by Lanczos with full reorthogonalisation: Ritz values rise
 // to λ_max with the square of the vector's error. Stops when four steps add less than `tolerance`, or where only
 // rounding is left of a new vector. `basis`: 97 n elements.
 template <class T>
-double largest_eigenvalue(const T* R, int64_t n, double tolerance, T* basis) {
+LargestEigenvalue largest_eigenvalue(const T* R, int64_t n, double tolerance, T* basis) {
   double a[kLanczosSteps], b[kLanczosSteps], value = 0;
   const double size = std::sqrt(square_of_symmetric(R, n)), rounding = std::numeric_limits<T>::epsilon() * size;
   uint64_t state = 0x9E3779B97F4A7C15ull;
@@ -191,12 +196,12 @@ double largest_eigenvalue(const T* R, int64_t n, double tolerance, T* basis) {
     if (exhausted || k % 4 == 3) {
       const double last = value;
       value = largest_of_tridiagonal(a, b, k + 1, value, size * (1 + 1e-6) + 1e-300);
-      if (exhausted || value - last <= tolerance * value) break;
+      if (exhausted || value - last <= tolerance * value) return {value, true};
     }
     const T inverse = static_cast<T>(1 / b[k]);
     for (int64_t i = 0; i < n; ++i) next[i] *= inverse;
   }
-  return value;
+  return {value, false};
 }
 
 }  // namespace

@@ -29,7 +29,8 @@ inline int64_t scratch_bytes(int64_t rows, int64_t columns, int64_t threads) {
   const int64_t n = std::min(rows, columns), N = std::max(rows, columns);
   const int64_t packing = product_scratch<double>(std::min(N, kRowBlock), N);
   const int64_t spare = std::max(inverse_scratch<float>(n), kLanczosVectors * n);
-  const int64_t fractions = 3 * n * n + spare + 3 * n + threads * packing + kConversionColumns * rows;
+  const int64_t fractions =
+      3 * n * n + spare + 3 * n + threads * packing + std::min(kConversionColumns, columns) * rows;
   return 8 * (n * n + std::max(fractions, substitution_scratch<float>(n, threads)) + 640);
 }
 
@@ -37,14 +38,19 @@ struct Mean {
   double value, error;  // the error relative to the value
 };
 
-// Mean of λ^{α/2}, the mean of σ^α, over the spectrum of R in units of scale². Rounding moves eigenvalue k by about
-// c u (λ_k + ‖R‖_F/√n): those above ‖R‖_F/√n · c u add up as random errors, those below as what they may hide.
 template <class T>
-Mean mean_power(const TransferSettings& settings, const T* R, int64_t n, double* eigenvalues) {
+void eigenvalues_of(const TransferSettings& settings, const T* R, int64_t n, double* eigenvalues) {
   if constexpr (std::is_same_v<T, float>)
     settings.eigenvalues.of_float(R, n, eigenvalues);
   else
     settings.eigenvalues.of_double(R, n, eigenvalues);
+}
+
+// Mean of λ^{α/2}, the mean of σ^α, over the spectrum of R in units of scale². Rounding moves eigenvalue k by about
+// c u (λ_k + ‖R‖_F/√n): those above ‖R‖_F/√n · c u add up as random errors, those below as what they may hide.
+template <class T>
+Mean mean_power(const TransferSettings& settings, const T* R, int64_t n, double* eigenvalues) {
+  eigenvalues_of(settings, R, n, eigenvalues);
   double square = 0, sum = 0, random = 0, hidden = 0;
   for (int64_t i = 0; i < n; ++i) square += eigenvalues[i] * eigenvalues[i];
   const double power = 0.5 * settings.alpha, noise = kEigenvalueRounding * unit_roundoff<T>();
@@ -123,7 +129,11 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   const double alpha = settings.alpha;
   const bool exactly = settings.mode == DampingMode::kSpectral;
   const auto top = [&] {
-    return largest_eigenvalue(at.R, n, exactly ? 0.02 * settings.tolerance : kEigenvalueEstimate, at.spare);
+    const double wanted = exactly ? 0.02 * settings.tolerance : kEigenvalueEstimate;
+    const LargestEigenvalue found = largest_eigenvalue(at.R, n, wanted, at.spare);
+    if (found.converged || !exactly) return found.value;
+    eigenvalues_of(settings, at.R, n, at.eigenvalues);
+    return at.eigenvalues[n - 1];
   };
   double lambda = alpha == 2 && !exactly ? trace : top();
   double damping = settings.damping;
