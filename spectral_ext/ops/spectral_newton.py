@@ -66,11 +66,11 @@ def spectral_newton(
         solver: ``auto`` (see `choose_solver`), or one of ``cholesky`` (α = 2, 4), ``rational`` (partial fractions),
             ``polynomial`` and ``iterates`` (16-bit products with a float32 Gram matrix), ``eigh``, ``svd`` (float64).
         tolerance: the relative error wanted, ‖T̂ − T(G)‖_F / ‖T(G)‖_F, beside the rounding of the result to the dtype of
-            G; by default 1e-5 for float32 on the CPU, 1e-3 on CUDA, 1e-10 for float64. On the CPU each matrix is
-            checked against it: what float32 cannot do is done in float64, and what that cannot do, by ``svd``. On CUDA
-            nothing waits for the device, so float64 is chosen by what the host knows, d and the shape: in the mode
-            ``absolute`` with α ≤ 2, ask for less than 1e-4 where σ_max²/d^{2/α} may exceed about 2000. Beyond 1e14, or
-            the 24 poles that α needs, T(G) is replaced by G/(σ_max^α + d) there.
+            G; by default 1e-10 for float64, else 1e-3 on CUDA, on the CPU 1e-5 for float32 and 1e-4 for 16 bits. On
+            the CPU each matrix is checked against it: what float32 cannot do is done in float64, and what that cannot
+            do, by ``svd``. On CUDA nothing waits for the device, so float64 is chosen by what the host knows, d and the
+            shape: in the mode ``absolute`` with α ≤ 2, ask for less than 1e-4 where σ_max²/d^{2/α} may exceed about
+            2000. Beyond 1e14, or the 24 poles that α needs, T(G) is replaced by G/(σ_max^α + d) there.
         out: where to write, of the shape of G and any floating dtype; a list for a list.
 
     Returns:

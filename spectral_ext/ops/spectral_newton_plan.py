@@ -77,7 +77,7 @@ def choose_solver(
         damping_mode: ``absolute``, ``spectral`` or ``mean``.
         device: ``cpu`` or ``cuda``.
         dtype: of G.
-        tolerance: relative Frobenius error; by default 1e-5 for float32 on the CPU, 1e-3 on CUDA, 1e-10 for float64.
+        tolerance: relative Frobenius error; by default that of `default_tolerance` for the device and dtype.
     """
     wanted = default_tolerance(device, dtype) if tolerance is None else tolerance
     if alpha is None or damping is None:

@@ -1,4 +1,5 @@
-"""The transfer map T(σ; α, d) = σ/(σ^α + d): values, maximum, coefficients of its approximations by matrix products."""
+"""The transfer map T(σ; α, d) = σ/(σ^α + d): values, maximum, coefficients of its approximations by partial
+fractions and by matrix products."""
 
 from spectral_ext.transfer.products import Basis, ProductSum, block_length, fit_products, fit_terms
 from spectral_ext.transfer.rational import (
