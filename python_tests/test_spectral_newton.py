@@ -75,6 +75,22 @@ def test_null_directions_beside_large_ones_above_alpha_2(alpha):
         assert relative_error(spectral_newton(G, alpha, damping), G, alpha, damping) <= 1e-5, damping
 
 
+def test_one_direction_far_above_the_damping():
+    for alpha in (2.5, 3.0, 3.5, 4.5):
+        for G in (torch.randn(1, 1), torch.randn(1, 5)):
+            assert relative_error(spectral_newton(G, alpha, 1e-12), G, alpha, 1e-12) <= 1e-5, alpha
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_far_below_the_damping_it_is_a_multiple_of_the_gradient(dtype):
+    G = torch.randn(8, 12, dtype=dtype)
+    for alpha in (1.0, 2.5, 3.0, 4.3, 5.9999999):
+        for mode in ("absolute", "spectral"):
+            for damping in (1e6, 1e12):
+                error = relative_error(spectral_newton(G, alpha, damping, damping_mode=mode), G, alpha, damping, mode)
+                assert error <= (1e-5 if dtype == torch.float32 else 1e-10), (alpha, mode, damping)
+
+
 def test_one_row_whose_sigma_lies_on_a_rung_of_the_ladder_of_fits():
     G = torch.tensor([[3.0, 4.0]])
     for power in range(-6, 7):

@@ -84,6 +84,12 @@ def test_tiny_spectra_are_a_multiple_of_the_gradient():
     for alpha in (1.0, 3.0, 5.0):
         fit = tr.fit_partial_fractions(alpha, 1e-30, 1e-6)
         assert np.allclose(fit(np.array([0.0, 1e-31])), 1.0, atol=1e-6)
+    for alpha in (0.5, 1.5, 2.001, 2.5, 3.0, 3.7, 3.999, 4.001, 4.3, 5.0, 5.9, 5.9999999):
+        for tolerance in (1e-3, 8e-6, 8e-11):
+            reach = (0.49 * tolerance) ** (2 / alpha)
+            fit = tr.fit_partial_fractions(alpha, reach, tolerance)
+            y = reach * np.linspace(0.25, 1.0, 50)
+            assert np.allclose(fit(y) * (y ** (alpha / 2) + 1), 1.0, rtol=1.02 * tolerance, atol=0), (alpha, tolerance)
 
 
 @pytest.mark.parametrize("basis", ["polynomial", "iterates"])

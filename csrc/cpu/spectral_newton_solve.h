@@ -207,7 +207,9 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   } else if constexpr (std::is_same_v<T, double>) {
     apply_in_double(workspace, G, g, wide, at.F, n, at.packing + parallel.threads * at.packing_size);
   }
-  if (fails(norm) && fails(std::sqrt(dot(G.out, G.out, G.rows * G.columns) / unit))) return refused;
+  // Rounding of tr R − λ_1 may exceed what is left of it: only the first term is certain.
+  const double certain = std::sqrt(lambda / unit) * f(y_max);
+  if (fails(certain) && fails(std::sqrt(dot(G.out, G.out, G.rows * G.columns) / unit))) return refused;
   return {std::is_same_v<T, float> ? TransferStatus::kSinglePrecision
           : exact_apply            ? TransferStatus::kDoublePrecision
                                    : TransferStatus::kDoubleGram,

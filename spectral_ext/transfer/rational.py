@@ -129,9 +129,9 @@ def fit_partial_fractions(alpha: float, reach: float, tolerance: float, max_pole
         poles, residues, constant = exact[alpha]
         return PartialFractions(alpha, 0.0, math.inf, constant, poles, residues, 0.0)
     if reach ** (alpha / 2) < 0.5 * tolerance:  # T(G) = G/d
-        if not 2.0 < alpha < 4.0:
-            return PartialFractions(alpha, 0.0, reach, 1.0, (), (), 0.5 * tolerance)
-        return PartialFractions(alpha, 0.0, reach, 1.0 - 4.0 / alpha, _fixed_poles(alpha), (0.0,), 0.5 * tolerance)
+        constant = _constant(alpha, reach)
+        if constant.error <= tolerance:
+            return constant
     y = _grid(reach, tolerance, 220)
     two = _minimax(alpha, y, np.geomspace(0.1 * min(1.0, reach), 3.0 * max(1.0, reach), 2), 15)
     fit = four = _minimax(alpha, y, _spread(two[0], 4), 20)
@@ -152,6 +152,20 @@ def fit_partial_fractions(alpha: float, reach: float, tolerance: float, max_pole
         f"alpha={alpha:g} with sigma_max²/damping^(2/alpha) = {reach:.3g} needs more than {max_poles} poles for a "
         f"relative error of {tolerance:g}: use solver='eigh'"
     )
+
+
+def _constant(alpha: float, reach: float) -> PartialFractions:
+    """φ ≈ 1 for y ≤ reach ≪ 1: beside a quadratic factor one pole cancels what it adds in y, above α = 4 in y²."""
+    b = quadratic_coefficient(alpha)
+    if b is None:
+        fit = PartialFractions(alpha, 0.0, reach, 1.0, (), (), 0.0)
+    elif alpha < 4.0:
+        u, v = pair_coefficients(alpha)
+        fit = PartialFractions(alpha, 0.0, reach, 1.0 - u + v * b, (b,), (-v * b * b,), 0.0)
+    else:
+        fit = PartialFractions(alpha, 0.0, reach, 1.0 - b * b, (-b,), (-(b**3),), 0.0)
+    y = reach * np.geomspace(1e-6, 1.0, 200)
+    return replace(fit, error=float(np.abs(fit(y) * (y ** (alpha / 2) + 1.0) - 1.0).max()))
 
 
 def _spread(poles: Array, count: int) -> Array:
