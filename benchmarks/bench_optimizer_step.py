@@ -61,7 +61,7 @@ def steps(model: nn.Module, quick: bool) -> dict[str, Callable[[], object]]:
     settings: dict[str, dict[str, Any]] = {
         "absolute damping, update scale spectral": {"damping_mode": "absolute", "update_scale": "spectral"},
         "spectral damping, alpha=1.5": {"damping_mode": "spectral", "alpha": 1.5},
-        "mean damping, alpha=1.5 (eigenvalues)": {"alpha": 1.5},
+        "mean damping, alpha=1.5": {"alpha": 1.5},
     }
     for name, options in settings.items():
         methods[f"SpectralNewton, {name}"] = SpectralNewton(model, 1e-4, **options).step

@@ -24,6 +24,7 @@ PEER = "Muon Newton–Schulz, bfloat16"
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 FLOAT16_SIDE = 128
 """gram-newton-schulz rounds to float16, whose products a CPU emulates: 22 s for 1024 × 1024 here."""
+OPTIMIZER_TOLERANCE = 1e-3
 ALPHAS = (0.5, 0.84, 1.0, 1.3, 1.5, 2.0, 3.0, 4.0, 4.5)
 
 _RESNET18 = [(64, 147), *[(64, 576)] * 4, (128, 576), *[(128, 1152)] * 3, (128, 64), (256, 1152), *[(256, 2304)] * 3]
@@ -104,7 +105,13 @@ def polar_then_recover(G: Tensor, d: float) -> Tensor:
 
 
 def methods(
-    G: list[Tensor], d: float, mode: str, alphas: Sequence[float], peers: bool, compiled: bool
+    G: list[Tensor],
+    d: float,
+    mode: str,
+    alphas: Sequence[float],
+    peers: bool,
+    compiled: bool,
+    tolerance: float | None,
 ) -> dict[str, Callable[[], list[Tensor]]]:
     """Everything that is timed on one set, by name; each returns one result a matrix."""
     found: dict[str, Callable[[], list[Tensor]]] = {
@@ -128,7 +135,9 @@ def methods(
         found["torch Cholesky, α=2"] = lambda: [naive_cholesky(g, d) for g in G]
         found["torch SVD, α=2"] = lambda: [naive_svd(g, 2.0, d) for g in G]
     for alpha in alphas:
-        found[f"spectral_newton α={alpha:g}"] = lambda alpha=alpha: spectral_newton(G, alpha, d, damping_mode=mode)
+        found[f"spectral_newton α={alpha:g}"] = lambda alpha=alpha: spectral_newton(
+            G, alpha, d, damping_mode=mode, tolerance=tolerance
+        )
     return found
 
 
@@ -156,13 +165,15 @@ def measure(
     rounds: int,
     threads: int = 1,
     compiled: bool = False,
+    tolerance: float | None = None,
 ) -> list[Row]:
     """One case: every method in interleaved rounds, with its error."""
-    timed = methods(G, d, mode, alphas, peers and mode == "absolute", compiled)
+    timed = methods(G, d, mode, alphas, peers and mode == "absolute", compiled, tolerance)
+    asked = "" if tolerance is None else f", tolerance {tolerance:g}"
     times = interleaved(timed, PEER, rounds=rounds, threads=threads)
     return [
         Row(
-            f"{case}, d={d:g} {mode}, {threads} thread{'s' * (threads > 1)}",
+            f"{case}, d={d:g} {mode}{asked}, {threads} thread{'s' * (threads > 1)}",
             name,
             1e3 * timing.seconds,
             timing.ratio,
@@ -181,10 +192,14 @@ def bench(quick: bool = True) -> list[Row]:
         return rows + measure("1024×1024", gradients([(1024, 1024)]), 0.1, "absolute", (2.0,), peers=True, rounds=3)
     rows = []
     for threads in (1, 2):
-        for d, mode in ((0.1, "absolute"), (0.1, "spectral"), (0.01, "spectral")):
+        for d, mode in ((0.1, "absolute"), (0.1, "spectral"), (0.01, "spectral"), (0.1, "mean")):
             rows += measure("ResNet-18", set18, d, mode, ALPHAS, peers=threads == 1, rounds=5, threads=threads)
     decay = gradients(SETS["ResNet-18"], "1/k")
-    rows += measure("ResNet-18, σ_k = 1/k", decay, 0.1, "spectral", ALPHAS, peers=False, rounds=5)
+    for mode in ("spectral", "mean"):
+        for tolerance in (None, OPTIMIZER_TOLERANCE):
+            rows += measure(
+                "ResNet-18, σ_k = 1/k", decay, 0.1, mode, ALPHAS, peers=False, rounds=5, tolerance=tolerance
+            )
     for shape in SINGLE:
         G = gradients([shape])
         compiled = shape == (1024, 1024)

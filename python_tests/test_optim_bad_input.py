@@ -190,3 +190,11 @@ def test_scalar_spectral_adam():
         ScalarSpectralAdam(model, {"0": 1.0})
     with pytest.raises(ValueError, match="beta"):
         ScalarSpectralAdam(model, {"0": 1.0}, beta=math.nan)
+
+
+def test_capturable_refuses_what_waits_for_the_device():
+    model = nn.Linear(4, 3)
+    settings = {"capturable": True, "nonfinite": "skip", "alpha": 1.3}
+    with pytest.raises(ValueError, match=r"capturable.*'weight'.*alpha=1.3.*spectral"):
+        SpectralNewton(model, **settings, use_adamw=None)
+    SpectralNewton(model, **settings, damping_mode="spectral")

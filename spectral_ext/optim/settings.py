@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spectral_ext.ops.spectral_newton import DAMPING_MODES, SOLVERS
+from spectral_ext.ops.spectral_newton import DAMPING_MODES, SOLVERS, choose_solver
 from spectral_ext.optim.local import local
 from spectral_ext.optim.matrices import Layout
 from spectral_ext.optim.names import matches
@@ -138,3 +138,18 @@ def check(group: Mapping[str, Any], names: Sequence[str]) -> None:
         check_damping(damping, f"damping of {name!r}")
         _check_choice("damping_mode", mode, DAMPING_MODES, name)
         layout.check(name, parameter.shape)
+        if group["capturable"]:
+            _check_capturable(group, name, float(alpha), float(damping), mode)
+
+
+def _check_capturable(group: Mapping[str, Any], name: str, alpha: float, damping: float, mode: str) -> None:
+    """Raise where the solver would wait for the device, which a CUDA graph cannot."""
+    solver = group["solver"]
+    if solver == "auto":
+        tolerance = None if group["tolerance"] is None else float(group["tolerance"])
+        solver = choose_solver(alpha, damping, mode, device="cuda", tolerance=tolerance).solver
+    if solver in ("eigh", "svd"):
+        raise ValueError(
+            f"capturable=True cannot take solver {solver!r}, which waits for the device, for {name!r} with "
+            f"alpha={alpha:g} and damping_mode={mode!r}: use alpha = 2 or 4, or damping_mode='spectral'"
+        )

@@ -73,7 +73,8 @@ class SpectralNewton(torch.optim.Optimizer):
         adamw_eps: AdamW's ε.
         adamw_weight_decay: AdamW's weight decay, ``weight_decay`` if None.
         maximize: ascend.
-        capturable: safe in a CUDA graph: no synchronisation; needs ``nonfinite="skip"``.
+        capturable: safe in a CUDA graph: no synchronisation; needs ``nonfinite="skip"``, and refuses ``mean``
+            damping at an α other than 2 and 4, which takes eigenvalues there.
         nonfinite: ``raise`` NonFiniteGradientError, naming the parameters, before anything is changed; or ``skip`` the
             step.
         solver, tolerance: of ``spectral_ext.ops.spectral_newton``; ``tolerance`` is the relative error allowed in

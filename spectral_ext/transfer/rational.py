@@ -129,9 +129,9 @@ def fit_partial_fractions(alpha: float, reach: float, tolerance: float, max_pole
         poles, residues, constant = exact[alpha]
         return PartialFractions(alpha, 0.0, math.inf, constant, poles, residues, 0.0)
     if reach ** (alpha / 2) < 0.5 * tolerance:  # T(G) = G/d
-        constant = _constant(alpha, reach)
-        if constant.error <= tolerance:
-            return constant
+        flat = _constant(alpha, reach)
+        if flat.error <= tolerance:
+            return flat
     y = _grid(reach, tolerance, 220)
     two = _minimax(alpha, y, np.geomspace(0.1 * min(1.0, reach), 3.0 * max(1.0, reach), 2), 15)
     fit = four = _minimax(alpha, y, _spread(two[0], 4), 20)
