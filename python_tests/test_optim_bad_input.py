@@ -193,7 +193,7 @@ def test_scalar_spectral_adam():
 
 
 def test_capturable_refuses_what_waits_for_the_device():
-    model = nn.Linear(4, 3)
+    model = nn.Linear(4, 3, device="meta")
     settings = {"capturable": True, "nonfinite": "skip", "alpha": 1.3}
     with pytest.raises(ValueError, match=r"capturable.*'weight'.*alpha=1.3.*spectral"):
         SpectralNewton(model, **settings, use_adamw=None)

@@ -17,6 +17,7 @@ FIT_SHARE = 0.8
 """The part of the tolerance that the fit may use; rounding is held to the whole, and is a fraction of its estimate."""
 POLE_LIMIT = 22
 """Above this many poles an eigendecomposition costs less (measured at n = 512)."""
+MAX_LEVELS = 1024
 
 _levels: dict[tuple[float, float], dict[float, PartialFractions | None]] = {}
 
@@ -25,6 +26,8 @@ def level(alpha: float, reach: float, tolerance: float) -> PartialFractions | No
     """Coefficients that reach that far, None where more than POLE_LIMIT poles would be needed. Remembered."""
     known = _levels.setdefault((alpha, tolerance), {})
     if reach not in known:
+        if len(known) >= MAX_LEVELS:  # a schedule of dampings makes one a value
+            known.clear()
         try:
             fit = fit_partial_fractions(alpha, reach, tolerance, POLE_LIMIT)
         except ValueError:

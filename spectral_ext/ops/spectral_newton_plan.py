@@ -97,6 +97,8 @@ def choose_solver(
     limit = POLE_LIMIT if device == "cpu" else MAX_POLES
     try:
         fit = fit_partial_fractions(alpha, reach, wanted, limit)
+        if device != "cpu" and damping_mode != "spectral":
+            pole_fits(alpha, None, wanted)  # the device chooses among all of them
     except ValueError:
         return SolverChoice("eigh", f"more than {limit} poles would be needed at alpha = {alpha:g}", wanted)
     terms = len(fit.poles) + (fit.quadratic is not None)

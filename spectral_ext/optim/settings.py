@@ -138,7 +138,7 @@ def check(group: Mapping[str, Any], names: Sequence[str]) -> None:
         check_damping(damping, f"damping of {name!r}")
         _check_choice("damping_mode", mode, DAMPING_MODES, name)
         layout.check(name, parameter.shape)
-        if group["capturable"]:
+        if group["capturable"] and local(parameter).device.type != "cpu":
             _check_capturable(group, name, float(alpha), float(damping), mode)
 
 
