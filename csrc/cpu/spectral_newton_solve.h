@@ -129,9 +129,10 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   const double alpha = settings.alpha;
   const bool exactly = settings.mode == DampingMode::kSpectral;
   const auto top = [&] {
-    const double wanted = exactly ? 0.02 * settings.tolerance : kEigenvalueEstimate;
-    const LargestEigenvalue found = largest_eigenvalue(at.R, n, wanted, at.spare);
-    if (found.converged || !exactly) return found.value;
+    if (!exactly) return largest_eigenvalue(at.R, n, kEigenvalueEstimate, 0, at.spare).value;
+    const LargestEigenvalue first = largest_eigenvalue(at.R, n, 0.02 * settings.tolerance, 0, at.spare);
+    const LargestEigenvalue second = largest_eigenvalue(at.R, n, 0.02 * settings.tolerance, 1, at.spare);
+    if (first.converged && second.converged) return std::max(first.value, second.value);
     eigenvalues_of(settings, at.R, n, at.eigenvalues);
     return at.eigenvalues[n - 1];
   };
