@@ -118,41 +118,58 @@ double square_of_symmetric(const T* X, int64_t n) {
   return sum;
 }
 
-// y ← R x for symmetric R, of which the lower triangle is read, once.
+// y ← R x for symmetric R, of which the lower triangle is read, once; four rows at a time.
 template <class T>
 void multiply_symmetric(const T* R, int64_t n, const T* x, T* y) {
   using L = Lanes<T>;
-  for (int64_t i = 0; i < n; ++i) {
-    const T* row = R + i * n;
-    const T scale = x[i];
-    typename L::Vector s = {};
-    int64_t j = 0;
-    for (; j + L::count <= i; j += L::count) {
-      const auto r = L::load(row + j);
-      s += r * L::load(x + j);
-      L::store(y + j, L::load(y + j) + scale * r);
+  constexpr int kRows = 4;
+  for (int64_t first = 0; first < n; first += kRows) {
+    const int64_t rows = n - first < kRows ? n - first : kRows, whole = rows == kRows ? first / L::count * L::count : 0;
+    typename L::Vector s[kRows] = {};
+    for (int64_t j = 0; j < whole; j += L::count) {
+      const auto v = L::load(x + j);
+      auto sum = L::load(y + j);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const auto row = L::load(R + (first + r) * n + j);
+        s[r] += row * v;
+        sum += x[first + r] * row;
+      }
+      L::store(y + j, sum);
     }
-    double sum = sum_of_lanes<T>(s) + static_cast<double>(row[i]) * scale;
-    for (; j < i; ++j) {
-      sum += static_cast<double>(row[j]) * x[j];
-      y[j] += scale * row[j];
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t i = first + r;
+      const T* row = R + i * n;
+      double sum = sum_of_lanes<T>(s[r]) + static_cast<double>(row[i]) * x[i];
+      for (int64_t j = whole; j < i; ++j) {
+        sum += static_cast<double>(row[j]) * x[j];
+        y[j] += x[i] * row[j];
+      }
+      y[i] = static_cast<T>(sum);
     }
-    y[i] = static_cast<T>(sum);
   }
 }
 
-// Largest eigenvalue of the symmetric tridiagonal matrix (diagonal a, off-diagonal b), by bisection on Sturm counts.
-inline double largest_of_tridiagonal(const double* a, const double* b, int64_t n, double low, double high) {
-  for (int step = 0; step < 60 && high - low > 1e-14 * high; ++step) {
-    const double middle = 0.5 * (low + high);
-    bool above = false;
-    for (double q = 1, i = 0; !above && i < n; ++i) {
-      const int64_t k = static_cast<int64_t>(i);
-      q = a[k] - middle - (k ? b[k - 1] * b[k - 1] / q : 0);
-      if (q == 0) q = -1e-300;
-      above = q > 0;
+// Largest eigenvalue of the symmetric tridiagonal matrix (diagonal a, off-diagonal b), at least `low` and at most
+// `high`, to `accuracy`: Sturm counts at growing steps above `low`, then bisection.
+inline double largest_of_tridiagonal(const double* a, const double* b, int64_t n, double low, double high,
+                                     double accuracy) {
+  accuracy = std::max(accuracy, 1e-15);
+  const auto above = [&](double value) {  // whether an eigenvalue is
+    double q = a[0] - value;
+    for (int64_t i = 1; i < n && q <= 0; ++i) q = a[i] - value - b[i - 1] * b[i - 1] / (q == 0 ? -1e-300 : q);
+    return q > 0;
+  };
+  for (double step = accuracy * high; low + step < high; step *= 8) {
+    if (!above(low + step)) {
+      high = low + step;
+      break;
     }
-    (above ? low : high) = middle;
+    low += step;
+  }
+  while (high - low > accuracy * high) {
+    const double middle = 0.5 * (low + high);
+    (above(middle) ? low : high) = middle;
   }
   return low;
 }
@@ -196,7 +213,7 @@ LargestEigenvalue largest_eigenvalue(const T* R, int64_t n, double tolerance, ui
     const bool exhausted = k + 1 >= n || b[k] <= rounding;
     if (exhausted || k % 4 == 3) {
       const double last = value;
-      value = largest_of_tridiagonal(a, b, k + 1, value, size * (1 + 1e-6) + 1e-300);
+      value = largest_of_tridiagonal(a, b, k + 1, value, size * (1 + 1e-6) + 1e-300, 0.1 * tolerance);
       if (exhausted || value - last <= tolerance * value) return {value, true};
     }
     const T inverse = static_cast<T>(1 / b[k]);

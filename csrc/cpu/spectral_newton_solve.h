@@ -11,6 +11,7 @@ namespace spectral_ext {
 namespace {
 
 constexpr double kEigenvalueEstimate = 1e-2;  // where λ_max only decides
+constexpr double kTopSlack = 0.03;            // of the estimate of λ_max: three times what it stops at
 constexpr double kLevelSlack = 1e-9;          // between the host's logarithm of y_max and this one's bounds
 constexpr int64_t kConversionColumns = 256;
 
@@ -172,9 +173,10 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   // With λ_1 = λ_max, no other eigenvalue exceeds λ_2 = (‖R‖_F² − λ_1²)^½, and ‖T(G)‖_F² ≥ λ_1 f(λ_1)² + (tr R − λ_1)
   // f(λ_2)².
   const auto f = [&](double y) { return scale / damping / (std::pow(y, 0.5 * alpha) + 1); };
-  const double second = std::sqrt(std::clamp(square - lambda * lambda, 0.0, lambda * lambda));
-  const double norm = std::sqrt(
-      (lambda * std::pow(f(y_max), 2) + std::max(trace - lambda, 0.0) * std::pow(f(second / delta), 2)) / unit);
+  const double second = std::sqrt(std::max(square - lambda * lambda, 0.0));
+  const double norm = std::sqrt((lambda * std::pow(f(y_max), 2) +
+                                 std::max(trace - lambda, 0.0) * std::pow(f(std::min(second, lambda) / delta), 2)) /
+                                unit);
   const bool mixed = !std::is_same_v<S, T> && !exact_apply;
   Fractions<T> fractions{workspace,
                          *phi,
@@ -208,8 +210,10 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   } else if constexpr (std::is_same_v<T, double>) {
     apply_in_double(workspace, G, g, wide, at.F, n, at.packing + parallel.threads * at.packing_size);
   }
-  // Rounding of tr R − λ_1 may exceed what is left of it: only the first term is certain.
-  const double certain = std::sqrt(lambda / unit) * f(y_max);
+  // The same bound with λ_1 as uncertain as Lanczos left it; rounding of tr R − λ_1 is far less.
+  const double above = (1 + kTopSlack) * lambda, rest = std::max(trace - above, 0.0);
+  const double certain = std::sqrt(
+      (lambda * std::pow(f(above / delta), 2) + rest * std::pow(f(std::min(second, above) / delta), 2)) / unit);
   if (fails(certain) && fails(std::sqrt(dot(G.out, G.out, G.rows * G.columns) / unit))) return refused;
   return {std::is_same_v<T, float> ? TransferStatus::kSinglePrecision
           : exact_apply            ? TransferStatus::kDoublePrecision
