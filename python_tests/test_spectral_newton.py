@@ -128,6 +128,12 @@ def test_range(scale, alpha):
         assert float((spectral_newton(G, alpha, 0.1, damping_mode=mode) - exact).norm() / exact.norm()) <= tolerance
 
 
+def test_largest_singular_value_where_one_start_of_lanczos_stops_at_the_second():
+    generator = torch.Generator().manual_seed(964582779)
+    G = torch.randn(100, 150, generator=generator) / 150**0.5 * 0.005166175599247751
+    assert relative_error(spectral_newton(G, 2.0, 1.0, damping_mode="spectral"), G, 2.0, 1.0, "spectral") <= 1e-5
+
+
 def test_scale_equivariance_of_spectral_damping():
     G = torch.randn(30, 40)
     base = spectral_newton(G, 1.5, 0.1, damping_mode="spectral")
