@@ -47,26 +47,30 @@ bool cholesky_block(T* t, T* reciprocals) {
   return true;
 }
 
-// The first `columns` of P ← P L⁻ᵀ for one packed panel P; L packed likewise, `depth` columns a panel.
-template <class T>
+// The first `columns` of P ← P L⁻ᵀ for one packed panel P; L packed likewise, `depth` columns a panel. With `kBack`,
+// P ← P L⁻¹ from Lᵀ so packed, the last column first.
+template <bool kBack = false, class T>
 void substitute(const T* L_, const T* reciprocals, int64_t depth, int64_t columns, T* P) {
   using L = Lanes<T>;
   constexpr int R = SIMD_ROWS;
   constexpr int64_t W = L::width;
-  for (int64_t c = 0; c < columns; c += R) {
-    const T* l = L_ + c / W * W * depth + c % W;  // element (c + r, k) is l[k W + r]
+  for (int64_t done = 0; done < columns; done += R) {
+    const int64_t c = kBack ? columns - R - done : done;
+    const T* l = L_ + c / W * W * depth + c % W;  // the factor's element (c + r, k) is l[k W + r]
     typename L::Vector v[R][2];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) v[r][0] = L::load(P + (c + r) * W), v[r][1] = L::load(P + (c + r) * W + L::count);
-    for (int64_t k = 0; k < c; ++k) {
+    for (int64_t k = kBack ? c + R : 0, end = kBack ? columns : c; k < end; ++k) {
       const auto p0 = L::load(P + k * W), p1 = L::load(P + k * W + L::count);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) v[r][0] -= l[k * W + r] * p0, v[r][1] -= l[k * W + r] * p1;
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
+    for (int i = 0; i < R; ++i) {
+      const int r = kBack ? R - 1 - i : i;
 #pragma GCC unroll 16
-      for (int q = 0; q < r; ++q) {
+      for (int j = 0; j < i; ++j) {
+        const int q = kBack ? R - 1 - j : j;
         v[r][0] -= l[(c + q) * W + r] * v[q][0];
         v[r][1] -= l[(c + q) * W + r] * v[q][1];
       }

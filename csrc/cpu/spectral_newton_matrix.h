@@ -185,11 +185,11 @@ struct LargestEigenvalue {
 // λ_max of a positive semidefinite R (n × n, lower triangle) by Lanczos with full reorthogonalisation: Ritz values rise
 // to λ_max with the square of the vector's error. Stops when four steps add less than `tolerance`, or where only
 // rounding is left of a new vector: far too early, about once in 10⁵, where the start is nearly orthogonal to the top
-// eigenvector, so that two starts settle it. `basis`: 97 n elements.
+// eigenvector, so that two starts settle it. `size`: ‖R‖_F. `basis`: 97 n elements.
 template <class T>
-LargestEigenvalue largest_eigenvalue(const T* R, int64_t n, double tolerance, uint64_t start, T* basis) {
+LargestEigenvalue largest_eigenvalue(const T* R, int64_t n, double size, double tolerance, uint64_t start, T* basis) {
   double a[kLanczosSteps], b[kLanczosSteps], value = 0;
-  const double size = std::sqrt(square_of_symmetric(R, n)), rounding = std::numeric_limits<T>::epsilon() * size;
+  const double rounding = std::numeric_limits<T>::epsilon() * size;
   uint64_t state = 0x9E3779B97F4A7C15ull * (2 * start + 1);
   for (int64_t i = 0; i < n; ++i) {
     state = state * 6364136223846793005ull + 1442695040888963407ull;

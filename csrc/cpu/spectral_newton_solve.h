@@ -128,11 +128,12 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   }
 
   const double alpha = settings.alpha;
+  const double square = square_of_symmetric(at.R, n), size = std::sqrt(square);
   const bool exactly = settings.mode == DampingMode::kSpectral;
   const auto top = [&] {
-    if (!exactly) return largest_eigenvalue(at.R, n, kEigenvalueEstimate, 0, at.spare).value;
-    const LargestEigenvalue first = largest_eigenvalue(at.R, n, 0.02 * settings.tolerance, 0, at.spare);
-    const LargestEigenvalue second = largest_eigenvalue(at.R, n, 0.02 * settings.tolerance, 1, at.spare);
+    if (!exactly) return largest_eigenvalue(at.R, n, size, kEigenvalueEstimate, 0, at.spare).value;
+    const LargestEigenvalue first = largest_eigenvalue(at.R, n, size, 0.02 * settings.tolerance, 0, at.spare);
+    const LargestEigenvalue second = largest_eigenvalue(at.R, n, size, 0.02 * settings.tolerance, 1, at.spare);
     if (first.converged && second.converged) return std::max(first.value, second.value);
     eigenvalues_of(settings, at.R, n, at.eigenvalues);
     return at.eigenvalues[n - 1];
@@ -142,15 +143,16 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   if (settings.mode == DampingMode::kSpectral) damping *= std::pow(scale * std::sqrt(lambda), alpha);
   double relative = 0;
   if (settings.mode == DampingMode::kMean) {
-    Mean mean{(alpha == 2 ? trace : alpha == 4 ? square_of_symmetric(at.R, n) : 0) / n, 0};
+    Mean mean{(alpha == 2 ? trace : alpha == 4 ? square : 0) / n, 0};
     if (mean.value == 0) mean = mean_power(settings, at.R, n, at.eigenvalues);
     damping *= std::pow(scale, alpha) * mean.value;
     relative = mean.error;
   }
-  const double delta = std::pow(damping, 2 / alpha) / (scale * scale), square = square_of_symmetric(at.R, n);
+  const double delta = std::pow(damping, 2 / alpha) / (scale * scale);
   if constexpr (std::is_same_v<S, T>) {
-    const double size = std::sqrt((square + delta * (2 * trace + n * delta)) / n), unit = std::max(lambda, delta);
-    const double error = (2 + std::sqrt(n) / 8) * unit_roundoff<T>() * size / delta;  // as in Rounding, ‖X⁻¹‖_F ≤ √n/δ
+    const double shifted = std::sqrt((square + delta * (2 * trace + n * delta)) / n), unit = std::max(lambda, delta);
+    const double error =
+        (2 + std::sqrt(n) / 8) * unit_roundoff<T>() * shifted / delta;  // as in Rounding, ‖X⁻¹‖_F ≤ √n/δ
     if (alpha == 2 && n <= kSubstitutionSide && kSafety * error <= settings.tolerance) {
       const double shift = delta / unit, weight = scale / damping * shift;
       Substitution<T> substitution{parallel, at.R,  n,   N, T(1 / unit), T(shift), T(weight), wide ? g.transposed() : g,

@@ -10,37 +10,6 @@ namespace {
 // The side up to which reading the whole factor for each panel of G costs less than the inverse.
 constexpr int64_t kSubstitutionSide = 1536;
 
-// P ← P L⁻¹ for one packed panel P, from Lᵀ packed as L is in substitute(): rows `columns` − 1 down to 0.
-template <class T>
-void substitute_back(const T* L_, const T* reciprocals, int64_t depth, int64_t columns, T* P) {
-  using L = Lanes<T>;
-  constexpr int R = SIMD_ROWS;
-  constexpr int64_t W = L::width;
-  for (int64_t c = columns - R; c >= 0; c -= R) {
-    const T* l = L_ + c / W * W * depth + c % W;  // L (k, c + r) is l[k W + r]
-    typename L::Vector v[R][2];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) v[r][0] = L::load(P + (c + r) * W), v[r][1] = L::load(P + (c + r) * W + L::count);
-    for (int64_t k = c + R; k < columns; ++k) {
-      const auto p0 = L::load(P + k * W), p1 = L::load(P + k * W + L::count);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) v[r][0] -= l[k * W + r] * p0, v[r][1] -= l[k * W + r] * p1;
-    }
-#pragma GCC unroll 16
-    for (int r = R - 1; r >= 0; --r) {
-#pragma GCC unroll 16
-      for (int q = R - 1; q > r; --q) {
-        v[r][0] -= l[(c + q) * W + r] * v[q][0];
-        v[r][1] -= l[(c + q) * W + r] * v[q][1];
-      }
-      v[r][0] *= reciprocals[c + r];
-      v[r][1] *= reciprocals[c + r];
-      L::store(P + (c + r) * W, v[r][0]);
-      L::store(P + (c + r) * W + L::count, v[r][1]);
-    }
-  }
-}
-
 template <class T>
 constexpr int64_t substitution_scratch(int64_t n, int64_t threads) {
   return round_up<T>(n) * (2 * round_up<T>(n) + 1 + threads * Lanes<T>::width);
@@ -83,7 +52,7 @@ struct Substitution {
     pack(g.from_row(first), lanes, n, P);
     std::fill(P + n * W, P + depth * W, T(0));
     substitute(factor, reciprocals, depth, depth, P);
-    substitute_back(transposed, reciprocals, depth, depth, P);
+    substitute<true>(transposed, reciprocals, depth, depth, P);
     for (int64_t k = 0; wide && k < n; ++k)
       for (int64_t lane = 0; lane < lanes; ++lane) out[k * N + first + lane] = weight * P[k * W + lane];
     if (wide) return;
