@@ -352,10 +352,10 @@ def vectors_of(seed):
 
 
 def test_traces_are_shared_between_batches_of_one_shape(monkeypatch):
-    from spectral_ext.curvature import plan
+    from spectral_ext.curvature import chunks
 
     calls = []
-    monkeypatch.setattr(plan, "trace", lambda *a, _trace=plan.trace: calls.append(1) or _trace(*a))
+    monkeypatch.setattr(chunks, "trace", lambda *a, _trace=chunks.trace: calls.append(1) or _trace(*a))
     model, loss, _ = build("layer norm")
     directional_curvature(model, loss, vectors(4) + vectors(4) + vectors(3), top_k=2)
     assert len(calls) == 2

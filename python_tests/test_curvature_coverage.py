@@ -5,7 +5,7 @@ import torch
 from curvature_cases import CASES, build
 
 from spectral_ext.curvature import MECHANISMS, directional_curvature
-from spectral_ext.task import batch_loss, batch_size
+from spectral_ext.measurement.batches import batch_loss, batch_size
 
 
 def by_double_backward(model, loss_fn, batches, weight, directions):

@@ -69,5 +69,5 @@ def test_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     reference = (tmp_path / "site" / "reference" / "exponents.html").read_text(encoding="utf-8")
-    assert "spectral_ext.exponents.fit_alpha" in reference
+    assert "spectral_ext.spectra.fit_alpha" in reference
     assert "Curvature exponent α of h_k = c σ_k^α" in reference

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from spectral_ext.exponents import Fit, RankModels, fit_alpha
 from spectral_ext.landscape import (
     Landscape,
     layer_norm_diagnostic,
@@ -17,6 +16,7 @@ from spectral_ext.landscape import (
 )
 from spectral_ext.landscape.derive import factor_match, rank_model_bound
 from spectral_ext.landscape.synthetic import synthetic_landscape, synthetic_row
+from spectral_ext.spectra import Fit, RankModels, fit_alpha
 
 
 @pytest.mark.parametrize("alpha", [0.8, 1.0, 2.0, 3.1])
@@ -56,7 +56,7 @@ def test_a_row_with_too_few_directions_says_why():
 def test_bound_of_the_winning_rank_model_bounds_the_participation_ratio():
     k = np.arange(1, 21, dtype=float)
     for spectrum in (k**-2.0, np.exp(-0.3 * k), np.exp(-0.4 * np.log(k) - 0.5 * np.log(k) ** 2)):
-        from spectral_ext.exponents import fit_rank_models, participation_ratio
+        from spectral_ext.spectra import fit_rank_models, participation_ratio
 
         assert participation_ratio(spectrum) <= rank_model_bound(fit_rank_models(spectrum)) * (1 + 1e-6)
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from spectral_ext.exponents.regression import Fit
 from spectral_ext.landscape import Landscape
 from spectral_ext.landscape.synthetic import synthetic_row
 from spectral_ext.optim import ScalarSpectralAdam, SpectralNewton, parameter_groups
 from spectral_ext.optim.names import aliases, known_as
+from spectral_ext.spectra.regression import Fit
 
 
 class Attention(nn.Module):

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spectral_ext.alignment import curvature_ratio
-from spectral_ext.exponents import check_transfer, fit_alpha, fit_gamma, fit_rank_models, fit_s, zeta_bound
+from spectral_ext.spectra import check_transfer, fit_alpha, fit_gamma, fit_rank_models, fit_s, zeta_bound
+from spectral_ext.spectra.alignment import curvature_ratio
 
 FOLDER = Path(__file__).parents[2] / "shared" / "oracle"
 CLOSE = {"rel": 1e-10, "abs": 1e-10}

@@ -9,11 +9,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from spectral_ext import plots
-from spectral_ext.exponents import Fit
 from spectral_ext.landscape import Landscape, LayerLandscape
 from spectral_ext.landscape.synthetic import synthetic_landscape
 from spectral_ext.plots.comparison import alpha_comparison
 from spectral_ext.plots.style import DARK, LIGHT
+from spectral_ext.spectra import Fit
 from spectral_ext.tracker import Track
 
 

@@ -5,10 +5,10 @@ import math
 import pytest
 from rich.console import Console
 
-from spectral_ext.exponents import Fit
 from spectral_ext.landscape import Landscape
 from spectral_ext.landscape.synthetic import synthetic_landscape, synthetic_row
 from spectral_ext.report import compare, print_comparison, write_comparison
+from spectral_ext.spectra import Fit
 
 
 def test_pairs_are_the_common_layers_in_the_first_order():

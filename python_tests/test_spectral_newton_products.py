@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from spectral_ext import reference
-from spectral_ext.ops import spectral_newton_products as products
+from spectral_ext.ops.spectral_newton import product_sum_torch as products
 from spectral_ext.ops.spectral_newton import spectral_newton
-from spectral_ext.ops.spectral_newton_plan import FLOAT16_ERROR, pole_fits, product_fits
-from spectral_ext.ops.spectral_newton_rational import needs_float64, rational
-from spectral_ext.ops.spectral_newton_solvers import largest_eigenvalue, power_of_two_scale
-from spectral_ext.transfer.products import basis_matrix, product_count
+from spectral_ext.ops.spectral_newton.choose_solver import FLOAT16_ERROR, pole_fits, product_fits
+from spectral_ext.ops.spectral_newton.decompositions import largest_eigenvalue, power_of_two_scale
+from spectral_ext.ops.spectral_newton.partial_fractions_torch import needs_float64, rational
+from spectral_ext.ops.spectral_newton.product_sum import basis_matrix, product_count
 
 ROUNDING = {torch.float32: 3e-6, torch.float16: FLOAT16_ERROR, torch.bfloat16: 8 * FLOAT16_ERROR}
 

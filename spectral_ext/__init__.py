@@ -13,13 +13,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from spectral_ext.curvature import directional_curvature as directional_curvature
-    from spectral_ext.exponents import effective_rank as effective_rank
-    from spectral_ext.exponents import fit_alpha as fit_alpha
-    from spectral_ext.exponents import fit_gamma as fit_gamma
-    from spectral_ext.exponents import fit_rank_models as fit_rank_models
-    from spectral_ext.exponents import fit_s as fit_s
-    from spectral_ext.exponents import participation_ratio as participation_ratio
-    from spectral_ext.exponents import zeta_bound as zeta_bound
     from spectral_ext.factors import KroneckerAccumulator as KroneckerAccumulator
     from spectral_ext.factors import top_eigenpairs as top_eigenpairs
     from spectral_ext.landscape import Landscape as Landscape
@@ -30,11 +23,18 @@ if TYPE_CHECKING:
     from spectral_ext.ops.spectral_newton import spectral_newton as spectral_newton
     from spectral_ext.optim import ScalarSpectralAdam as ScalarSpectralAdam
     from spectral_ext.optim import SpectralNewton as SpectralNewton
+    from spectral_ext.spectra import effective_rank as effective_rank
+    from spectral_ext.spectra import fit_alpha as fit_alpha
+    from spectral_ext.spectra import fit_gamma as fit_gamma
+    from spectral_ext.spectra import fit_rank_models as fit_rank_models
+    from spectral_ext.spectra import fit_s as fit_s
+    from spectral_ext.spectra import participation_ratio as participation_ratio
+    from spectral_ext.spectra import zeta_bound as zeta_bound
     from spectral_ext.tracker import LandscapeTracker as LandscapeTracker
 
 _HOME = {
     "curvature": ["directional_curvature"],
-    "exponents": [
+    "spectra": [
         "effective_rank",
         "fit_alpha",
         "fit_gamma",

@@ -1,5 +1,5 @@
 // spectral_newton_cpu_: T(G) for every matrix of a list of batches in one parallel loop. Levels and their layout are
-// those of spectral_ext/transfer: rows [α, lowest, reach, constant, b, u, v, quadratic, poles, pole…, residue…].
+// those of spectral_ext/ops/spectral_newton/partial_fractions.py: rows [α, lowest, reach, constant, b, u, v, quadratic, poles, pole…, residue…].
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -9,7 +9,7 @@ from scipy import stats
 
 from spectral_ext.audit.frozen import Frozen, Layer, median
 from spectral_ext.audit.verdict import Check, Claim, number_check, rounds_to
-from spectral_ext.exponents import fit_alpha, fit_power_law
+from spectral_ext.spectra import fit_alpha, fit_power_law
 
 FILE = "conv_gap_v2"
 APPENDIX_D = (  # layer, exponent of the scale of χ, concentration ratio, α

@@ -9,7 +9,7 @@ import numpy as np
 
 from spectral_ext.audit.frozen import Frozen, Layer, median
 from spectral_ext.audit.verdict import Check, Claim, decimals, range_check, rounds_to, unfrozen
-from spectral_ext.exponents import fit_alpha
+from spectral_ext.spectra import fit_alpha
 
 TRIANGLE, GAP = "alpha_triangle", "conv_gap_v2"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from spectral_ext.exponents import FitError, fit_alpha, fit_gamma, fit_s
+from spectral_ext.spectra import FitError, fit_alpha, fit_gamma, fit_s
 
 
 class MissingResultsError(LookupError):

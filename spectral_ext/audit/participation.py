@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spectral_ext.audit.frozen import Frozen
 from spectral_ext.audit.verdict import Check, Claim, number_check, range_check, rounds_to
-from spectral_ext.exponents import zeta_bound
+from spectral_ext.spectra import zeta_bound
 
 FILE = "intrinsic_dim"
 CURVATURE, GRADIENT = "eff_rank_curvature_pr", "eff_rank_gradient_pr"

@@ -6,7 +6,7 @@ from collections import Counter
 
 from spectral_ext.audit.frozen import Frozen
 from spectral_ext.audit.verdict import Check, Claim, unfrozen
-from spectral_ext.exponents import fit_rank_models
+from spectral_ext.spectra import fit_rank_models
 
 MODELS = ("power_law", "exponential", "lognormal")
 APPENDIX_K = {0: (2, 2, 11), 5: (2, 3, 10), 10: (3, 3, 9), 15: (5, 5, 5), 20: (6, 4, 5), 25: (4, 5, 6)}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from spectral_ext.capture.geometry import geometry, row_count, weight_gradient
 from spectral_ext.capture.recording import layer_gradients, recording
 from spectral_ext.layers import Layer
+from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, batch_size, split_batch
 from spectral_ext.ops import input_factor, output_factor
-from spectral_ext.task import Batch, LossFunction, batch_loss, batch_size, split_batch
 
 
 @dataclass

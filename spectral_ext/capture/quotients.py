@@ -13,8 +13,8 @@ from spectral_ext.capture.factors import add
 from spectral_ext.capture.geometry import geometry, row_count
 from spectral_ext.capture.recording import layer_gradients, recording
 from spectral_ext.layers import Layer
+from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, batch_size
 from spectral_ext.ops import rayleigh_quotients
-from spectral_ext.task import Batch, LossFunction, batch_loss, batch_size
 
 
 @dataclass

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from spectral_ext.layers import Layer
+from spectral_ext.measurement.batches import first_tensor
 from spectral_ext.ops import output_factor
-from spectral_ext.task import first_tensor
 
 Visitor = Callable[[str, Tensor, Tensor, Hashable], None]
 """(name, x, d, source): layers with the same source were called with the same x."""

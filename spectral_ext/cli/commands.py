@@ -17,9 +17,9 @@ from spectral_ext.audit import audit as run_audit
 from spectral_ext.cli.tasks import Synthetic, TaskError, load_task
 from spectral_ext.collect_env import main as print_environment
 from spectral_ext.landscape import Landscape, measure
+from spectral_ext.measurement.batches import to_device
 from spectral_ext.report import print_comparison, print_findings, print_landscape, write_comparison, write_report
 from spectral_ext.report.audit import write_audit
-from spectral_ext.task import to_device
 
 
 def landscape(args: Namespace, console: Console) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from spectral_ext.curvature.chunks import Plan
 from spectral_ext.curvature.directions import Directions
-from spectral_ext.curvature.plan import Plan
 from spectral_ext.curvature.sites import site_of
 from spectral_ext.curvature.sqrt_gauss_newton import outputs_per_sample, why_not
 from spectral_ext.curvature.trace import UntraceableError
 from spectral_ext.layers import Layer
-from spectral_ext.task import batch_size
+from spectral_ext.measurement.batches import batch_size
 
 METHODS = ("auto", "tangent_adjoint", "sqrt_gn", "double_backward_output", "double_backward_weight")
 MANY_OUTPUTS = 256

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from spectral_ext.curvature.directions import Directions
-from spectral_ext.layers import CONVOLUTIONS, MEASURED, Layer
-from spectral_ext.task import Batch, LossFunction, batch_loss
+from spectral_ext.layers import CONVOLUTIONS, MEASURABLE_TYPES, Layer
+from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss
 
 
 class NotApplicableError(Exception):
@@ -75,7 +75,7 @@ def double_backward_output(
         ``({name: h (K,)}, {name: reason})``: refused are modules that are not called exactly once, weights that act
         otherwise too, and modules other than Linear and convolutions.
     """
-    others = [layer for layer in layers.values() if not isinstance(layer.module, MEASURED)]
+    others = [layer for layer in layers.values() if not isinstance(layer.module, MEASURABLE_TYPES)]
     refused = {layer.name: f"a {layer.kind} is no Linear or convolution" for layer in others}
     usual = {name: layer for name, layer in layers.items() if name not in refused}
     with layer_outputs(usual) as (inputs, outputs):

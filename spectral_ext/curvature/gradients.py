@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from spectral_ext.layers import Layer
-from spectral_ext.task import Batch, LossFunction, batch_loss, batch_size
+from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, batch_size
 
 
 @dataclass

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from spectral_ext.curvature.choose import METHODS
-from spectral_ext.curvature.environment import measurement
 from spectral_ext.curvature.result import DirectionalCurvature
-from spectral_ext.curvature.run import Run
+from spectral_ext.curvature.session import Run
 from spectral_ext.layers import Layer, check_top_k, find_layers, why_no_layer
-from spectral_ext.task import Batch, LossFunction, as_batches, to_device
+from spectral_ext.measurement.batches import Batch, LossFunction, as_batches, to_device
+from spectral_ext.measurement.environment import measurement
 
 
 def directional_curvature(
@@ -40,7 +40,7 @@ def directional_curvature(
 
     Args:
         model: parameters in float32 or float64; it is left exactly as it was, also after an error.
-        loss_fn: ``loss_fn(output, target) → scalar``, a mean over samples, see :mod:`spectral_ext.task`.
+        loss_fn: ``loss_fn(output, target) → scalar``, a mean over samples, see :mod:`spectral_ext.measurement.batches`.
         batches: an iterable of batches; it is read once.
         directions: ``{name: (U, V)}`` with columns u_k, v_k, shapes (m, K) and (n, K), or ``{name: D}`` of any rank,
             (K, *weight.shape); only the layers named are measured. None: the singular vectors of the mean gradient.

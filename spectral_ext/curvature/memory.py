@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from spectral_ext.curvature.environment import measurement
 from spectral_ext.curvature.rules import RULES, operands
 from spectral_ext.curvature.sites import Site, curved, site_of
 from spectral_ext.curvature.trace import Program, trace
 from spectral_ext.layers import Layer, find_layers
-from spectral_ext.task import Batch, LossFunction
+from spectral_ext.measurement.batches import Batch, LossFunction
+from spectral_ext.measurement.environment import measurement
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "select",
           "slice", "unbind", "split", "split_with_sizes", "alias", "detach"}  # fmt: skip
@@ -105,6 +105,6 @@ def _lane(site: Site) -> int:
 
 
 def _samples(batch: Batch) -> int:
-    from spectral_ext.task import batch_size
+    from spectral_ext.measurement.batches import batch_size
 
     return batch_size(batch)

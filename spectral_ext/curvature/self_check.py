@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spectral_ext.curvature.chunks import Plan
 from spectral_ext.curvature.directions import Directions
-from spectral_ext.curvature.engines import Measured, double_backward
-from spectral_ext.curvature.plan import Plan
+from spectral_ext.curvature.methods import Measured, double_backward
 from spectral_ext.curvature.result import SelfCheck
 from spectral_ext.curvature.trace import first_line
 

@@ -23,7 +23,7 @@ from spectral_ext.curvature.evaluate import Environment, evaluate, run
 from spectral_ext.curvature.sites import Site, curved, site_of
 from spectral_ext.curvature.trace import Program
 from spectral_ext.layers import Layer
-from spectral_ext.task import Batch, batch_size
+from spectral_ext.measurement.batches import Batch, batch_size
 
 aten = torch.ops.aten
 

@@ -23,7 +23,7 @@ from spectral_ext.curvature.rules import Operation, Push, operands
 from spectral_ext.curvature.sites import Site, curved, mechanism, rule_of, seed, site_of
 from spectral_ext.curvature.trace import Program
 from spectral_ext.layers import Layer
-from spectral_ext.task import Batch
+from spectral_ext.measurement.batches import Batch
 
 
 class TangentAdjoint:

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral_ext.curvature.normal_form import bring_to_normal_form
-from spectral_ext.task import Batch, LossFunction, batch_loss, split_batch
+from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, split_batch
 
 
 class UntraceableError(RuntimeError):

@@ -10,13 +10,13 @@ from spectral_ext.landscape.mechanisms import (
     softmax_diagnostic,
 )
 from spectral_ext.landscape.recommendation import Recommendation, recommend
-from spectral_ext.landscape.row import Arrays, Closure, LayerLandscape
+from spectral_ext.landscape.row import Closure, DirectionArrays, LayerLandscape
 from spectral_ext.landscape.storage import LandscapeFileError
 from spectral_ext.landscape.table import Landscape, summary
 
 __all__ = [
-    "Arrays",
     "Closure",
+    "DirectionArrays",
     "Landscape",
     "LandscapeFileError",
     "LayerLandscape",

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from spectral_ext.capture import LayerFactors, Quotients
-from spectral_ext.exponents.participation import EffectiveRank
-from spectral_ext.exponents.regression import FitError
-from spectral_ext.exponents.weights import weight_spectrum
 from spectral_ext.factors.eigen import top_eigenpairs
 from spectral_ext.landscape.derive import derive
-from spectral_ext.landscape.directions import SingularDirections
 from spectral_ext.landscape.mechanisms import layer_norm_diagnostic, residual_diagnostic, softmax_diagnostic
-from spectral_ext.landscape.row import Arrays, LayerLandscape
+from spectral_ext.landscape.row import DirectionArrays, LayerLandscape
 from spectral_ext.layers import Layer
+from spectral_ext.measurement.singular_directions import SingularDirections
+from spectral_ext.spectra.participation import EffectiveRank
+from spectral_ext.spectra.regression import FitError
+from spectral_ext.spectra.weights import weight_spectrum
 
 FULL_SPECTRUM = 2048
 """Factors up to this size are decomposed fully; of larger ones the top eigenvalues are computed."""
@@ -40,7 +40,7 @@ def build_row(
 ) -> LayerLandscape:
     """Everything about one layer; ``curvature`` is an item of ``directional_curvature``'s result."""
     h = _numpy(curvature.h)
-    arrays = Arrays(
+    arrays = DirectionArrays(
         sigma=_numpy(directions.sigma),
         h=h,
         h_sop=_numpy(quotients.sum_of_products),

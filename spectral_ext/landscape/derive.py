@@ -8,9 +8,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from spectral_ext.alignment import curvature_ratio, kronecker_products, rayleigh_ratio
-from spectral_ext.exponents.curvature import alpha_by_quartile, fit_alpha, fit_gamma, fit_s
-from spectral_ext.exponents.participation import (
+from spectral_ext.landscape.recommendation import recommend
+from spectral_ext.landscape.row import Closure, LayerLandscape
+from spectral_ext.spectra.alignment import curvature_ratio, kronecker_products, rayleigh_ratio
+from spectral_ext.spectra.couillet_hachem import predict_singular_values
+from spectral_ext.spectra.curvature_exponent import alpha_by_quartile, fit_alpha, fit_gamma, fit_s
+from spectral_ext.spectra.participation import (
     EffectiveRank,
     effective_rank,
     exponential_bound,
@@ -18,13 +21,10 @@ from spectral_ext.exponents.participation import (
     participation_ratio,
     zeta_bound,
 )
-from spectral_ext.exponents.rank_models import RankModels, fit_rank_models
-from spectral_ext.exponents.regression import Fit, FitError, fit_power_law, log_correlation, squared_correlation
-from spectral_ext.exponents.transfer import TransferCheck, check_transfer
-from spectral_ext.landscape.recommendation import recommend
-from spectral_ext.landscape.row import Closure, LayerLandscape
-from spectral_ext.spectra.couillet_hachem import predict_singular_values
+from spectral_ext.spectra.rank_models import RankModels, fit_rank_models
 from spectral_ext.spectra.rank_rule import predicted_rank_law
+from spectral_ext.spectra.regression import Fit, FitError, fit_power_law, log_correlation, squared_correlation
+from spectral_ext.spectra.transfer_identity import TransferCheck, check_transfer
 
 STORED_EIGENVALUES = 100
 T = TypeVar("T")

@@ -15,15 +15,15 @@ from tqdm import tqdm
 from spectral_ext import __version__
 from spectral_ext.capture import Capture, capture_factors, capture_quotients
 from spectral_ext.curvature import directional_curvature
-from spectral_ext.curvature.environment import measurement
 from spectral_ext.landscape.build import build_row, empty_row
-from spectral_ext.landscape.checks import batch_norm_mode, check_deterministic, check_reduction
-from spectral_ext.landscape.directions import SingularDirections, singular_directions
-from spectral_ext.landscape.progress import RowStore, fingerprint
+from spectral_ext.landscape.resume import RowStore, fingerprint
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape
 from spectral_ext.layers import Layer, check_top_k, find_layers, why_no_layer
-from spectral_ext.task import Batch, LossFunction, as_batches, batch_size, to_device
+from spectral_ext.measurement.batches import Batch, LossFunction, as_batches, batch_size, to_device
+from spectral_ext.measurement.checks import batch_norm_mode, check_deterministic, check_reduction
+from spectral_ext.measurement.environment import measurement
+from spectral_ext.measurement.singular_directions import SingularDirections, singular_directions
 
 GROUP = 8
 """Layers a curvature call takes when rows are kept for a resumed run."""
@@ -53,10 +53,9 @@ def measure(
     error.
 
     Args:
-        model: the module; ``loss_fn`` and ``batches`` as in ``spectral_ext.task``. All batches together are the
-        data: the
-            loss is the mean over all samples. Smaller batches take less memory; under train-mode batch norm they
-            are part of the definition.
+        model: the module; ``loss_fn`` and ``batches`` as in ``spectral_ext.measurement.batches``. All batches together
+            are the data: the loss is the mean over all samples. Smaller batches take less memory; under train-mode
+            batch norm they are part of the definition.
         top_k: singular directions a layer; fewer where the gradient has lower rank (the row's notes say so).
         layers: names or shell patterns; None for all.
         method, split, memory_budget: as in ``directional_curvature``; ``split`` asks for Gauss–Newton and residual

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectral_ext.exponents.regression import Fit, FitError, as_vector, fit_power_law
+from spectral_ext.spectra.regression import Fit, FitError, as_vector, fit_power_law
 
 
 @dataclass(frozen=True)

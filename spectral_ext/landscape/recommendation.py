@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from spectral_ext.exponents.regression import Fit, as_vector
+from spectral_ext.spectra.regression import Fit, as_vector
 
 KRONECKER_BAND = 0.3
 """|α − 2| below which a Kronecker preconditioner is justified."""

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from spectral_ext.exponents.participation import EffectiveRank
-from spectral_ext.exponents.rank_models import RankModels
-from spectral_ext.exponents.regression import Fit
-from spectral_ext.exponents.transfer import TransferCheck
-from spectral_ext.exponents.weights import WeightSpectrum
 from spectral_ext.landscape.mechanisms import LayerNormDiagnostic, ResidualDiagnostic, SoftmaxDiagnostic
 from spectral_ext.landscape.recommendation import Recommendation
 from spectral_ext.spectra.couillet_hachem import SpectrumPrediction
+from spectral_ext.spectra.participation import EffectiveRank
+from spectral_ext.spectra.rank_models import RankModels
+from spectral_ext.spectra.regression import Fit
+from spectral_ext.spectra.transfer_identity import TransferCheck
+from spectral_ext.spectra.weights import WeightSpectrum
 
 _NAN = math.nan
 
@@ -24,7 +24,7 @@ def _none() -> np.ndarray:
 
 
 @dataclass
-class Arrays:
+class DirectionArrays:
     """Per direction, k = 1 … K in decreasing σ; float64 arrays of shape (K,) unless said otherwise.
 
     Scales: G and h belong to the mean loss; d is B times a hook's gradient, C_A = Σaaᵀ/(B·S), C_δ = Σddᵀ/B (KFC-expand,
@@ -104,7 +104,7 @@ class LayerLandscape:
     """B, summed over batches."""
     positions: float = 1.0
     """S, mean number of positions of a sample (1 for Linear on vectors)."""
-    arrays: Arrays = field(default_factory=Arrays)
+    arrays: DirectionArrays = field(default_factory=DirectionArrays)
 
     alpha: Fit = field(default_factory=_empty_fit)
     beta: Fit = field(default_factory=_empty_fit)

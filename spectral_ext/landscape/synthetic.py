@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from spectral_ext.exponents.weights import weight_spectrum
 from spectral_ext.landscape.derive import derive
 from spectral_ext.landscape.mechanisms import layer_norm_diagnostic
-from spectral_ext.landscape.row import Arrays, LayerLandscape
+from spectral_ext.landscape.row import DirectionArrays, LayerLandscape
 from spectral_ext.landscape.table import Landscape
+from spectral_ext.spectra.weights import weight_spectrum
 
 
 def synthetic_row(
@@ -41,7 +41,7 @@ def synthetic_row(
     output = 0.7 * eigenvalues_delta[:k] * np.exp(noise * rng.standard_normal(k))
     input = 0.8 * eigenvalues_A[:k] * np.exp(noise * rng.standard_normal(k))
     share = rng.uniform(0.1, 0.4, k)
-    arrays = Arrays(
+    arrays = DirectionArrays(
         sigma=sigma.copy(),
         h=h,
         h_gauss_newton=h * (1 - share),

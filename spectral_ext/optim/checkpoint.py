@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_ext.optim.local import local
+from spectral_ext.optim.dtensor import local
 from spectral_ext.optim.settings import names_of
 
 GROUP_KEYS = ("use_adamw", "lr", "alpha", "momentum", "damping_mode")

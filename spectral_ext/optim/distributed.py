@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from spectral_ext.optim.local import DTensor, Replicate, Shard
+from spectral_ext.optim.dtensor import DTensor, Replicate, Shard
 
 
 class WholeUpdates(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_ext.optim.local import is_sharded, local
+from spectral_ext.optim.dtensor import is_sharded, local
 from spectral_ext.optim.settings import names_of
 
 

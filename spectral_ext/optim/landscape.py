@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from spectral_ext.ops.spectral_newton import check_exponent
 from spectral_ext.optim.names import aliases, known_as, near
 from spectral_ext.optim.settings import number
-from spectral_ext.transfer import check_exponent
 
 _NO_MAPPING = "{} must be a mapping from layer name, not {}; see Landscape.load"
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from spectral_ext.ops.spectral_newton import spectral_newton
 from spectral_ext.optim import distributed
-from spectral_ext.optim.idle import hold_idle
-from spectral_ext.optim.local import is_sharded, local
-from spectral_ext.optim.matrices import Layout
-from spectral_ext.optim.scale import UpdateScale, scale_factors, to_unit_scale
+from spectral_ext.optim.dtensor import is_sharded, local
+from spectral_ext.optim.layout import Layout
 from spectral_ext.optim.settings import check, layouts_of, names_of, values_of
+from spectral_ext.optim.update_scale import UpdateScale, scale_factors, to_unit_scale
+from spectral_ext.optim.zero_gradients import hold_idle
 
 
 def new_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:

@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from spectral_ext.ops.spectral_newton import DAMPING_MODES, SOLVERS, choose_solver
-from spectral_ext.optim.local import local
-from spectral_ext.optim.matrices import Layout
+from spectral_ext.ops.spectral_newton import DAMPING_MODES, SOLVERS, check_damping, check_exponent, choose_solver
+from spectral_ext.optim.dtensor import local
+from spectral_ext.optim.layout import Layout
 from spectral_ext.optim.names import matches
-from spectral_ext.optim.scale import UPDATE_SCALES
-from spectral_ext.transfer import check_damping, check_exponent
+from spectral_ext.optim.update_scale import UPDATE_SCALES
 
 LAYOUT = ("batch_dims", "split", "split_dim")
 PER_PARAMETER = ("alpha", "damping", "damping_mode", *LAYOUT)

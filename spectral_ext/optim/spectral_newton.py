@@ -12,11 +12,11 @@ from spectral_ext.optim import adamw, checkpoint, settings
 from spectral_ext.optim.gradients import any_nonfinite, has_nonfinite, nonfinite_names, settle
 from spectral_ext.optim.groups import WHOLE, expand
 from spectral_ext.optim.landscape import keyed, measured_alphas, row_of
-from spectral_ext.optim.matrices import Layout
+from spectral_ext.optim.layout import Layout
 from spectral_ext.optim.matrix_step import matrix_step, new_state
 from spectral_ext.optim.names import aliases, check_patterns, layers_in, names_in
 from spectral_ext.optim.parameters import parameter_groups
-from spectral_ext.optim.scale import UpdateScale
+from spectral_ext.optim.update_scale import UpdateScale
 
 Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 PerParameter = float | list[float] | Mapping[str, float]

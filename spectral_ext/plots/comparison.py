@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from spectral_ext.exponents import Fit
 from spectral_ext.plots.style import Theme, message, new_figure
+from spectral_ext.spectra import Fit
 
 
 def alpha_comparison(pairs: Sequence[tuple[str, Fit, Fit]], names: tuple[str, str], theme: Theme) -> Figure:

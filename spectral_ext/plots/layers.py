@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from spectral_ext.exponents import Fit
 from spectral_ext.landscape import Landscape, LayerLandscape
 from spectral_ext.plots.style import MODEL_NAMES, MODEL_ROLES, Theme, message, new_grid
+from spectral_ext.spectra import Fit
 
 Panel = Callable[[Axes, LayerLandscape, Theme], None]
 

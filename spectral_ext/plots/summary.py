@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spectral_ext.exponents import Fit
 from spectral_ext.landscape import Landscape, LayerLandscape
 from spectral_ext.plots.style import KIND_MARKERS, KIND_ROLES, Theme, message, new_figure
+from spectral_ext.spectra import Fit
 
 TRUSTED_R2 = 0.8
 """Below this R² a marker is hollow: h is no clear power of σ."""

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from spectral_ext import plots
-from spectral_ext.exponents import Fit
 from spectral_ext.landscape import Landscape, LayerLandscape
 from spectral_ext.plots.comparison import alpha_comparison
 from spectral_ext.report.table import COLUMNS, Cell, number
 from spectral_ext.report.templating import render_template
+from spectral_ext.spectra import Fit
 
 
 @dataclass(frozen=True)

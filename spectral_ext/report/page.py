@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 from spectral_ext import plots
 from spectral_ext.landscape import Landscape
-from spectral_ext.report.glance import sentences
+from spectral_ext.report.glossary import TERMS
+from spectral_ext.report.headline import sentences
 from spectral_ext.report.table import COLUMNS
 from spectral_ext.report.templating import render_template
-from spectral_ext.report.words import TERMS
 from spectral_ext.tracker import Track
 
 PANEL_LIMIT = 60

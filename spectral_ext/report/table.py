@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spectral_ext.exponents import Fit
 from spectral_ext.landscape import LayerLandscape
 from spectral_ext.plots.style import MODEL_NAMES
+from spectral_ext.spectra import Fit
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from spectral_ext.audit import Finding, Verdict
 from spectral_ext.landscape import Landscape
-from spectral_ext.report.glance import sentences
+from spectral_ext.report.headline import sentences
 from spectral_ext.report.table import COLUMNS, Column
 
 # Kept longest on a narrow terminal first.

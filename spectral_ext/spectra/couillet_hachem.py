@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from spectral_ext.exponents.regression import FitError, as_vector
+from spectral_ext.spectra.regression import FitError, as_vector
 
 
 @dataclass(frozen=True)

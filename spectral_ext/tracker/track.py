@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spectral_ext.exponents.rank_models import MODELS
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape, summary
+from spectral_ext.spectra.rank_models import MODELS
 
 PREFIX = "step_"
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from spectral_ext.landscape.measure import measure
 from spectral_ext.landscape.table import Landscape, summary
-from spectral_ext.preserve import preserved
-from spectral_ext.task import Batch, LossFunction, as_batches
+from spectral_ext.measurement.batches import Batch, LossFunction, as_batches
+from spectral_ext.measurement.preserve import preserved
 from spectral_ext.tracker.track import PREFIX, Track
 
 SCALARS = ("alpha", "gamma", "s", "alpha_gamma", "transfer_error", "pr_curvature", "negative")

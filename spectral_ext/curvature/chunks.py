@@ -1,0 +1,135 @@
+"""Pieces of data, traces and lanes: how a measurement is cut to fit the memory budget."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils import _pytree as pytree
+
+from spectral_ext.curvature.gradients import Piece
+from spectral_ext.curvature.memory import MemoryEstimate, estimate
+from spectral_ext.curvature.trace import Program, UntraceableError, signature, trace
+from spectral_ext.layers import Layer
+from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, batch_size
+
+CACHE = 8 << 20
+"""Bytes of tangents at a time on a CPU: more fall out of its caches."""
+
+
+@dataclass
+class Plan:
+    """What to measure on, and how much at a time."""
+
+    model: nn.Module
+    loss_fn: LossFunction
+    pieces: list[Piece]
+    layers: Mapping[str, Layer]
+    memory_budget: int | None
+    self_check: bool
+    programs: dict[Any, Program | UntraceableError] = field(default_factory=dict)
+    estimates: dict[Any, MemoryEstimate] = field(default_factory=dict)
+
+    def program(self, batch: Batch) -> Program:
+        """The trace for a batch of this signature.
+
+        Raises:
+            UntraceableError: it cannot be traced.
+        """
+        key = self._key(batch)
+        if key not in self.programs:
+            found: Program | UntraceableError
+            try:
+                found = trace(self.model, self.loss_fn, batch)
+                key = id(batch) if found.of_one_batch else key
+                self.estimates[key] = estimate(found, self.model, self.layers, batch_size(batch))
+            except UntraceableError as why:
+                found = why
+            self.programs[key] = found
+        found = self.programs[key]
+        if isinstance(found, UntraceableError):
+            raise found
+        return found
+
+    def _key(self, batch: Batch) -> Any:
+        return id(batch) if id(batch) in self.programs else signature(batch)
+
+    def _estimate(self, batch: Batch) -> MemoryEstimate:
+        return self.estimates[self._key(batch)]
+
+    def lanes(self, name: str, batch: Batch) -> int:
+        """How many directions of a layer to push at a time."""
+        estimate, budget = self._estimate(batch), self.memory_budget
+        device, most = self.layers[name].weight.device, 1 << 30
+        if device.type == "cpu":
+            most = max(2, CACHE // max(estimate.per_lane[name], 1))
+        elif device.type == "cuda" and budget is None:
+            # The base is held already when lanes are counted.
+            budget = estimate.base + int(0.8 * torch.cuda.mem_get_info(device)[0])
+        return most if budget is None else max(1, min(most, estimate.lanes(name, budget)))
+
+    def cut_samples(self) -> None:
+        """Cut batches whose estimate exceeds the budget at one direction into pieces of fewer samples.
+
+        Raises:
+            ValueError: the samples are coupled, or one sample alone does not fit.
+        """
+        if self.memory_budget is None:
+            return
+        pieces = []
+        for piece in self.pieces:
+            try:
+                self.program(piece.batch)
+            except UntraceableError:
+                pieces.append(piece)
+                continue
+            estimate = self._estimate(piece.batch)
+            need = max(estimate.total(), estimate.self_check if self.self_check else 0)
+            if need <= self.memory_budget:
+                pieces.append(piece)
+            else:
+                pieces += self._cut(piece, need)
+        self.pieces = pieces
+
+    def _cut(self, piece: Piece, need: int) -> list[Piece]:
+        size = batch_size(piece.batch)
+        budget = self.memory_budget or need
+        remedy = f"needs about {need} bytes at once, over memory_budget={budget}: raise it, or use smaller batches"
+        for name, module in self.model.named_modules():
+            if isinstance(module, _NormBase) and module.training and "Instance" not in type(module).__name__:
+                raise ValueError(
+                    f"{piece.label} {remedy} ({name} couples the samples in train mode, so it cannot be cut)"
+                )
+        count = math.ceil(need / budget)
+        if count > size:
+            raise ValueError(f"{piece.label} {remedy} (one sample alone is too large)")
+        bounds = [size * i // count for i in range(count + 1)]
+        cut = []
+        for start, stop in itertools.pairwise(bounds):
+            share = (stop - start) / size
+            label = f"{piece.label}, samples {start}–{stop - 1}"
+            cut.append(Piece(some_samples(piece.batch, size, start, stop), piece.weight * share, label))
+        with torch.no_grad():
+            whole = batch_loss(self.model, self.loss_fn, piece.batch)
+            parts = sum(p.weight / piece.weight * batch_loss(self.model, self.loss_fn, p.batch) for p in cut)
+        if not torch.allclose(whole, torch.as_tensor(parts), rtol=1e-3 * torch.finfo(whole.dtype).eps ** 0.5):
+            raise ValueError(
+                f"{piece.label} {remedy} (its loss is not the mean of its samples' losses, so it cannot be cut: class "
+                "weights, ignore_index or a loss between samples)"
+            )
+        return cut
+
+
+def some_samples(batch: Batch, size: int, start: int, stop: int) -> Batch:
+    """Samples start … stop − 1: every tensor whose first dimension is the batch size is sliced."""
+
+    def take(leaf: Any) -> Any:
+        return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size else leaf
+
+    return pytree.tree_map(take, batch)
