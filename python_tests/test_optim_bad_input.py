@@ -98,7 +98,7 @@ def test_a_setting_changed_between_steps():
     for _, weight in weights:
         weight.grad = torch.ones_like(weight)
     optimizer.step()
-    for key, value in (("alpha", [1.0, -2.0]), ("damping", [0.1, 0.0]), ("damping_mode", ["mean", "x"])):
+    for key, value in (("alpha", [1.0, -2.0]), ("damping", [0.1, 0.0]), ("damping_mode", ["rms", "x"])):
         before = optimizer.param_groups[0][key]
         optimizer.param_groups[0][key] = value
         with pytest.raises(ValueError, match=rf"{key} of 'layer\.weight'"):

@@ -52,8 +52,8 @@ class SpectralNewton(torch.optim.Optimizer):
             patterns of parameter or layer names (the first that fits; ``*`` last), or ``"landscape"``, which takes
             ``landscape``. A pattern that fits no name is an error.
         damping: d > 0; a number, list or mapping as ``alpha``.
-        damping_mode: the unit of d: ``absolute`` (d, as in the paper), ``spectral`` (d·σ_max^α) or ``mean`` (d·mean
-            σ^α); also a list or mapping.
+        damping_mode: the unit of d: ``absolute`` (d, as in the paper), ``spectral`` (d·σ_max^α) or ``rms`` (d·(mean
+            σ²)^{α/2}); also a list or mapping.
         momentum: μ in [0, 1).
         momentum_mode: ``ema`` or ``sum``. The scale of T(G) depends on it where ``damping_mode`` is ``absolute``.
         nesterov: look one step ahead.
@@ -73,8 +73,7 @@ class SpectralNewton(torch.optim.Optimizer):
         adamw_eps: AdamW's ε.
         adamw_weight_decay: AdamW's weight decay, ``weight_decay`` if None.
         maximize: ascend.
-        capturable: safe in a CUDA graph: no synchronisation; needs ``nonfinite="skip"``, and refuses ``mean``
-            damping at an α other than 2 and 4, which takes eigenvalues there.
+        capturable: safe in a CUDA graph: no synchronisation; needs ``nonfinite="skip"``.
         nonfinite: ``raise`` NonFiniteGradientError, naming the parameters, before anything is changed; or ``skip`` the
             step.
         solver, tolerance: of ``spectral_ext.ops.spectral_newton``; ``tolerance`` is the relative error allowed in
@@ -102,7 +101,7 @@ class SpectralNewton(torch.optim.Optimizer):
         lr: float | Tensor = 2e-2,
         alpha: PerParameter | str = 2.0,
         damping: PerParameter = 0.1,
-        damping_mode: str | list[str] | Mapping[str, str] = "mean",
+        damping_mode: str | list[str] | Mapping[str, str] = "rms",
         momentum: float = 0.95,
         *,
         momentum_mode: str = "ema",

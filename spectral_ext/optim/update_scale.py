@@ -36,8 +36,7 @@ def transfer_bound(G: Tensor, alpha: float, damping: float, mode: str) -> Tensor
 
     ``absolute`` with α > 1: the closed form σ*(α−1)/(αd), 1/(2√d) at α = 2, which does not look at G.
     σ_max comes from eight power steps, which fall up to 5 % short of it; for α < 1, T may exceed the bound by 3 %.
-    ``spectral``: d·σ_max^α. ``mean``: the lower bound of mean(σ^α) from the mean of
-    squares, s = ‖G‖_F²/min(m, n): s^{α/2} for α ≥ 2 (power means grow), σ_max^{α−2}·s below.
+    ``spectral``: d·σ_max^α. ``rms``: d·s^{α/2} with s = ‖G‖_F²/min(m, n).
     """
     if mode == "absolute" and alpha > 1:
         return transfer_maximum(alpha, damping)[1]
@@ -49,7 +48,7 @@ def transfer_bound(G: Tensor, alpha: float, damping: float, mode: str) -> Tensor
         d = damping * top**alpha
     else:
         square = torch.linalg.vector_norm(G, dim=(-2, -1), keepdim=True).square() / min(G.shape[-2:])
-        d = damping * (square ** (alpha / 2) if alpha >= 2 else top.clamp(min=1e-30) ** (alpha - 2) * square)
+        d = damping * square ** (alpha / 2)
     at = torch.minimum(top, (d / (alpha - 1)) ** (1 / alpha)) if alpha > 1 else top
     return at / (at**alpha + d)
 
