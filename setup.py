@@ -1,6 +1,7 @@
 """Builds spectral_ext._C: C++ always, CUDA where torch is built for it and nvcc is at hand.
 
-Environment: ``SPECTRAL_EXT_CUDA=0`` leaves CUDA out; ``SPECTRAL_EXT_SANITIZE=address,undefined`` instruments the
+Environment: ``SPECTRAL_EXT_CUDA=0`` leaves CUDA out; ``SPECTRAL_EXT_PREBUILT=1`` compiles nothing, for an editable
+install of a tree that holds its binary; ``SPECTRAL_EXT_SANITIZE=address,undefined`` instruments the
 binary (``make sanitize``); ``CXX``, ``CUDA_HOME``, ``TORCH_CUDA_ARCH_LIST`` and ``MAX_JOBS`` mean what they mean to torch.
 """
 
@@ -42,7 +43,9 @@ def import_torch():
         import torch
     except ModuleNotFoundError as error:
         if error.name != "torch":
-            stop(f"torch is installed, but a module that it needs is not: {error}. `python -c 'import torch'` must work.")
+            stop(
+                f"torch is installed, but a module that it needs is not: {error}. `python -c 'import torch'` must work."
+            )
         if is_isolated():
             stop(
                 "it is compiled against the torch that you use, and the isolated build environment hides that torch. "
@@ -66,6 +69,11 @@ def import_torch():
         stop(str(error))
     from torch.utils import cpp_extension
 
+    if hasattr(
+        cpp_extension, "_wrap_compiler"
+    ):  # torch 2.13 and later call ccache themselves, and quote CXX as one word
+        for name in {"CC", "CXX"} & os.environ.keys():
+            os.environ[name] = re.sub(r"^\s*s?ccache\s+", "", os.environ[name])
     return torch, cpp_extension
 
 
@@ -136,5 +144,5 @@ def build_options() -> dict:
 
 
 # Metadata and the source distribution need no torch: MANIFEST.in lists what the latter holds.
-compiles = not {"sdist", "egg_info", "dist_info"}.intersection(sys.argv)
+compiles = not {"sdist", "egg_info", "dist_info"}.intersection(sys.argv) and not os.environ.get("SPECTRAL_EXT_PREBUILT")
 setup(**(build_options() if compiles else {}))

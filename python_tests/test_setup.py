@@ -78,7 +78,8 @@ def test_isolated_build_of_pip(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", ["ImportError('libc10.so: cannot open shared object file')", "OSError('undefined symbol: iJIT_NotifyEvent')"]
+    "error",
+    ["ImportError('libc10.so: cannot open shared object file')", "OSError('undefined symbol: iJIT_NotifyEvent')"],
 )
 def test_torch_that_fails_to_import(tmp_path, error):
     said = build(fake_torch(tmp_path, text=f"raise {error}"))

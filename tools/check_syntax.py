@@ -81,7 +81,9 @@ def main() -> None:
         complaints = [text for text in pool.map(complaint, runs) if text]
     what = f"torch {arguments.torch or 'installed'}, {' '.join(toolchain.cxx())}"
     if complaints:
-        sys.exit("\n".join([*complaints, f"check_syntax: {len(complaints)} of {len(runs)} compilations failed ({what})"]))
+        sys.exit(
+            "\n".join([*complaints, f"check_syntax: {len(complaints)} of {len(runs)} compilations failed ({what})"])
+        )
     print(f"{len(runs)} compilations of {len(ops) + len(cpu)} C++ files pass ({what})")
 
 
