@@ -8,8 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from spectral_ext.curvature.directions import Directions
-
 
 def all_sum(tensor: Tensor, group: Any) -> Tensor:
     """Σ over the ranks; the tensor itself without a group."""
@@ -21,7 +19,7 @@ def all_sum(tensor: Tensor, group: Any) -> Tensor:
 
 
 def from_first(tensor: Tensor, group: Any) -> Tensor:
-    """The first rank's value: a singular pair is unique only up to its sign, so that ranks could differ."""
+    """The first rank's value on every rank."""
     if group is None:
         return tensor
     value = tensor.detach().clone().contiguous()
@@ -29,15 +27,8 @@ def from_first(tensor: Tensor, group: Any) -> Tensor:
     return value
 
 
-def directions_from_first(directions: Directions, group: Any) -> Directions:
-    if group is None:
-        return directions
-    U, V, dense = (None if t is None else from_first(t, group) for t in (directions.U, directions.V, directions.dense))
-    return Directions(directions.shape, U, V, dense)
-
-
-def raise_together(error: Exception | None, device: torch.device, group: Any) -> None:
-    """Raise on every rank if one rank failed, so that none waits for it for ever."""
+def raise_on_all_ranks(error: Exception | None, device: torch.device, group: Any) -> None:
+    """Raise on every rank if one rank failed, so that no rank waits for the others for ever."""
     if group is not None:
         failed = all_sum(torch.tensor([0.0 if error is None else 1.0], device=device), group)
         if error is None and failed.item() > 0:

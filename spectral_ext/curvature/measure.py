@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral_ext.curvature.choose import METHODS
+from spectral_ext.curvature.choose import check_method
+from spectral_ext.curvature.directions import given_directions
 from spectral_ext.curvature.result import DirectionalCurvature
-from spectral_ext.curvature.session import Run
+from spectral_ext.curvature.session import Session
 from spectral_ext.layers import Layer, check_top_k, find_layers, why_no_layer
 from spectral_ext.measurement.batches import Batch, LossFunction, as_batches, to_device
+from spectral_ext.measurement.checks import check_deterministic
 from spectral_ext.measurement.environment import measurement
+from spectral_ext.measurement.gradients import batch_norm_needs_samples
 
 
 def directional_curvature(
@@ -71,21 +74,27 @@ def directional_curvature(
             not a finite scalar, dropout in train mode, autocast, half precision, directions of a wrong shape, no
             batch, a memory budget too small, a method that does not apply.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    check_method(method)
     check_top_k(top_k)
     chosen, skipped = _layers(model, layers, directions, grouped, shared)
     first = next(iter(chosen.values())).weight
     data = [to_device(batch, first.device) for batch in as_batches(batches)]
+    given = None if directions is None else given_directions(directions, chosen)
     with measurement(model):
-        run = Run(model, loss_fn, chosen, skipped, process_group)
-        check = method == "auto" if self_check is None else self_check
-        run.together(lambda: run.first_pass(data, memory_budget, method, check))
-        found = run.find_directions(directions, top_k)
-        run.together(lambda: run.measure(found, method, check, progress))
-        results = run.results(found, split)
-    mode = "train" if model.training else "eval"
-    return DirectionalCurvature(results, skipped, run.loss, run.samples, mode)
+        session = Session(model, loss_fn, chosen, method, self_check, process_group)
+
+        def prepare() -> None:
+            with batch_norm_needs_samples(model):
+                check_deterministic(model, loss_fn, data[0])
+            session.cut(data, memory_budget)
+            session.pass_over_data()
+
+        session.raise_on_all_ranks(prepare)
+        found = session.directions_of(session.local, given, top_k)
+        session.raise_on_all_ranks(lambda: session.measure(found, progress))
+        result = session.results(found, split)
+    result.skipped.update({name: why for name, why in skipped.items() if name not in result})
+    return result
 
 
 def _layers(

@@ -1,9 +1,8 @@
-"""First pass over the data: the mean loss and the mean gradient of each layer."""
+"""One pass over the data: the mean loss and the mean gradient of each layer."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, ba
 
 @dataclass
 class Piece:
-    """A batch, or some of its samples. The objective is Σ_pieces weight · loss / Σ_pieces weight, over all ranks."""
+    """A batch, or some of its samples. The objective is Σ weight · loss / Σ weight over all pieces."""
 
     batch: Batch
     weight: float
@@ -25,26 +24,41 @@ class Piece:
     label: str
 
 
+@dataclass
+class GradientPass:
+    """What one pass over the data gives: means over all its samples."""
+
+    loss: float
+    samples: int
+    gradients: dict[str, Tensor | None]
+    """Layer → the gradient of the mean loss in the layer's weight, in the weight's shape or flattened to (m, n), in the
+    weight's dtype; None where the loss does not depend on the weight."""
+
+
 def pieces_of(batches: list[Batch]) -> list[Piece]:
-    """One piece a batch."""
+    """One piece per batch, weighted by its samples.
+
+    Raises:
+        ValueError: a batch has no samples.
+    """
     pieces = [Piece(batch, float(batch_size(batch)), f"batch {i}") for i, batch in enumerate(batches)]
     for piece in pieces:
         if piece.weight == 0:
-            raise ValueError(f"{piece.label} has no samples")
+            raise ValueError(f"{piece.label} has no samples: leave it out")
     return pieces
 
 
-def summed_gradients(
+def gradient_pass(
     model: nn.Module, loss_fn: LossFunction, pieces: list[Piece], layers: Mapping[str, Layer]
-) -> tuple[float, dict[str, Tensor | None]]:
-    """Σ weight · loss and Σ weight · gradient over this rank's pieces; None where the loss does not depend on a layer.
+) -> GradientPass:
+    """The mean loss and the mean gradients over this process's pieces, each weighted by its samples.
 
     Raises:
-        ValueError: a loss is not a finite scalar or differs from call to call, or batch norm in train mode sees one
-            value a channel.
+        ValueError: a loss is not a finite scalar or has no gradient, or batch norm in train mode sees one value per
+            channel.
     """
-    loss = 0.0
-    gradients: dict[str, Tensor | None] = dict.fromkeys(layers)
+    loss, samples = 0.0, sum(piece.weight for piece in pieces)
+    sums: dict[str, Tensor | None] = dict.fromkeys(layers)
     weights = [layer.weight for layer in layers.values()]
     with batch_norm_needs_samples(model):
         for piece in pieces:
@@ -55,36 +69,25 @@ def summed_gradients(
                 raise ValueError(
                     f"the loss on {piece.label} has no gradient: the model or loss_fn runs under no_grad, or detaches"
                 )
-            if piece is pieces[0]:
-                refuse_randomness(model, loss_fn, piece, value.item())
             loss += piece.weight * value.item()
             for name, g in zip(layers, torch.autograd.grad(value, weights, allow_unused=True), strict=True):
                 if g is not None:
-                    held = gradients[name]
-                    gradients[name] = piece.weight * g if held is None else held.add_(g, alpha=piece.weight)
-    return loss, gradients
-
-
-def refuse_randomness(model: nn.Module, loss_fn: LossFunction, piece: Piece, once: float) -> None:
-    with torch.no_grad():
-        again = batch_loss(model, loss_fn, piece.batch).item()
-    if not math.isclose(once, again, rel_tol=1e-5):
-        raise ValueError(
-            f"the model is not deterministic: its loss on {piece.label} is {once:.9g} once and {again:.9g} again; "
-            "turn off dropout, sampled noise and random augmentation inside the model"
-        )
+                    held = sums[name]
+                    sums[name] = piece.weight * g if held is None else held.add_(g, alpha=piece.weight)
+    gradients = {name: None if total is None else total / samples for name, total in sums.items()}
+    return GradientPass(loss / samples, round(samples), gradients)
 
 
 @contextlib.contextmanager
 def batch_norm_needs_samples(model: nn.Module) -> Iterator[None]:
-    """Batch norm in train mode over a single value a channel has no variance: name the layer and the remedy."""
+    """Inside the block, batch norm in train mode over one value per channel raises an error that names the module."""
 
     def check(name: str):
         def hook(module: nn.Module, args: tuple) -> None:
             x = args[0]
             if module.training and x.dim() > 1 and x.numel() == x.shape[1]:
                 raise ValueError(
-                    f"{name} normalises over one value a channel in train mode, so that its variance is 0: use a "
+                    f"{name} normalises over one value per channel in train mode, so that its variance is 0: use a "
                     "larger batch, or model.eval()"
                 )
 
