@@ -229,7 +229,7 @@ def test_bad_data():
     refuse(TypeError, "looks like one pair", batches=(x, y))
     refuse(ValueError, "no samples", batches=[(x[:0], y[:0])])
     refuse(ValueError, "loss on batch 1 is nan", batches=[(x, y), (x * float("nan"), y)])
-    refuse(ValueError, "not a scalar", loss=nn.CrossEntropyLoss(reduction="none"))
+    refuse(ValueError, "reduction='none'", loss=nn.CrossEntropyLoss(reduction="none"))
     refuse(TypeError, "not a tensor", loss=lambda output, target: 1.0)
     refuse(ValueError, "no gradient", loss=lambda output, target: CE(output.detach(), target))
 
@@ -265,7 +265,7 @@ def test_random_model_is_noticed():
         def forward(self, x):
             return self.b((self.a(x) * torch.rand(6)).tanh())
 
-    refuse(ValueError, "random", model=Noise().double())
+    refuse(ValueError, "not deterministic", model=Noise().double())
 
 
 def test_layers_without_a_gradient_are_listed():

@@ -15,7 +15,6 @@ from spectral_ext.curvature.sites import site_of
 from spectral_ext.curvature.sqrt_gauss_newton import outputs_per_sample, why_not
 from spectral_ext.curvature.trace import UntraceableError
 from spectral_ext.layers import Layer
-from spectral_ext.measurement.batches import batch_size
 
 FAST = ("tangent_adjoint", "sqrt_gn")
 """Methods that work on the traced graph, split h, and are compared with another method."""
@@ -52,7 +51,7 @@ def choose(
     try:
         outputs = 0
         for piece in plan.pieces:
-            program, samples = plan.program(piece.batch), batch_size(piece.batch)
+            program, samples = plan.program(piece.batch), piece.batch.samples
             outputs = max(outputs, outputs_per_sample(program, samples))
             for name, layer in layers.items():
                 refusals[name] = refusals[name] or why_not(program, site_of(program, plan.model, layer), samples)

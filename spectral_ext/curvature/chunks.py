@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils import _pytree as pytree
 
 from spectral_ext.curvature.memory import MemoryEstimate, estimate
 from spectral_ext.curvature.trace import Program, UntraceableError, signature, trace
 from spectral_ext.layers import Layer
-from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, batch_size
+from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss
 from spectral_ext.measurement.gradients import Piece
 
 CACHE = 8 << 20
@@ -53,7 +52,7 @@ class Plan:
             try:
                 found = trace(self.model, self.loss_fn, batch)
                 key = id(batch) if found.of_one_batch else key
-                self.estimates[key] = estimate(found, self.model, self.layers, batch_size(batch))
+                self.estimates[key] = estimate(found, self.model, self.layers, batch.samples)
             except UntraceableError as why:
                 found = why
             self.programs[key] = found
@@ -103,7 +102,7 @@ class Plan:
         self.pieces = pieces
 
     def _cut(self, piece: Piece, need: int) -> list[Piece]:
-        size = batch_size(piece.batch)
+        size = piece.batch.samples
         budget = self.memory_budget or need
         remedy = f"needs about {need} bytes at once, over memory_budget={budget}: raise it, or use smaller batches"
         for name, module in self.model.named_modules():
@@ -119,7 +118,7 @@ class Plan:
         for start, stop in itertools.pairwise(bounds):
             share = (stop - start) / size
             label = f"{piece.label}, samples {start}–{stop - 1}"
-            cut.append(Piece(some_samples(piece.batch, size, start, stop), piece.weight * share, label))
+            cut.append(Piece(piece.batch.take(range(start, stop)), piece.weight * share, label))
         with torch.no_grad():
             whole = batch_loss(self.model, self.loss_fn, piece.batch)
             parts = sum(p.weight / piece.weight * batch_loss(self.model, self.loss_fn, p.batch) for p in cut)
@@ -129,12 +128,3 @@ class Plan:
                 "weights, ignore_index or a loss between samples)"
             )
         return cut
-
-
-def some_samples(batch: Batch, size: int, start: int, stop: int) -> Batch:
-    """Samples start … stop − 1: every tensor whose first dimension is the batch size is sliced."""
-
-    def take(leaf: Any) -> Any:
-        return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size else leaf
-
-    return pytree.tree_map(take, batch)

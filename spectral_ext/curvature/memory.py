@@ -13,8 +13,8 @@ from spectral_ext.curvature.rules import RULES, operands
 from spectral_ext.curvature.sites import Site, has_second_derivative, site_of
 from spectral_ext.curvature.trace import Program, trace
 from spectral_ext.layers import Layer, find_layers
-from spectral_ext.measurement.batches import Batch, LossFunction
-from spectral_ext.measurement.environment import measurement
+from spectral_ext.measurement.batches import LossFunction, as_batches
+from spectral_ext.measurement.environment import measurement, unwrapped
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "select",
           "slice", "unbind", "split", "split_with_sizes", "alias", "detach"}  # fmt: skip
@@ -43,17 +43,19 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: nn.Module, loss_fn: LossFunction, batch: Batch, *, layers: str | Iterable[str] | None = None
+    model: nn.Module, loss_fn: LossFunction, batch: Any, *, layers: str | Iterable[str] | None = None
 ) -> MemoryEstimate:
     """What a measurement would take on this batch, from a trace of it.
 
     Raises:
         UntraceableError: the model or loss cannot be traced.
     """
-    chosen, _ = find_layers(model, layers)
+    model = unwrapped(model)
     with measurement(model):
-        program = trace(model, loss_fn, batch)
-    return estimate(program, model, chosen, _samples(batch))
+        chosen, _ = find_layers(model, layers)
+        (one,) = as_batches([batch], model)
+        program = trace(model, loss_fn, one)
+        return estimate(program, model, chosen, one.samples)
 
 
 def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], samples: int) -> MemoryEstimate:
@@ -105,9 +107,3 @@ def _per_direction(site: Site) -> int:
         for done in site.last_use.get(node, ()):
             live.pop(done, None)
     return peak
-
-
-def _samples(batch: Batch) -> int:
-    from spectral_ext.measurement.batches import batch_size
-
-    return batch_size(batch)

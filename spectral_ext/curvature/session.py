@@ -14,7 +14,6 @@ from spectral_ext.curvature import methods
 from spectral_ext.curvature.choose import AFTER, FAST, Choice, choose
 from spectral_ext.curvature.chunks import Plan
 from spectral_ext.curvature.directions import Directions, given_directions
-from spectral_ext.curvature.distributed import all_sum, from_first, raise_on_all_ranks
 from spectral_ext.curvature.double_backward import NotApplicableError
 from spectral_ext.curvature.methods import MethodResult
 from spectral_ext.curvature.result import MECHANISMS, DirectionalCurvature, LayerCurvature, SelfCheck
@@ -29,6 +28,7 @@ from spectral_ext.curvature.trace import first_line
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.batches import Batch, LossFunction
 from spectral_ext.measurement.gradients import GradientPass, gradient_pass, pieces_of
+from spectral_ext.measurement.ranks import all_sum, from_first
 from spectral_ext.measurement.singular_directions import singular_directions
 
 Found = dict[str, tuple[Tensor, Directions]]
@@ -83,15 +83,6 @@ class Session:
         self.choices: dict[str, Choice] = {}
         self.measured: dict[str, MethodResult] = {}
         self.checks: dict[str, SelfCheck] = {}
-
-    def raise_on_all_ranks(self, step: Callable[[], None]) -> None:
-        """A step without communication; if it fails on one rank it raises on all."""
-        error = None
-        try:
-            step()
-        except Exception as problem:
-            error = problem
-        raise_on_all_ranks(error, self.device, self.group)
 
     def cut(self, data: list[Batch], memory_budget: int | None) -> None:
         """Cut the data into pieces that fit the memory budget."""

@@ -23,7 +23,7 @@ from spectral_ext.curvature.evaluate import Environment, evaluate, run
 from spectral_ext.curvature.sites import Site, has_second_derivative, site_of
 from spectral_ext.curvature.trace import Program
 from spectral_ext.layers import Layer
-from spectral_ext.measurement.batches import Batch, batch_size
+from spectral_ext.measurement.batches import Batch
 
 aten = torch.ops.aten
 
@@ -70,7 +70,7 @@ class SqrtGaussNewton:
 
     def __init__(self, program: Program, model: nn.Module, batch: Batch, layers: Mapping[str, Layer]) -> None:
         self.program = program
-        self.samples = batch_size(batch)
+        self.samples = batch.samples
         self.sites = {name: site_of(program, model, layer) for name, layer in layers.items()}
         for name, site in self.sites.items():
             if reason := why_not(program, site, self.samples):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from spectral_ext.layers import Layer
-from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, batch_size
+from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss
+from spectral_ext.measurement.checks import check_loss
 
 
 @dataclass
@@ -36,16 +35,8 @@ class GradientPass:
 
 
 def pieces_of(batches: list[Batch]) -> list[Piece]:
-    """One piece per batch, weighted by its samples.
-
-    Raises:
-        ValueError: a batch has no samples.
-    """
-    pieces = [Piece(batch, float(batch_size(batch)), f"batch {i}") for i, batch in enumerate(batches)]
-    for piece in pieces:
-        if piece.weight == 0:
-            raise ValueError(f"{piece.label} has no samples: leave it out")
-    return pieces
+    """One piece per batch, weighted by its samples."""
+    return [Piece(batch, float(batch.samples), f"batch {i}") for i, batch in enumerate(batches)]
 
 
 def gradient_pass(
@@ -54,49 +45,18 @@ def gradient_pass(
     """The mean loss and the mean gradients over this process's pieces, each weighted by its samples.
 
     Raises:
-        ValueError: a loss is not a finite scalar or has no gradient, or batch norm in train mode sees one value per
-            channel.
+        ValueError: a loss is not a finite scalar or has no gradient.
     """
     loss, samples = 0.0, sum(piece.weight for piece in pieces)
-    sums: dict[str, Tensor | None] = dict.fromkeys(layers)
+    means: dict[str, Tensor | None] = dict.fromkeys(layers)
     weights = [layer.weight for layer in layers.values()]
-    with batch_norm_needs_samples(model):
-        for piece in pieces:
-            value = batch_loss(model, loss_fn, piece.batch)
-            if not bool(value.isfinite()):
-                raise ValueError(f"the loss on {piece.label} is {value.item()}: check the data and the weights")
-            if not value.requires_grad:
-                raise ValueError(
-                    f"the loss on {piece.label} has no gradient: the model or loss_fn runs under no_grad, or detaches"
-                )
-            loss += piece.weight * value.item()
-            for name, g in zip(layers, torch.autograd.grad(value, weights, allow_unused=True), strict=True):
-                if g is not None:
-                    held = sums[name]
-                    sums[name] = piece.weight * g if held is None else held.add_(g, alpha=piece.weight)
-    gradients = {name: None if total is None else total / samples for name, total in sums.items()}
-    return GradientPass(loss / samples, round(samples), gradients)
-
-
-@contextlib.contextmanager
-def batch_norm_needs_samples(model: nn.Module) -> Iterator[None]:
-    """Inside the block, batch norm in train mode over one value per channel raises an error that names the module."""
-
-    def check(name: str):
-        def hook(module: nn.Module, args: tuple) -> None:
-            x = args[0]
-            if module.training and x.dim() > 1 and x.numel() == x.shape[1]:
-                raise ValueError(
-                    f"{name} normalises over one value per channel in train mode, so that its variance is 0: use a "
-                    "larger batch, or model.eval()"
-                )
-
-        return hook
-
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, _NormBase) and "Instance" not in type(m).__name__}
-    handles = [module.register_forward_pre_hook(check(name)) for name, module in norms.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    for piece in pieces:
+        share = piece.weight / samples
+        value = batch_loss(model, loss_fn, piece.batch)
+        check_loss(model, value, piece.batch, piece.label)
+        loss += share * value.item()
+        for name, g in zip(layers, torch.autograd.grad(value, weights, allow_unused=True), strict=True):
+            if g is not None:
+                held = means[name]
+                means[name] = share * g if held is None else held.add_(g, alpha=share)
+    return GradientPass(loss, round(samples), means)

@@ -13,6 +13,7 @@ from torch import nn
 from spectral_ext.landscape.measure import measure
 from spectral_ext.landscape.table import Landscape, summary
 from spectral_ext.measurement.batches import Batch, LossFunction, as_batches
+from spectral_ext.measurement.environment import unwrapped
 from spectral_ext.measurement.preserve import preserved
 from spectral_ext.tracker.track import PREFIX, Track
 
@@ -80,7 +81,11 @@ class LandscapeTracker:
             raise ValueError(f"every must be at least 1, not {every}")
         if tensorboard is True and folder is None:
             raise ValueError("tensorboard=True needs a folder to write to")
-        self.model, self.loss_fn, self.batches = model, loss_fn, as_batches(batches)
+        self.model, self.loss_fn, self.batches = (
+            model,
+            loss_fn,
+            as_batches(batches, unwrapped(model), batch_size=options.get("batch_size")),
+        )
         self.every, self.unit, self.mode, self.on_error = every, unit, mode, on_error
         self.folder = Path(folder) if folder is not None else None
         self.options = {"progress": False, **options}
