@@ -226,7 +226,7 @@ def test_bad_data():
     refuse(TypeError, "looks like one pair", batches=(x, y))
     refuse(ValueError, "no samples", batches=[(x[:0], y[:0])])
     refuse(ValueError, "loss on batch 1 is nan", batches=[(x, y), (x * float("nan"), y)])
-    refuse(ValueError, "not a scalar", loss=nn.CrossEntropyLoss(reduction="none"))
+    refuse(ValueError, "reduction='none'", loss=nn.CrossEntropyLoss(reduction="none"))
     refuse(TypeError, "not a tensor", loss=lambda output, target: 1.0)
     refuse(ValueError, "no gradient", loss=lambda output, target: CE(output.detach(), target))
 

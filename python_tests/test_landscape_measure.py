@@ -239,7 +239,7 @@ def test_a_parametrized_weight_is_listed(norm):
         (lambda o, t: nn.functional.cross_entropy(o, t, reduction="sum"), "is a sum over samples"),
         (lambda o, t: nn.functional.cross_entropy(o, t, reduction="none"), "not a scalar"),
         (lambda o, t: o.sum() * float("inf"), "the loss on batch 0 is"),
-        (lambda o, t: LOSS(o, t) + torch.rand(()), "the model is random"),
+        (lambda o, t: LOSS(o, t) + torch.rand(()), "the model is not deterministic"),
     ],
 )
 def test_unusable_losses_are_refused(loss, message):

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils import _pytree as pytree
 
 from spectral_ext.curvature.gradients import Piece
 from spectral_ext.curvature.memory import MemoryEstimate, estimate
@@ -114,7 +113,7 @@ class Plan:
         for start, stop in itertools.pairwise(bounds):
             share = (stop - start) / size
             label = f"{piece.label}, samples {start}–{stop - 1}"
-            cut.append(Piece(some_samples(piece.batch, size, start, stop), piece.weight * share, label))
+            cut.append(Piece(piece.batch.take(range(start, stop)), piece.weight * share, label))
         with torch.no_grad():
             whole = batch_loss(self.model, self.loss_fn, piece.batch)
             parts = sum(p.weight / piece.weight * batch_loss(self.model, self.loss_fn, p.batch) for p in cut)
@@ -124,12 +123,3 @@ class Plan:
                 "weights, ignore_index or a loss between samples)"
             )
         return cut
-
-
-def some_samples(batch: Batch, size: int, start: int, stop: int) -> Batch:
-    """Samples start … stop − 1: every tensor whose first dimension is the batch size is sliced."""
-
-    def take(leaf: Any) -> Any:
-        return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size else leaf
-
-    return pytree.tree_map(take, batch)

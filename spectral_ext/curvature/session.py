@@ -14,7 +14,6 @@ from spectral_ext.curvature import methods
 from spectral_ext.curvature.choose import Choice, choose
 from spectral_ext.curvature.chunks import Plan
 from spectral_ext.curvature.directions import Directions, given_directions, singular_directions
-from spectral_ext.curvature.distributed import all_sum, directions_from_first, raise_together
 from spectral_ext.curvature.double_backward import NotApplicableError
 from spectral_ext.curvature.gradients import pieces_of, summed_gradients
 from spectral_ext.curvature.methods import Measured
@@ -23,6 +22,7 @@ from spectral_ext.curvature.self_check import CannotCheckError, check_curvature,
 from spectral_ext.curvature.trace import first_line
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.batches import Batch, LossFunction
+from spectral_ext.measurement.ranks import all_sum, from_first
 
 Found = dict[str, tuple[Tensor, Directions]]
 
@@ -38,15 +38,6 @@ class Run:
         self.choices: dict[str, Choice] = {}
         self.measured: dict[str, Measured] = {}
         self.checks: dict[str, SelfCheck] = {}
-
-    def together(self, step: Callable[[], None]) -> None:
-        """A step without communication; if it fails on one rank it raises on all."""
-        error = None
-        try:
-            step()
-        except Exception as problem:
-            error = problem
-        raise_together(error, self.device, self.group)
 
     def first_pass(self, data: list[Batch], memory_budget: int | None, method: str, check: bool) -> None:
         self.plan = Plan(self.model, self.loss_fn, pieces_of(data), self.layers, memory_budget, check)
@@ -80,7 +71,7 @@ class Run:
                 self.skipped[name] = "its gradient is zero: there are no singular directions"
             else:
                 sigma, pairs = singular_directions(gradient, top_k)
-                found[name] = sigma, directions_from_first(pairs, self.group)
+                found[name] = sigma, _from_first(pairs, self.group)
         return found
 
     def measure(self, found: Found, method: str, check: bool, progress: bool) -> None:
@@ -174,3 +165,8 @@ class Run:
                 name, sigma, along.U, along.V, total, choice.method, reason, parts, along.dense, self.checks.get(name)
             )
         return results
+
+
+def _from_first(directions: Directions, group: Any) -> Directions:
+    U, V, dense = (None if t is None else from_first(t, group) for t in (directions.U, directions.V, directions.dense))
+    return Directions(directions.shape, U, V, dense)

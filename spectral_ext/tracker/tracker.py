@@ -16,6 +16,7 @@ from spectral_ext.landscape.columns import TRACKED
 from spectral_ext.landscape.measure import measure
 from spectral_ext.landscape.table import Landscape
 from spectral_ext.measurement.batches import Batch, LossFunction, as_batches
+from spectral_ext.measurement.environment import unwrapped
 from spectral_ext.measurement.preserve import preserved
 from spectral_ext.tracker.track import PREFIX, Track
 
@@ -89,7 +90,11 @@ class LandscapeTracker:
             raise ValueError(f"every must be a whole number of at least 1, not {every!r}")
         if tensorboard is True and folder is None:
             raise ValueError("tensorboard=True needs a folder to write to")
-        self.model, self.loss_fn, self.batches = model, loss_fn, as_batches(batches)
+        self.model, self.loss_fn, self.batches = (
+            model,
+            loss_fn,
+            as_batches(batches, unwrapped(model), batch_size=options.get("batch_size")),
+        )
         self.every, self.unit, self.mode, self.on_error = every, unit, mode, on_error
         self.folder = Path(folder) if folder is not None else None
         self.options = {"progress": False, **options}
