@@ -1,8 +1,8 @@
 """Builds spectral_ext._C: C++ always, CUDA where torch is built for it and nvcc is at hand.
 
 Environment: ``SPECTRAL_EXT_CUDA=0`` leaves CUDA out; ``SPECTRAL_EXT_PREBUILT=1`` compiles nothing, for an editable
-install of a tree that holds its binary; ``SPECTRAL_EXT_SANITIZE=address,undefined`` instruments the
-binary (``make sanitize``); ``CXX``, ``CUDA_HOME``, ``TORCH_CUDA_ARCH_LIST`` and ``MAX_JOBS`` mean what they mean to torch.
+install of a tree that holds its binary; ``SPECTRAL_EXT_SANITIZE=address,undefined`` instruments the binary (``make
+sanitize``); ``CXX``, ``CUDA_HOME``, ``TORCH_CUDA_ARCH_LIST`` and ``MAX_JOBS`` mean what they mean to torch.
 """
 
 import os

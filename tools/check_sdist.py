@@ -22,8 +22,8 @@ from spectral_ext import reference
 from spectral_ext._extension import compiled
 assert compiled.__file__.startswith(sys.argv[1]), compiled.__file__
 x = torch.randn(4, 3, 8, 8)
-A = spectral_ext.input_factor(x, kernel_size=3, padding=1)
-torch.testing.assert_close(A.double(), reference.input_factor(x.double(), kernel_size=3, padding=1), rtol=1e-5, atol=1e-5)
+want = reference.input_factor(x.double(), kernel_size=3, padding=1)
+torch.testing.assert_close(spectral_ext.input_factor(x, kernel_size=3, padding=1).double(), want, rtol=1e-5, atol=1e-5)
 """
 
 

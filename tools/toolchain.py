@@ -31,8 +31,8 @@ def check_compiler() -> None:
     """Compiles three lines with the compiler that torch will use, which is faster to read than ninja's output."""
     command = cxx()
     remedy = (
-        "Install one (Debian, Ubuntu: `apt install g++`; Fedora: `dnf install gcc-c++`; macOS: `xcode-select --install`; "
-        "conda: `conda install cxx-compiler`), or name it: CXX=/path/to/g++."
+        "Install one (Debian, Ubuntu: `apt install g++`; Fedora: `dnf install gcc-c++`; conda: `conda install "
+        "cxx-compiler`), or name it: CXX=/path/to/g++."
     )
     if shutil.which(command[0]) is None:
         named = "CXX names it" if os.environ.get("CXX") else "CXX is not set"
