@@ -31,12 +31,12 @@ from torch import nn
 
 from benchmarks.peer_optimizers import FlattenedMuon, sort_parameters
 from experiments import cifar10
-from experiments.small_resnet import SmallResNet
+from experiments.cifar_resnet import CifarResNet
 from spectral_ext.optim import ScalarSpectralAdam, SpectralNewton
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = RESULTS / "train_optimizers.jsonl"
-EXPONENTS = RESULTS / "small_resnet_exponents.json"
+EXPONENTS = RESULTS / "cifar_resnet_exponents.json"
 EPOCHS, BATCH, WIDTH, WEIGHT_DECAY = 4, 128, 16, 0.01
 TUNING_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
 Factory = Callable[[nn.Module, float], list[torch.optim.Optimizer]]
@@ -86,7 +86,7 @@ def variants() -> dict[str, tuple[float, Factory]]:
 
 
 def exponents() -> dict[str, dict[str, float]]:
-    """Layer → α and γ, from ``experiments.measure_small_resnet``."""
+    """Layer → α and γ, from ``experiments.measure_cifar_resnet``."""
     return json.loads(EXPONENTS.read_text())
 
 
@@ -140,7 +140,7 @@ def train(name: str, lr: float, seed: int, data: tuple[cifar10.Images, ...], pru
     """One run. ``prune_below``: stop after the first epoch under this held-out accuracy."""
     training, validation, test = data
     torch.manual_seed(seed)
-    model = SmallResNet(WIDTH).to(memory_format=torch.channels_last)
+    model = CifarResNet(WIDTH).to(memory_format=torch.channels_last)
     optimizers = OPTIMIZERS[name][1](model, lr)
     steps = EPOCHS * (len(training.y) // BATCH)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 - step / steps) for o in optimizers]
@@ -243,7 +243,7 @@ def summary(journal: Journal) -> dict:
         table[name] = row
     return {
         "data": "CIFAR-10, JPEG-coded (lossy, median 30.7 dB): 12,000 training, 5,000 held-out, 10,000 test images",
-        "model": f"SmallResNet(width={WIDTH}), 7 convolutions",
+        "model": f"CifarResNet(width={WIDTH}), 7 convolutions",
         "training": f"{EPOCHS} epochs, batch {BATCH}, flips, linear decay to 0, weight decay {WEIGHT_DECAY}",
         "tuning": f"powers of two, uphill on held-out accuracy, seed {TUNING_SEED}; test accuracy at seeds {SEEDS}",
         "optimizers": table,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments import cifar10, train_optimizers
-from experiments.small_resnet import SmallResNet
+from experiments.cifar_resnet import CifarResNet
 from experiments.train_optimizers import OPTIMIZERS, TUNING_SEED, Journal, summary, train
 
 
@@ -48,7 +48,7 @@ def test_a_limit_stops_before_the_next_run(journal, monkeypatch):
 
 
 def test_the_network_has_seven_convolutions():
-    model = SmallResNet(4)
+    model = CifarResNet(4)
     assert sum(isinstance(module, torch.nn.Conv2d) for module in model.modules()) == 7
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 

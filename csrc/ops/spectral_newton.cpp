@@ -64,7 +64,7 @@ void eigenvalues(const T* R, int64_t n, double* values) {
   std::array<StableIValue, 2> stack{
       torch::stable::detail::from(torch::stable::from_blob(const_cast<T*>(R), size, stride, cpu, type)),
       torch::stable::detail::from(std::string("L"))};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_eigvalsh", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_eigvalsh", "", stack.data(), TORCH_ABI_VERSION));
   const Tensor found = torch::stable::detail::to<Tensor>(stack[0]);
   std::copy_n(static_cast<const T*>(found.data_ptr()), n, values);
 }

@@ -1,10 +1,9 @@
-"""α and γ of every layer of the small ResNet after one epoch of AdamW, for optimizers that take measured exponents.
-exponents.
+"""α and γ per layer of the CIFAR ResNet after one epoch of AdamW, for the optimizers that take measured exponents.
 
-Data: the first 1,024 JPEG-coded CIFAR-10 training images, batch norm in eval mode. Writes
-    ``results/small_resnet_exponents.json``.
+Data: the first 1,024 JPEG-coded CIFAR-10 training images, batch norm in eval mode. The script writes
+``results/cifar_resnet_exponents.json``.
 
-    python -m experiments.measure_small_resnet
+    python -m experiments.measure_cifar_resnet
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ import torch
 import torch.nn.functional as F
 
 from experiments import cifar10, train_optimizers
-from experiments.small_resnet import SmallResNet
+from experiments.cifar_resnet import CifarResNet
 from spectral_ext.landscape import measure
 
-OUTPUT = Path(__file__).parent / "results" / "small_resnet_exponents.json"
+OUTPUT = Path(__file__).parent / "results" / "cifar_resnet_exponents.json"
 IMAGES, BATCH, SEED, TOP_K = 1024, 256, 100, 20
 
 
-def trained_model(data: tuple[cifar10.Images, ...]) -> SmallResNet:
+def trained_model(data: tuple[cifar10.Images, ...]) -> CifarResNet:
     """One epoch of AdamW at its tuned rate."""
     torch.manual_seed(SEED)
-    model = SmallResNet(train_optimizers.WIDTH)
+    model = CifarResNet(train_optimizers.WIDTH)
     optimizer = torch.optim.AdamW(model.parameters(), 2**-8)
     for batch in torch.randperm(len(data[0].y)).split(train_optimizers.BATCH):
         optimizer.zero_grad()

@@ -26,7 +26,7 @@ class Block(nn.Module):
         return F.relu(x + y)
 
 
-class SmallResNet(nn.Module):
+class CifarResNet(nn.Module):
     """Seven convolutions, global average pooling, a linear head."""
 
     def __init__(self, width: int = 16, classes: int = 10) -> None:
