@@ -94,7 +94,15 @@ def partial_fractions_(
         damping_column = torch.tensor([dampings[p] for p in pending], dtype=torch.float64)
         table = _table(set(alphas), FIT_SHARE * tolerance)
         torch.ops.spectral_ext.spectral_newton_cpu_(
-            batches, outs, alpha_column, damping_column, compiled.NEWTON_DAMPING_MODE[mode], tolerance, table, status, y_max
+            batches,
+            outs,
+            alpha_column,
+            damping_column,
+            compiled.NEWTON_DAMPING_MODE[mode],
+            tolerance,
+            table,
+            status,
+            y_max,
         )
         again = []
         for p, state, extent in zip(pending, status.tolist(), y_max.tolist()):
