@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from spectral_ext import __version__
+from spectral_ext._version import __version__
 from spectral_ext.capture import Capture, capture_factors, capture_quotients
 from spectral_ext.curvature import directional_curvature
+from spectral_ext.curvature.choose import METHODS
 from spectral_ext.landscape.build import build_row, empty_row
 from spectral_ext.landscape.resume import RowStore, fingerprint
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape
-from spectral_ext.layers import Layer, check_top_k, find_layers, why_no_layer
-from spectral_ext.measurement.batches import Batch, LossFunction, as_batches, batch_size, to_device
-from spectral_ext.measurement.checks import batch_norm_mode, check_deterministic, check_reduction
-from spectral_ext.measurement.environment import measurement
+from spectral_ext.layers import Layer, find_layers, why_no_layer
+from spectral_ext.measurement.batches import Batch, BatchSize, LossFunction, as_batches
+from spectral_ext.measurement.checks import REDUCTION_NOTES, batch_norm_mode, check_task
+from spectral_ext.measurement.environment import measurement, unwrapped
+from spectral_ext.measurement.options import check_options
 from spectral_ext.measurement.singular_directions import SingularDirections, singular_directions
 
 GROUP = 8
@@ -42,6 +44,7 @@ def measure(
     level: float = 0.95,
     memory_budget: int | None = None,
     progress: bool = True,
+    batch_size: BatchSize | None = None,
     resume: str | Path | None = None,
 ) -> Landscape:
     """Measure every layer: G = UΣVᵀ, h_k along u_k v_kᵀ, C_A, C_δ, and all that the paper derives from them.
@@ -78,16 +81,19 @@ def measure(
             out of range, or ``resume`` holds another run; the message names the batch or layer and the remedy.
         KeyError: a pattern in ``layers`` matches nothing.
     """
-    check_top_k(top_k)
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, not {level}")
+    layers = layers if layers is None or isinstance(layers, str) else list(layers)
+    check_options(
+        top_k=top_k, layers=layers, split=split, seed=seed, level=level, memory_budget=memory_budget,
+        progress=progress, resume=resume,
+    )  # fmt: skip
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    model = unwrapped(model)
     chosen, skipped = find_layers(model, layers)
     if not chosen:
         raise ValueError(why_no_layer(skipped))
     device = next(iter(chosen.values())).weight.device
-    data = [to_device(batch, device) for batch in as_batches(batches)]
-    if sum(batch_size(batch) for batch in data) == 0:
-        raise ValueError("the batches hold no samples")
+    data = as_batches(batches, model, batch_size=batch_size, device=device)
     options = dict(top_k=top_k, method=method, split=split, seed=seed, level=level)
     store = RowStore(resume, fingerprint(model, data, list(chosen), options)) if resume is not None else None
     rows: dict[str, LayerLandscape] = store.load() if store else {}
@@ -103,10 +109,9 @@ def measure(
     meta |= {"mode": "train" if model.training else "eval", "batch_norm": batch_norm_mode(model), "scale": "expand"}
     notes: list[str] = []
     with measurement(model):
-        reduction = check_reduction(model, loss_fn, data[0])
-        check_deterministic(model, loss_fn, data[0])
+        reduction = check_task(model, loss_fn, data)
         if reduction != "mean":
-            notes.append(_REDUCTION_NOTES[reduction])
+            notes.append(REDUCTION_NOTES[reduction])
         if todo:
             with clock("factors"), _bar("factors", len(data), progress) as bar:
                 capture = capture_factors(model, loss_fn, data, todo, on_batch=bar.update)
@@ -141,7 +146,7 @@ def measure(
         notes.append(
             "batch norm uses batch statistics: h and d are those of the batch-coupled loss, not of the eval-mode one"
         )
-    meta |= {"samples": sum(batch_size(batch) for batch in data), "seconds": clock.seconds, "notes": notes}
+    meta |= {"samples": sum(batch.samples for batch in data), "seconds": clock.seconds, "notes": notes}
     return Landscape({name: rows[name] for name in chosen if name in rows}, skipped, meta)
 
 
@@ -196,14 +201,6 @@ def _rows(
                     )  # fmt: skip
                 yield row
                 bar.update()
-
-
-_REDUCTION_NOTES = {
-    "unknown": "the loss of a batch is neither mean nor sum of its halves' (masked tokens or coupled samples?): "
-    "h and σ are "
-    "those of this loss, but d = B × hook gradient is a per-sample error only up to that coupling",
-    "unchecked": "that the loss is a mean over samples could not be checked on this batch",
-}
 
 
 class _Clock:

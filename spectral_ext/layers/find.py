@@ -73,11 +73,3 @@ def why_no_layer(skipped: dict[str, str]) -> str:
     reasons = [f"{name or '(model)'}: {why}" for name, why in skipped.items() if why != NOT_ASKED]
     more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
     return "no layer can be measured: " + ("; ".join(reasons[:5]) + more if reasons else "the model has no parameters")
-
-
-def check_top_k(top_k: int) -> None:
-    """Raises ValueError or TypeError unless ``top_k`` is a positive integer."""
-    if not isinstance(top_k, int):
-        raise TypeError(f"top_k must be an integer, not {top_k!r}")
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, not {top_k}")
