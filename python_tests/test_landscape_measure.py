@@ -61,8 +61,8 @@ def test_curvature_is_the_hessian_form(landscape):
         row, weight = landscape[name], net.get_submodule(name).weight
         (gradient,) = torch.autograd.grad(LOSS(net(x.double()), y), weight, create_graph=True)
         U, sigma, Vh = torch.linalg.svd(gradient.detach().flatten(1), full_matrices=False)
-        np.testing.assert_allclose(row.arrays.sigma, sigma[: row.top_k], rtol=1e-9)
-        for k in range(row.top_k):
+        np.testing.assert_allclose(row.arrays.sigma, sigma[: row.num_directions], rtol=1e-9)
+        for k in range(row.num_directions):
             direction = torch.outer(U[:, k], Vh[k]).reshape(weight.shape)
             (product,) = torch.autograd.grad(gradient, weight, direction, retain_graph=True)
             assert row.arrays.h[k] == pytest.approx(float((product * direction).sum()), rel=1e-7, abs=1e-12)
@@ -101,7 +101,9 @@ def test_gauss_newton_part_is_the_ggn_form(landscape):
         row, weight = landscape[name], net.get_submodule(name).weight
         (gradient,) = torch.autograd.grad(LOSS(net(x.double()), y), weight)
         U, _, Vh = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
-        directions = torch.einsum("mk,kn->mnk", U, Vh)[..., : row.top_k].reshape(*weight.shape, row.top_k)
+        directions = torch.einsum("mk,kn->mnk", U, Vh)[..., : row.num_directions].reshape(
+            *weight.shape, row.num_directions
+        )
         data = [(x.double(), y)]
         for operator, expected in (
             (curvlinops.GGNLinearOperator, row.arrays.h_gauss_newton),
@@ -116,7 +118,7 @@ def test_head_is_a_softmax_head(landscape):
     head = landscape["8"]
     assert head.softmax.is_softmax
     assert head.softmax.rank == 9
-    assert head.top_k == 9
+    assert head.num_directions == 9
     assert any("numerical rank 9" in note for note in head.notes)
     assert head.layer_norm.behind_norm
     assert landscape["6"].softmax is None
@@ -127,7 +129,7 @@ def test_layers_by_pattern_and_top_k():
     found = run(conv_net().eval(), [images()], layers=["[68]"], top_k=5)
     assert list(found) == ["6", "8"]
     assert found.skipped["0"] == "not asked for"
-    assert [row.top_k for row in found.values()] == [5, 5]
+    assert [row.num_directions for row in found.values()] == [5, 5]
     assert [row.depth for row in found.values()] == [0, 1]
 
 
@@ -186,7 +188,7 @@ def test_zero_gradient_gives_an_empty_row():
     assert found["dead"].empty_reason == "its gradient is zero"
     assert found["dead"].recommendation is None
     assert not found["dead"].alpha.ok
-    assert found["head"].top_k == 2
+    assert found["head"].num_directions == 2
     assert "at least 4" in found["head"].alpha.reason
     assert found["head"].recommendation.trust is False
     assert "its gradient is zero" in str(found)
@@ -195,7 +197,7 @@ def test_zero_gradient_gives_an_empty_row():
 def test_too_few_samples_give_fewer_directions():
     x, y = images(2)
     found = run(conv_net().eval(), [(x, y)], layers="6")
-    assert found["6"].top_k == 2
+    assert found["6"].num_directions == 2
     assert any("numerical rank 2" in note for note in found["6"].notes)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from spectral_ext import __version__
+from spectral_ext._version import __version__
 from spectral_ext.capture import Capture, capture_factors, capture_quotients
 from spectral_ext.curvature import directional_curvature
 from spectral_ext.curvature.choose import METHODS
