@@ -5,7 +5,16 @@ does no harm. Nothing is kept beyond the batch: each layer's (x, d) is visited d
 The error d is B times the hook's gradient of the mean loss, B the samples of the batch.
 """
 
-from spectral_ext.capture.factors import Capture, LayerFactors, capture_factors
-from spectral_ext.capture.quotients import Quotients, capture_quotients
+from spectral_ext.capture.factors import Capture, LayerFactors, capture_factors, sum_factors
+from spectral_ext.capture.quotients import Quotients, QuotientSums, capture_quotients, sum_quotients
 
-__all__ = ["Capture", "LayerFactors", "Quotients", "capture_factors", "capture_quotients"]
+__all__ = [
+    "Capture",
+    "LayerFactors",
+    "QuotientSums",
+    "Quotients",
+    "capture_factors",
+    "capture_quotients",
+    "sum_factors",
+    "sum_quotients",
+]

@@ -18,6 +18,9 @@ from spectral_ext.measurement.gradients import GradientPass
 from spectral_ext.measurement.ranks import all_sum, gathered, union
 from spectral_ext.ops import input_factor, output_factor
 
+SMALLEST, LARGEST = 1e-150, 1e150
+"""Traces of factors within these bounds have products that float64 can hold."""
+
 
 @dataclass
 class LayerFactors:
@@ -72,25 +75,69 @@ class _LayerSums:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass
+class FactorSums:
+    """What this process has summed over its batches; :meth:`reduced` makes factors of it."""
+
+    layers: Mapping[str, Layer]
+    sums: dict[str, _LayerSums]
+    loss: float
+    """Σ samples · loss."""
+    samples: int
+    missing: dict[str, str]
+
+    def reduced(self, group: Any = None) -> Capture:
+        """The gradients and factors over the batches of all ranks of a process group, each of which must call this."""
+        device = next(iter(self.layers.values())).weight.device
+        counts = torch.tensor([float(self.samples), self.loss], dtype=torch.float64, device=device)
+        total, loss = all_sum(counts, group).tolist()
+        samples = round(total)
+        missing = union(self.missing, group)
+        gradients, own = {}, {}
+        for name, layer in self.layers.items():
+            summed = self.sums[name].gradient
+            own[name] = None if summed is None else summed / self.samples
+            gradients[name] = all_sum(torch.zeros_like(layer.weight) if summed is None else summed, group).flatten(1)
+            gradients[name] = gradients[name] / samples
+        factors = {}
+        for name in self.layers:
+            if name not in missing:
+                found = _factors(self.sums[name], samples, group)
+                reason = _out_of_range(found) if bool(gradients[name].any()) else None
+                if reason is None:
+                    factors[name] = found
+                else:
+                    missing[name] = reason
+        local = GradientPass(self.loss / self.samples, self.samples, own)
+        return Capture(loss / samples, samples, gradients, factors, missing, local)
+
+
 def capture_factors(
     model: nn.Module,
     loss_fn: LossFunction,
     batches: list[Batch],
     layers: Mapping[str, Layer],
     *,
-    group: Any = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Capture:
     """G, C_A and C_δ of each layer by one forward and backward pass per batch; batches weigh by their samples.
 
-    Args:
-        group: a process group whose ranks each bring their own batches, after :func:`.ranks.agree`.
-
     Raises:
-        ValueError: a loss or a gradient is not finite (batch and layer are named), the loss is no scalar or has no
-            gradient, or the squares of a layer's errors or inputs leave the range of their dtype.
+        ValueError: a loss or a gradient is not finite (batch and layer are named), or the loss has no gradient.
         RuntimeError: reentrant activation checkpointing.
     """
+    return sum_factors(model, loss_fn, batches, layers, on_batch=on_batch).reduced()
+
+
+def sum_factors(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: list[Batch],
+    layers: Mapping[str, Layer],
+    *,
+    on_batch: Callable[[], None] = lambda: None,
+) -> FactorSums:
+    """The part of :func:`capture_factors` that does not communicate; errors as there."""
     sums = {name: _LayerSums() for name in layers}
     missing: dict[str, str] = {}
     total, loss_sum = 0, 0.0
@@ -103,29 +150,14 @@ def capture_factors(
         loss_sum += batch.samples * loss
         for name, gradient in gradients.items():
             _add_gradient(sums[name], name, gradient, batch.samples, index)
-            reason = calls.problem(name, layers[name].weight.new_zeros(()) if gradient is None else gradient)
+            reason = calls.problem(name, gradient)
             if reason is None and gradient is not None and name in own:
                 reason = _used_elsewhere(gradient, own[name] / batch.samples)
             if reason is not None:
                 missing.setdefault(name, reason)
         _add_surroundings(sums, calls, layers)
         on_batch()
-    means = {name: None if s.gradient is None else s.gradient / total for name, s in sums.items()}
-    local = GradientPass(loss_sum / total, total, means)
-    missing = union(missing, group)
-    count, summed = all_sum(torch.tensor([float(total), loss_sum], dtype=torch.float64, device=_device(layers)), group)
-    everyone = round(count.item())
-    mean_gradients = {}
-    for name, layer in layers.items():
-        own_sum = sums[name].gradient
-        own_sum = torch.zeros_like(layer.weight) if own_sum is None else own_sum
-        mean_gradients[name] = all_sum(own_sum, group).flatten(1) / everyone
-    factors = {name: _factors(name, sums[name], everyone, group) for name in layers if name not in missing}
-    return Capture(summed.item() / everyone, everyone, mean_gradients, factors, missing, local)
-
-
-def _device(layers: Mapping[str, Layer]) -> torch.device:
-    return next(iter(layers.values())).weight.device
+    return FactorSums(layers, sums, loss_sum, total, missing)
 
 
 def _add_gradient(held: _LayerSums, name: str, gradient: Tensor | None, samples: int, index: int) -> None:
@@ -175,56 +207,43 @@ def _add_surroundings(sums: dict[str, _LayerSums], calls: Calls, layers: Mapping
         sums[name].block_output.add(total, count, count)
 
 
-def _factors(name: str, held: _LayerSums, samples: int, group: Any) -> LayerFactors:
-    A, delta, rows = (all_sum(value, group) for value in _totals(held))
-    bare = held.rows_without_error
-    has_block = held.block_output.total is not None
-    if group is not None:
-        everyone = gathered((has_block, bare), group)
-        has_block, bare = all(has for has, _ in everyone), sum(count for _, count in everyone)
-    out = None
-    if has_block:
-        assert held.block_output.total is not None
-        out = all_sum(held.block_output.total, group) / samples
-    total_rows = rows.item()
-    C_A, C_delta = A / total_rows, delta / samples
-    _check_range(name, "inputs", "C_A", C_A)
-    _check_range(name, "errors", "C_δ", C_delta)
+def _factors(held: _LayerSums, samples: int, group: Any) -> LayerFactors:
+    A, delta, out = held.input.total, held.output.total, held.block_output.total
+    assert A is not None and delta is not None
+    everyone = gathered((held.input.rows, held.rows_without_error, out is not None), group)
+    rows, bare = sum(one[0] for one in everyone), sum(one[1] for one in everyone)
+    if not all(has_block for _, _, has_block in everyone):
+        out = None
     notes = list(held.notes)
     if bare:
         notes.append(
-            f"{bare} of {round(total_rows)} rows carry no error (padding or masked tokens, perhaps), and yet count in "
-            "C_A, S and the concentration ratio"
+            f"{bare} of {round(rows)} rows carry no error (padding or masked tokens, perhaps), and yet count in C_A, S "
+            "and the concentration ratio"
         )
     return LayerFactors(
-        C_A,
-        C_delta,
-        samples,
-        total_rows / samples,
-        C_delta_out=out,
-        block=held.block if has_block else "",
+        C_A=all_sum(A, group) / rows,
+        C_delta=all_sum(delta, group) / samples,
+        samples=samples,
+        positions=rows / samples,
+        C_delta_out=None if out is None else all_sum(out, group) / samples,
+        block="" if out is None else held.block,
         is_head=held.is_head,
         behind_norm=held.behind_norm,
         notes=notes,
     )
 
 
-def _totals(held: _LayerSums) -> tuple[Tensor, Tensor, Tensor]:
-    assert held.input.total is not None and held.output.total is not None
-    rows = torch.tensor(held.input.rows, dtype=torch.float64, device=held.input.total.device)
-    return held.input.total, held.output.total, rows
-
-
-def _check_range(name: str, what: str, factor: str, C: Tensor) -> None:
-    """Squares of the entries of a factor must be representable too: ranks and ratios are made of them."""
-    trace = float(C.diagonal().double().sum())
-    limits = torch.finfo(C.dtype)
-    if trace != 0 and not limits.tiny**0.5 < trace < limits.max**0.5:
-        remedy = "divide the loss by a constant" if what == "errors" else "rescale the data"
-        raise ValueError(
-            f"the {what} of layer {name!r} leave the range of {C.dtype}: the trace of {factor} is {trace:.3g}; {remedy}"
-            " (α, β, γ, φ and s do not depend on it), or measure in float64"
-        )
+def _out_of_range(factors: LayerFactors) -> str | None:
+    """Why products of the factors' eigenvalues would overflow or vanish, or None."""
+    for what, name, C in (("inputs", "C_A", factors.C_A), ("errors", "C_δ", factors.C_delta)):
+        trace, limits = float(C.diagonal().double().sum()), torch.finfo(C.dtype)
+        if not max(1e8 * limits.tiny, SMALLEST) < trace < min(1e-8 * limits.max, LARGEST):
+            remedy = "multiply the loss by a constant" if what == "errors" else "rescale the data"
+            return (
+                f"its {what} leave the range of {str(C.dtype).removeprefix('torch.')}, the trace of {name} is "
+                f"{trace:.3g}: {remedy} (no exponent depends on it), or measure a float64 copy"
+            )
+    return None
 
 
 def _used_elsewhere(gradient: Tensor, own: Tensor) -> str | None:
@@ -233,6 +252,4 @@ def _used_elsewhere(gradient: Tensor, own: Tensor) -> str | None:
         tolerance = 1e-2 if gradient.dtype in (torch.float16, torch.bfloat16) else 1e-3
         if gap <= tolerance * float(gradient.norm()) + torch.finfo(gradient.dtype).tiny:
             return None
-    return (
-        "its gradient is not Σ d aᵀ of its own call: its weight is used outside that call too, or not as x Wᵀ"
-    )
+    return "its gradient is not Σ d aᵀ of its own call: its weight is used outside that call too, or not as x Wᵀ"

@@ -29,16 +29,31 @@ class Quotients:
 
 
 @dataclass
-class _Sums:
-    """Sums over batches, each a mean times the samples or rows that it is over."""
+class QuotientSums:
+    """Sums over this process's batches, each a mean times the samples or rows that it is over."""
 
     output: Tensor | float = 0.0
     input: Tensor | float = 0.0
-    sum_of_products: Tensor | float = 0.0
+    products: Tensor | float = 0.0
     gauss_newton: Tensor | float = 0.0
+    samples: int = 0
     rows: int = 0
     ungrouped: int = 0
     """Batches whose rows cannot be assigned to samples."""
+
+    def reduced(self, group: Any = None) -> Quotients:
+        """The moments over the batches of all ranks of a process group, each of which must call this."""
+        assert isinstance(self.output, Tensor)
+        moments = torch.stack([self.output, self.input, self.products, self.gauss_newton])  # type: ignore[list-item]
+        counts = torch.tensor([self.samples, self.rows, self.ungrouped], dtype=torch.float64, device=moments.device)
+        output, rows_input, products, gauss_newton = all_sum(moments, group)
+        samples, rows, ungrouped = all_sum(counts, group).tolist()
+        return Quotients(
+            output=output / samples,
+            input=rows_input / rows,
+            sum_of_products=products / rows,
+            gauss_newton=None if ungrouped else gauss_newton / samples,
+        )
 
 
 def capture_quotients(
@@ -48,38 +63,36 @@ def capture_quotients(
     layers: Mapping[str, Layer],
     directions: Mapping[str, tuple[Tensor, Tensor]],
     *,
-    group: Any = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Quotients]:
     """The four second moments along u_k, v_k of each layer: U (m, K) and V (n, K) in ``directions``."""
-    sums = {name: _Sums() for name in layers}
-    total = 0
+    sums = sum_quotients(model, loss_fn, batches, layers, directions, on_batch=on_batch)
+    return {name: held.reduced() for name, held in sums.items()}
+
+
+def sum_quotients(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: list[Batch],
+    layers: Mapping[str, Layer],
+    directions: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    on_batch: Callable[[], None] = lambda: None,
+) -> dict[str, QuotientSums]:
+    """The part of :func:`capture_quotients` that does not communicate."""
+    sums = {name: QuotientSums() for name in layers}
     for index, batch in enumerate(batches):
         visit = partial(_add_quotients, layers, directions, sums, batch.samples)
         with recording(model, layers, batch.samples, visit) as calls:
             pass_over(model, loss_fn, batch, f"batch {index}", layers, calls)
-        total += batch.samples
         on_batch()
-    return {name: _quotients(held, total, group) for name, held in sums.items()}
-
-
-def _quotients(held: _Sums, total: int, group: Any) -> Quotients:
-    moments = torch.stack([held.output, held.input, held.sum_of_products, held.gauss_newton])  # type: ignore[list-item]
-    counts = torch.tensor([total, held.rows, held.ungrouped], dtype=torch.float64, device=moments.device)
-    output, rows_input, products, gauss_newton = all_sum(moments, group)
-    samples, rows, ungrouped = all_sum(counts, group).tolist()
-    return Quotients(
-        output=output / samples,
-        input=rows_input / rows,
-        sum_of_products=products / rows,
-        gauss_newton=None if ungrouped else gauss_newton / samples,
-    )
+    return sums
 
 
 def _add_quotients(
     layers: Mapping[str, Layer],
     directions: Mapping[str, tuple[Tensor, Tensor]],
-    sums: dict[str, _Sums],
+    sums: dict[str, QuotientSums],
     samples: int,
     name: str,
     x: Tensor,
@@ -93,7 +106,8 @@ def _add_quotients(
     rows, leading = layer.rows(d), d.shape[0]
     held.output += found.output * leading
     held.input += found.input * rows
-    held.sum_of_products += found.sum_of_products * rows
+    held.products += found.sum_of_products * rows
     held.gauss_newton += found.gauss_newton * leading
+    held.samples += samples
     held.rows += rows
     held.ungrouped += leading != samples

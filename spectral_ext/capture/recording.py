@@ -36,12 +36,11 @@ class Calls:
         self.block_errors: dict[str, Tensor] = {}
         self.blocks = {name: _enclosing_blocks(model, name) for name in layers}
 
-    def problem(self, name: str, gradient: Tensor) -> str | None:
+    def problem(self, name: str, gradient: Tensor | None) -> str | None:
         """Why the layer has no factors on this batch, or None."""
         if self.count[name] == 0:
-            return "the forward pass does not call it" + (
-                ", but uses its weight elsewhere" if bool(gradient.any()) else ""
-            )
+            used = gradient is not None and bool(gradient.any())
+            return "the forward pass does not call it" + (", but uses its weight elsewhere" if used else "")
         if self.count[name] > 1:
             return f"it is called {self.count[name]} times in a forward pass, so that its weight is used more than once"
         if name not in self.reached:

@@ -71,7 +71,9 @@ def agree(model: nn.Module, layers: Mapping[str, Layer], options: Mapping[str, A
 
 
 def gathered(value: Any, group: Any) -> list[Any]:
-    """The values of all ranks, in their order."""
+    """The values of all ranks, in their order; values are pickled, so that tensors do not belong here."""
+    if group is None:
+        return [value]
     everyone: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, value, group=group)
     return everyone
