@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
-from spectral_ext._extension import compiled as _compiled  # noqa: F401  (registers the op)
+from spectral_ext._extension import compiled
 from spectral_ext.ops.spectral_newton.partial_fractions import (
     LADDER,
     PartialFractions,
@@ -18,6 +17,7 @@ from spectral_ext.ops.spectral_newton.partial_fractions import (
     rounded_reach,
 )
 
+NEEDS_FIT, ILL_CONDITIONED = compiled.NEWTON_STATUS["needs_fit"], compiled.NEWTON_STATUS["ill_conditioned"]
 FIT_SHARE = 0.8
 """The part of the tolerance that the fit may use; rounding is held to the whole, and is a fraction of its estimate."""
 POLE_LIMIT = 22
@@ -26,25 +26,6 @@ MAX_FITS = 256
 
 _fits: dict[float, dict[tuple[float, float], PartialFractions | None]] = {}
 """For each tolerance, the fits by (α, reach), None where more than POLE_LIMIT poles would be needed."""
-
-
-class Status(IntEnum):
-    """What the compiled loop did with a matrix: ``TransferStatus`` of csrc/cpu/spectral_newton.h."""
-
-    SINGLE_PRECISION = 0
-    DOUBLE_GRAM = 1
-    DOUBLE_PRECISION = 2
-    NEEDS_FIT = 3
-    ILL_CONDITIONED = 4
-    NON_FINITE = 5
-
-
-class Mode(IntEnum):
-    """``DampingMode`` of csrc/cpu/spectral_newton.h."""
-
-    ABSOLUTE = 0
-    SPECTRAL = 1
-    RMS = 2
 
 
 def _fit(alpha: float, reach: float, tolerance: float) -> PartialFractions | None:
@@ -65,14 +46,16 @@ def _ladder(y_max: float) -> float:
 
 
 def _table(fits: Sequence[PartialFractions]) -> Tensor:
-    """One row per fit; the columns are ``FitColumn`` of csrc/ops/spectral_newton.cpp, then the poles, the residues."""
+    """One row per fit: the columns of ``NEWTON_FIT_COLUMNS``, then the poles and the residues, padded with zeros."""
     width = max((len(fit.poles) for fit in fits), default=0)
     rows = []
     for fit in fits:
+        u, v = fit.pair
+        values = dict(alpha=fit.alpha, y_min=fit.lowest, y_max=fit.reach, constant=fit.constant)
+        values |= dict(b=fit.quadratic or 0.0, u=u, v=v, form=float(fit.form), poles=float(len(fit.poles)))
         spare = [0.0] * (width - len(fit.poles))
-        head = [fit.alpha, fit.lowest, fit.reach, fit.constant, fit.quadratic or 0.0, *fit.pair, fit.form]
-        rows.append([*map(float, head), float(len(fit.poles)), *fit.poles, *spare, *fit.residues, *spare])
-    return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 9 + 2 * width)
+        rows.append([*(values[name] for name in compiled.NEWTON_FIT_COLUMNS), *fit.poles, *spare, *fit.residues, *spare])
+    return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(compiled.NEWTON_FIT_COLUMNS) + 2 * width)
 
 
 def partial_fractions_(
@@ -91,10 +74,6 @@ def partial_fractions_(
         ``(tensor, matrix)`` of those left undone: too ill-conditioned for the tolerance, or too many poles.
     """
     share = FIT_SHARE * tolerance
-    if mode == "rms":  # TODO(native)
-        norms = [torch.linalg.vector_norm(g, dim=(1, 2), dtype=torch.float64) / min(g.shape[1:]) ** 0.5 for g in G]
-        dampings = [d * u**a for d, a, u in zip(dampings, alphas, torch.cat(norms).tolist())]
-        mode = "absolute"
     if mode == "spectral":
         for a, d in set(zip(alphas, dampings)):
             _fit(a, rounded_reach(extent_of(a, d, mode, 1)), share)
@@ -115,14 +94,14 @@ def partial_fractions_(
         wanted = set(alphas)
         table = _table([fit for (a, _), fit in sorted(_fits.get(share, {}).items()) if fit and a in wanted])
         torch.ops.spectral_ext.spectral_newton_cpu_(
-            batches, outs, alpha_column, damping_column, int(Mode[mode.upper()]), tolerance, table, status, y_max
+            batches, outs, alpha_column, damping_column, compiled.NEWTON_DAMPING_MODE[mode], tolerance, table, status, y_max
         )
         again = []
         for p, state, extent in zip(pending, status.tolist(), y_max.tolist()):
-            needs = state == Status.NEEDS_FIT and mode != "spectral"
+            needs = state == NEEDS_FIT and mode != "spectral"
             if needs and _fit(alphas[p], _ladder(extent), share):
                 again.append(p)
-            elif state in (Status.NEEDS_FIT, Status.ILL_CONDITIONED):
+            elif state in (NEEDS_FIT, ILL_CONDITIONED):
                 undone.append(owners[p])
         pending = again
         batches = [G[i][b : b + 1] for i, b in (owners[p] for p in pending)]
