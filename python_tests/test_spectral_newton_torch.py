@@ -1,4 +1,4 @@
-"""The path of accelerators, on the CPU: batched partial fractions, their precision, chunks, and what they leave alone."""
+"""The path of accelerators, on the CPU: batched partial fractions, their precision, chunks, special matrices."""
 
 import math
 

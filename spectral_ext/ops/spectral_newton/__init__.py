@@ -3,6 +3,7 @@
 from spectral_ext.ops.spectral_newton.choose_solver import SOLVERS, SolverChoice, choose_solver
 from spectral_ext.ops.spectral_newton.op import DAMPING_MODES, spectral_newton
 from spectral_ext.ops.spectral_newton.partial_fractions import PartialFractions, fit_partial_fractions
+from spectral_ext.ops.spectral_newton.spectral_map import SpectralMap, fit_map, polar, spectral_map
 from spectral_ext.ops.spectral_newton.transfer_function import (
     MAX_ALPHA,
     check_damping,
@@ -17,10 +18,14 @@ __all__ = [
     "SOLVERS",
     "PartialFractions",
     "SolverChoice",
+    "SpectralMap",
     "check_damping",
     "check_exponent",
     "choose_solver",
+    "fit_map",
     "fit_partial_fractions",
+    "polar",
+    "spectral_map",
     "spectral_newton",
     "transfer",
     "transfer_maximum",

@@ -159,9 +159,8 @@ def _compiled(items: list[Item], mode: str, tolerance: float) -> None:
         if item.solver != "auto":
             reason = "float64 is not enough for its singular values, or more poles than an eigendecomposition is worth"
             raise ValueError(refusal(item.name, item.solver, float(item.alpha[b]), tolerance, reason))
-        single = Item(
-            item.name, matrices[i][b : b + 1], [item.alpha[b]], [item.damping[b]], outs[i][b : b + 1], [0], "auto"
-        )
+        alpha, damping = [float(item.alpha[b])], [float(item.damping[b])]
+        single = Item(item.name, matrices[i][b : b + 1], alpha, damping, outs[i][b : b + 1], [0], "auto")
         _decompose(single, "eigh", mode, tolerance)
     for item, out in zip(items, outs):
         if out is not item.result:

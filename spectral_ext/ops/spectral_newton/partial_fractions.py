@@ -39,7 +39,7 @@ MAX_CANCELLATION = 4.0
 
 
 def extent_of(alpha: float, damping: float, mode: str, n: int) -> float:
-    """An upper bound of y_max = σ_max²/d^{2/α} that needs no look at G (n the small side), a little raised for rounding.
+    """An upper bound of y_max = σ_max²/d^{2/α} that needs no look at G (n the small side), raised for rounding.
 
     d^{−2/α} for ``spectral``, n d^{−2/α} for ``rms``, as σ_max² ≤ Σσ²; infinite for ``absolute``.
     """
@@ -282,8 +282,8 @@ def _minimax(
     lowest: float,
 ) -> tuple[Array, Array, float]:
     """Poles, the fixed ones first, and coefficients (c, r/p) of least maximal error: Gauss–Newton on the logarithms of
-    the other poles with the linear coefficients projected out, under weights that grow with the error (Lawson). ``keep``
-    leaves the poles where they are."""
+    the other poles with the linear coefficients projected out, under weights that grow with the error (Lawson); with
+    ``keep`` the poles stay where they are."""
     pair, q = _split(alpha, y)
     scale = error_weight(alpha, y, lowest) / q
     target = (1.0 / (y ** (alpha / 2) + 1.0) - pair) * q * scale

@@ -31,8 +31,6 @@ _fits: dict[float, dict[tuple[float, float], PartialFractions | None]] = {}
 def _fit(alpha: float, reach: float, tolerance: float) -> PartialFractions | None:
     known = _fits.setdefault(tolerance, {})
     if (alpha, reach) not in known:
-        if len(known) >= MAX_FITS:  # a schedule of α makes some per value
-            known.clear()
         try:
             known[alpha, reach] = partial_fractions(alpha, reach, tolerance, POLE_LIMIT)
         except ValueError:
@@ -54,7 +52,9 @@ def _table(fits: Sequence[PartialFractions]) -> Tensor:
         values = dict(alpha=fit.alpha, y_min=fit.lowest, y_max=fit.reach, constant=fit.constant)
         values |= dict(b=fit.quadratic or 0.0, u=u, v=v, form=float(fit.form), poles=float(len(fit.poles)))
         spare = [0.0] * (width - len(fit.poles))
-        rows.append([*(values[name] for name in compiled.NEWTON_FIT_COLUMNS), *fit.poles, *spare, *fit.residues, *spare])
+        rows.append(
+            [*(values[name] for name in compiled.NEWTON_FIT_COLUMNS), *fit.poles, *spare, *fit.residues, *spare]
+        )
     return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(compiled.NEWTON_FIT_COLUMNS) + 2 * width)
 
 
@@ -68,12 +68,14 @@ def partial_fractions_(
 ) -> list[tuple[int, int]]:
     """Writes T of every matrix of the batches G (B_i, m, n) to out; α, d flat over all. float32 or float64.
 
-    The loop knows σ_max² only when it has R = G Gᵀ. A matrix that no fit serves comes back, is fitted and goes in again.
+    The loop can bound σ_max² only when it has R = G Gᵀ. A matrix that no fit serves comes back and goes in again.
 
     Returns:
         ``(tensor, matrix)`` of those left undone: too ill-conditioned for the tolerance, or too many poles.
     """
     share = FIT_SHARE * tolerance
+    if len(_fits.get(share, {})) >= MAX_FITS:  # a schedule of α makes some for each value
+        _fits.pop(share)
     if mode == "spectral":
         for a, d in set(zip(alphas, dampings)):
             _fit(a, rounded_reach(extent_of(a, d, mode, 1)), share)
@@ -93,8 +95,9 @@ def partial_fractions_(
         damping_column = torch.tensor([dampings[p] for p in pending], dtype=torch.float64)
         wanted = set(alphas)
         table = _table([fit for (a, _), fit in sorted(_fits.get(share, {}).items()) if fit and a in wanted])
+        unit = compiled.NEWTON_DAMPING_MODE[mode]
         torch.ops.spectral_ext.spectral_newton_cpu_(
-            batches, outs, alpha_column, damping_column, compiled.NEWTON_DAMPING_MODE[mode], tolerance, table, status, y_max
+            batches, outs, alpha_column, damping_column, unit, tolerance, table, status, y_max
         )
         again = []
         for p, state, extent in zip(pending, status.tolist(), y_max.tolist()):

@@ -9,7 +9,7 @@ bytes: matrices go in chunks, their columns in blocks, and the poles in a loop.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,7 +38,7 @@ FUSED_SIDE = 160
 
 
 class Rational(Protocol):
-    """φ(y) = constant + Σ residue/(y + pole) + Σ 2 Re(ρ/(y − ζ)), with the factor or term in Q(y) that ``form`` says."""
+    """φ(y) = constant + Σ residue/(y + pole) + Σ 2 Re(ρ/(y − ζ)), and the factor or term in Q(y) of ``form``."""
 
     @property
     def constant(self) -> float: ...
@@ -129,7 +129,9 @@ def precision_for(
 
 def is_one_solve(phi: Rational) -> bool:
     """Whether φ is a multiple of one inverse, of Z + p or of Q(Z): α = 2 and 4."""
-    return phi.constant == 0.0 and phi.form == 0 and len(phi.poles) == 1 or phi.form == 2 and not phi.poles
+    if phi.form == 0:
+        return phi.constant == 0.0 and len(phi.poles) == 1 and not phi.pairs
+    return phi.form == 2 and not phi.poles
 
 
 def largest_eigenvalue(R: Tensor, accuracy: float) -> Tensor:
