@@ -6,6 +6,7 @@ Each method runs as a CUDA graph where it can be captured (else eagerly, and the
 peers, with the L2 cache overwritten before each run; the figure is the median in milliseconds. ``error`` is the largest
 deviation from float64, relative to the largest entry. ``MB`` and ``GFLOP`` are what the problem itself needs;
 ``limit_ms`` is the greater of both at the bandwidth and the float32 rate that this run measures for copy and cuBLAS.
+Newton-Schulz approximates U V^T, another map than ours: its error shows how far apart they are, not how exact it is.
 A row is written as soon as it is measured. ``--device cpu`` rehearses with small sizes.
 """
 
