@@ -37,7 +37,7 @@ build/.stamp: setup.py tools/toolchain.py $(NATIVE) $(READY)
 	mkdir -p build && touch $@
 
 # The command .venv/bin/spectral-ext, and `import spectral_ext` from any folder: an editable install of what is built.
-.venv/bin/spectral-ext: pyproject.toml build/.stamp
+.venv/bin/spectral-ext: pyproject.toml | build/.stamp
 	SPECTRAL_EXT_PREBUILT=1 $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -36,11 +36,11 @@ def relative(got: Tensor, want: Tensor) -> float:
 
 
 def network(device: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
-    """The demo's ResNet with random weights in eval mode, and 64 images in two batches."""
+    """The demo's ResNet with random weights in eval mode, and 32 images in two batches."""
     torch.manual_seed(0)
     model = SmallResNet().eval().to(device, dtype)
-    images, target = torch.randn(64, 1, 28, 28), torch.randint(10, (64,))
-    return model, [(x.to(device, dtype), y.to(device)) for x, y in zip(images.split(32), target.split(32))]
+    images, target = torch.randn(32, 1, 28, 28), torch.randint(10, (32,))
+    return model, [(x.to(device, dtype), y.to(device)) for x, y in zip(images.split(16), target.split(16))]
 
 
 def case_landscape(device: str) -> float:
