@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from spectral_ext.spectra import fit_alpha, fit_power_law
 from spectral_ext.ops.scales import input_scale, output_scale
+from spectral_ext.spectra import fit_alpha, fit_power_law
 from spectral_ext.spectra.alignment import curvature_ratio, kronecker_products, rayleigh_ratio
 
 

@@ -120,7 +120,8 @@ def predict_singular_values(
         _peak(values, name) for values, name in ((sigma, "sigma"), (rows, "rows"), (columns, "columns"))
     )
     sigma, rows, columns = sigma / sigma_scale, rows / row_scale, columns / column_scale
-    x, tail = _unit_distribution(*sorted((rows, columns), key=len), points=POINTS)
+    small, large = sorted((rows, columns), key=len)
+    x, tail = _unit_distribution(small, large, POINTS)
     levels = (np.arange(len(sigma)) + 0.5) / len(sigma)
     predicted = np.sqrt(np.exp(np.interp(levels, tail[::-1], np.log(x)[::-1])))
     energy = float(sigma @ sigma)
