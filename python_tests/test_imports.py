@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1] / "spectral_ext"
 ORDER = (
     "_version", "_figures", "_build_info", "_extension", "reference", "ops", "factors", "layers", "measurement",
     "capture", "curvature", "spectra", "landscape", "tracker", "plots", "optim", "audit", "collect_env", "report",
-    "cli",
+    "cli", "__main__",
 )  # fmt: skip
 FACE = "spectral_ext"
 """The package's own ``__init__`` stands above all: it names every package and no module imports from it."""
