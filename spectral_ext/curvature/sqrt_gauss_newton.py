@@ -28,14 +28,17 @@ from spectral_ext.measurement.batches import Batch
 aten = torch.ops.aten
 
 LARGEST_OUTPUT = 1024
-"""Outputs a sample above which the method is refused: it takes a backward pass for each."""
+"""Outputs per sample above which the method is refused: it takes a backward pass for each."""
 
 
 def outputs_per_sample(program: Program, samples: int) -> int:
-    """C, or 0 where the model's output is not one tensor with the samples in front."""
+    """C, or 0 where the model's output is not one real tensor with the samples in dimension 0."""
     if len(program.outputs) != 1:
         return 0
-    shape = program.outputs[0].meta["val"].shape
+    output = program.outputs[0].meta["val"]
+    shape = output.shape
+    if output.is_complex():
+        return 0
     return shape.numel() // samples if len(shape) > 0 and shape[0] == samples else 0
 
 
@@ -43,13 +46,13 @@ def why_not(program: Program, site: Site, samples: int) -> str | None:
     """Why the method is not exact for a layer, or None."""
     count = outputs_per_sample(program, samples)
     if count == 0:
-        return "the model's output is not one tensor with a row a sample"
+        return "the model's output is not one real tensor with the samples in dimension 0"
     if count > LARGEST_OUTPUT:
-        return f"the output has {count} numbers a sample"
+        return f"the output has {count} numbers per sample"
     if site.input is None:
         return "its weight is used more than once"
     if not _rows(site.seed_node, samples):
-        return "its output has no row a sample"
+        return "its output does not have the samples in dimension 0"
     reached = {site.seed_node, *site.schedule}
     for node in site.schedule:
         if node not in program.loss_operations and has_second_derivative(node, reached):

@@ -1,7 +1,8 @@
 """Any other differentiable operation, by automatic differentiation of that operation alone.
 
-With φ(x) = ⟨ȳ, f(x)⟩: source = ẋᵀ ∇²φ ẋ by double backward, ẏ = ∂⟨∇⟨w, f⟩, ẋ⟩/∂w; both use only backward passes,
-which more operations have than forward mode.
+With φ(x) = ⟨ȳ, f(x)⟩: the second-order term is ẋᵀ ∇²φ ẋ by double backward, and ẏ = ∂⟨∇⟨w, f⟩, ẋ⟩/∂w. Both use only
+backward passes, which more operations have than forward mode. All inner products are real, so that complex operands
+are differentiated as pairs of real numbers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from spectral_ext.curvature.rules.registry import Operation, Push, Rule
+from spectral_ext.curvature.sums import inner_products
 
 
 def generic(op: Operation) -> Push:
@@ -32,7 +34,7 @@ def generic(op: Operation) -> Push:
 
     def push(*tangents: Tensor | None) -> tuple[Any, Tensor | None]:
         moving = [i for i, d in zip(where, tangents, strict=True) if d is not None]
-        lanes = list(zip(*(d for d in tangents if d is not None), strict=True))
+        directions = list(zip(*(d for d in tangents if d is not None), strict=True))
         with torch.enable_grad():
             x, every = evaluate(moving)
             floating = [i for i, value in enumerate(every) if isinstance(value, Tensor) and value.requires_grad]
@@ -41,39 +43,45 @@ def generic(op: Operation) -> Push:
             back = torch.autograd.grad(y, x, free, create_graph=True, allow_unused=True, retain_graph=True)
             pairs = [(i, b) for i, b in enumerate(back) if b is not None and b.requires_grad]
             moved = []
-            for lane in lanes:
-                inner = sum((b * lane[i]).sum() for i, b in pairs)
+            for along in directions:
+                inner = torch.stack([_inner(b, along[i]) for i, b in pairs]).sum()
                 one = torch.autograd.grad(inner, free, retain_graph=True, allow_unused=True)
                 moved.append([torch.zeros_like(v) if t is None else t.detach() for v, t in zip(y, one, strict=True)])
-            sources = None
+            terms = None
             if adjoints is not None:
-                sources = _sources(x, y, [adjoints[i] for i in floating], lanes)
+                terms = _second_order_terms(x, y, [adjoints[i] for i in floating], directions)
         results: list[Any] = [None] * len(outputs)
         for position, i in enumerate(floating):
-            results[i] = torch.stack([lane[position] for lane in moved])
-        return (results[0] if isinstance(op.value, Tensor) else tuple(results)), sources
+            results[i] = torch.stack([one[position] for one in moved])
+        return (results[0] if isinstance(op.value, Tensor) else tuple(results)), terms
 
     return push
 
 
-def _sources(x: list[Tensor], y: list[Tensor], adjoints: list[Tensor | None], lanes: list[tuple]) -> Tensor:
-    zeros = x[0].new_zeros(len(lanes))
+def _second_order_terms(
+    x: list[Tensor], y: list[Tensor], adjoints: list[Tensor | None], directions: list[tuple]
+) -> Tensor:
+    total = torch.zeros(len(directions), dtype=torch.float64, device=x[0].device)
     used = [(value, g) for value, g in zip(y, adjoints, strict=True) if g is not None]
     if not used:
-        return zeros
+        return total
     first = torch.autograd.grad(
         [v for v, _ in used], x, [g for _, g in used], create_graph=True, allow_unused=True, retain_graph=True
     )
-    found = []
-    for lane in lanes:
-        inner = sum((g * d).sum() for g, d in zip(first, lane, strict=True) if g is not None and g.requires_grad)
+    for k, along in enumerate(directions):
+        inner = sum(_inner(g, d) for g, d in zip(first, along, strict=True) if g is not None and g.requires_grad)
         if not isinstance(inner, Tensor) or not inner.requires_grad:
-            found.append(zeros[0])
             continue
         second = torch.autograd.grad(inner, x, retain_graph=True, allow_unused=True)
-        total = sum((h * d).sum() for h, d in zip(second, lane, strict=True) if h is not None)
-        found.append(total.detach() if isinstance(total, Tensor) else zeros[0])
-    return torch.stack(found)
+        for h, d in zip(second, along, strict=True):
+            if h is not None:
+                total[k] += inner_products(d.unsqueeze(0), h.detach())[0]
+    return total
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """The real inner product; only its derivatives are used."""
+    return (a.conj() * b).real.sum() if a.is_complex() else (a * b).sum()
 
 
 GENERIC = Rule(generic, "other")
