@@ -17,6 +17,11 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+
+class NotApplicableError(Exception):
+    """A method does not apply to a layer; the message says why."""
+
+
 Push = Callable[..., tuple[Any, "Tensor | None"]]
 
 
