@@ -38,9 +38,17 @@ def check_method(method: str) -> None:
 
 
 def choose(
-    method: str, plan: Plan, layers: Mapping[str, Layer], directions: Mapping[str, Directions]
+    method: str,
+    plan: Plan,
+    layers: Mapping[str, Layer],
+    directions: Mapping[str, Directions],
+    planned: int | None = None,
 ) -> dict[str, Choice]:
     """A method for each layer.
+
+    Args:
+        planned: how many directions the whole measurement has, of which ``directions`` may be a part: with it, the
+            choice for a layer does not depend on which others are measured with it. None counts ``directions``.
 
     Raises:
         ValueError: the method named does not apply to a layer.
@@ -66,7 +74,7 @@ def choose(
     if method != "auto":
         return {name: Choice(method, "asked for") for name in layers}
     exact = [name for name, reason in refusals.items() if reason is None]
-    total = sum(len(directions[name]) for name in exact)
+    total = sum(len(directions[name]) for name in exact) if planned is None else planned
     choices = {}
     for name, reason in refusals.items():
         if reason is not None:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from spectral_ext.curvature.choose import check_method
@@ -16,7 +15,7 @@ from spectral_ext.curvature.result import DirectionalCurvature
 from spectral_ext.curvature.session import Session
 from spectral_ext.layers import Layer, find_layers, why_no_layer
 from spectral_ext.measurement.batches import Batch, BatchSize, LossFunction, as_batches
-from spectral_ext.measurement.checks import REDUCTION_NOTES, check_task
+from spectral_ext.measurement.checks import REDUCTION_NOTES, check_precision, check_task
 from spectral_ext.measurement.digest import digest
 from spectral_ext.measurement.environment import measurement, unwrapped
 from spectral_ext.measurement.options import check_options
@@ -124,11 +123,7 @@ def _layers(
             del skipped[name]
     if not chosen:
         raise ValueError(why_no_layer(skipped))
-    for name, layer in chosen.items():
-        if layer.weight.dtype not in (torch.float32, torch.float64):
-            raise TypeError(
-                f"the weight of {name!r} is {layer.weight.dtype}: measure a float32 or float64 copy, model.float()"
-            )
+    check_precision(chosen)
     if directions is not None:
         for name in [name for name in chosen if name not in directions]:
             skipped[name] = "no directions were given for it"

@@ -72,8 +72,10 @@ class Session:
         method: str,
         self_check: bool | None,
         group: Any = None,
+        planned_directions: int | None = None,
     ) -> None:
         self.model, self.loss_fn, self.layers, self.method, self.group = model, loss_fn, layers, method, group
+        self.planned_directions = planned_directions
         weight = next(iter(layers.values())).weight
         self.device, self.dtype = weight.device, weight.dtype
         self.check = (method == "auto" or method in FAST) if self_check is None else self_check
@@ -144,11 +146,16 @@ class Session:
         return sigma, Directions(gradient.shape, U, V)
 
     def measure(self, found: Found, progress: bool) -> None:
-        """Σ weight · h of every layer over this rank's pieces, by its method, with the checks."""
+        """Σ weight · h of every layer in ``found`` over this rank's pieces, by its method, with the checks.
+
+        It may be called for some layers at a time: their results do not depend on the others, as long as
+        ``planned_directions`` is given.
+        """
         directions = {name: pair[1] for name, pair in found.items()}
         if not directions:
             return
-        self.choices = choose(self.method, self.plan, {name: self.layers[name] for name in found}, directions)
+        layers = {name: self.layers[name] for name in found}
+        self.choices |= choose(self.method, self.plan, layers, directions, self.planned_directions)
         with tqdm(
             total=len(found) * len(self.plan.pieces), desc="directional curvature", unit="layer", disable=not progress
         ) as bar:
@@ -183,10 +190,12 @@ class Session:
                 self.choices[layer] = Choice(AFTER[name], f"{name} failed: {_text(why)}")
 
     def _check_fast(self, directions: dict[str, Directions]) -> None:
-        fast = {name: result for name, result in self.measured.items() if result.slope is not None}
+        measured = {name: self.measured[name] for name in directions if name in self.measured}
+        fast = {name: result for name, result in measured.items() if result.slope is not None}
         if not fast:
             return
         complaints = {}
+        checks: dict[str, SelfCheck] = {}
         precision = self.plan.program(self.plan.pieces[0].batch).precision
         for name, result in fast.items():
             gradient, samples = self.local.gradients[name], self.local.samples
@@ -194,11 +203,12 @@ class Session:
                 complaints[name] = complaint
         if self.check:
             try:
-                self.checks = check_curvature(self.plan, fast, {name: directions[name] for name in fast}, precision)
+                checks = check_curvature(self.plan, fast, {name: directions[name] for name in fast}, precision)
             except CannotCheckError as why:
                 for name in fast:
                     self.choices[name].reason += f"; not checked by double backward: {why}"
-            for name, check in self.checks.items():
+            self.checks |= checks
+            for name, check in checks.items():
                 if not check.passed:
                     complaints.setdefault(
                         name, f"h differs from {check.reference} by {check.error:.1e} (tolerance {check.tolerance:.0e})"

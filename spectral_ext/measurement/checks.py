@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from spectral_ext.layers import Layer
 from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, check_loss_function, tensors
 
 REDUCTION_TOLERANCE = 1e-4
@@ -45,6 +46,15 @@ def check_task(model: nn.Module, loss_fn: LossFunction, batches: list[Batch]) ->
     check_first_loss(model, loss_fn, batches[0])
     check_deterministic(model, loss_fn, batches[0])
     return check_reduction(model, loss_fn, batches)
+
+
+def check_precision(layers: Mapping[str, Layer]) -> None:
+    """Raises TypeError unless all weights are float32 or float64."""
+    for name, layer in layers.items():
+        if layer.weight.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"the weight of {name!r} is {layer.weight.dtype}: measure a float32 or float64 copy, model.float()"
+            )
 
 
 def check_first_loss(model: nn.Module, loss_fn: LossFunction, batch: Batch, label: str = "batch 0") -> None:

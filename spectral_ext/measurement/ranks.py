@@ -33,7 +33,7 @@ def together(group: Any) -> Iterator[None]:
         error = problem
     if group is not None:
         mine = None if error is None else f"{type(error).__name__}: {error}"
-        failed = {rank: said for rank, said in enumerate(_gathered(mine, group)) if said is not None}
+        failed = {rank: said for rank, said in enumerate(gathered(mine, group)) if said is not None}
         if error is None and failed:
             told = "; ".join(f"rank {rank}: {said}" for rank, said in failed.items())
             raise RuntimeError(f"the measurement failed on another rank of the process group ({told})")
@@ -55,7 +55,7 @@ def agree(model: nn.Module, layers: Mapping[str, Layer], options: Mapping[str, A
     mine |= {f"shape and dtype of {name!r}": f"{tuple(t.shape)} {t.dtype}" for name, t in tensors.items()}
     mine |= {f"mode of {name or 'the model'!r}": str(module.training) for name, module in model.named_modules()}
     mine |= {f"values of {name!r}": digest(tensor)[:16] for name, tensor in tensors.items()}
-    everyone: list[dict[str, str]] = _gathered(mine, group)
+    everyone: list[dict[str, str]] = gathered(mine, group)
     for what, value in everyone[0].items():
         for rank, theirs in enumerate(everyone):
             if theirs.get(what) != value:
@@ -70,7 +70,10 @@ def agree(model: nn.Module, layers: Mapping[str, Layer], options: Mapping[str, A
                 raise ValueError(f"the ranks of the process group differ: rank {rank} has a {what}, rank 0 has none")
 
 
-def _gathered(value: Any, group: Any) -> list[Any]:
+def gathered(value: Any, group: Any) -> list[Any]:
+    """The values of all ranks, in their order; values are pickled, so that tensors do not belong here."""
+    if group is None:
+        return [value]
     everyone: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, value, group=group)
     return everyone
@@ -81,7 +84,7 @@ def union(names: Mapping[str, str], group: Any) -> dict[str, str]:
     if group is None:
         return dict(names)
     found: dict[str, str] = {}
-    for theirs in _gathered(dict(names), group):
+    for theirs in gathered(dict(names), group):
         found = {**theirs, **found}
     return found
 
