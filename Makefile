@@ -5,13 +5,21 @@ TORCH ?= torch==2.13.0
 HOST_PYTHON ?= python3
 JOBS ?= 2
 CLANG_FORMAT = $(PYTHON) -c 'from clang_format import clang_format; clang_format()'
+GXX ?= g++
+OLDEST_TORCH := 2.11.0
+# The tests that reach C++, and of these the ones that a second compiler must pass.
+OP_TESTS := $(addprefix python_tests/test_,input_factor.py input_factor_interface.py output_factor.py \
+	rayleigh_quotients.py spectral_newton.py spectral_newton_products.py accumulator.py)
+CLANG_TESTS := $(addprefix python_tests/test_,rayleigh_quotients.py input_factor_interface.py)
 NATIVE := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
 ifdef PYTHON
 READY :=
+INSTALLED := build/.stamp
 else
 PYTHON := .venv/bin/python
 READY := .venv/.ready
+INSTALLED := .venv/bin/spectral-ext
 endif
 
 .venv/bin/python:
@@ -25,27 +33,36 @@ endif
 	$(PYTHON) -m pip install -q --no-deps -r python_tests/requirements-no-deps.txt
 	touch $@
 
-build/.stamp: setup.py $(NATIVE) $(READY)
+build/.stamp: setup.py tools/toolchain.py $(NATIVE) $(READY)
 	MAX_JOBS=$(JOBS) $(PYTHON) setup.py -q build_ext --inplace
 	mkdir -p build && touch $@
 
-.PHONY: help setup build test demo bench lint format cubin docs clean
+# The command .venv/bin/spectral-ext, and `import spectral_ext` from any folder: an editable install of what is built.
+.venv/bin/spectral-ext: pyproject.toml build/.stamp
+	SPECTRAL_EXT_PREBUILT=1 $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+.PHONY: help setup build test demo bench lint format cubin headers clang sanitize sdist-check docs clean
 
 help:
 	@echo "make demo    train a small ResNet on real images and measure its curvature landscape"
 	@echo "make test    all tests            make bench   every op against its peers, as ratios"
 	@echo "make lint    ruff, clang-format, mypy       make cubin   compile every CUDA kernel, fail on a spill"
+	@echo "make sanitize      the tests of the ops under the address and undefined-behaviour sanitizers"
+	@echo "make headers       compile every binding, with and without CUDA, against the oldest torch"
+	@echo "make clang         every C++ file under clang, and a build with it that is imported"
+	@echo "make sdist-check   source distribution, wheel from it, import outside the tree"
 	@echo "make docs    the documentation    make build   compile in place    make clean"
 	@echo "Each sets up .venv first; PYTHON=/path/to/python uses that environment as it is."
 
 setup: $(READY)
 
-build: build/.stamp
+build: $(INSTALLED)
 
-test: build/.stamp
+test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n $(JOBS) python_tests
 
-demo: build/.stamp
+demo: $(INSTALLED)
 	$(PYTHON) -m examples.demo --out demo_output
 
 bench: build/.stamp
@@ -65,7 +82,27 @@ format: $(READY)
 cubin: $(READY)
 	$(PYTHON) tools/check_cubin.py
 
-docs: build/.stamp
+headers: $(READY)
+	$(PYTHON) tools/check_syntax.py --torch $(OLDEST_TORCH)
+
+clang: $(READY)
+	$(PYTHON) tools/check_syntax.py --compiler clang++
+	CC=clang CXX=clang++ SPECTRAL_EXT_CUDA=0 MAX_JOBS=$(JOBS) $(PYTHON) setup.py -q build --build-base build/clang/temp --build-lib build/clang
+	cd build/clang && OMP_NUM_THREADS=1 $(abspath $(PYTHON)) -m pytest -q -p no:cacheprovider $(addprefix ../../,$(CLANG_TESTS))
+
+# Instruments csrc/, not torch; torch itself leaks at exit. libstdc++ is preloaded so that exceptions are intercepted.
+SANITIZERS = ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD="$$($(GXX) -print-file-name=libasan.so) $$($(GXX) -print-file-name=libstdc++.so)"
+sanitize: export SPECTRAL_EXT_SANITIZE = address,undefined
+sanitize: $(READY)
+	CC=gcc CXX=$(GXX) SPECTRAL_EXT_CUDA=0 MAX_JOBS=$(JOBS) $(PYTHON) setup.py -q build --build-base build/sanitize/temp --build-lib build/sanitize
+	cd build/sanitize && $(SANITIZERS) OMP_NUM_THREADS=1 $(abspath $(PYTHON)) -m pytest -q -p no:cacheprovider -n $(JOBS) $(addprefix ../../,$(OP_TESTS))
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -k race python_tests/test_cuda_emulation.py
+
+sdist-check: $(READY)
+	$(PYTHON) tools/check_sdist.py
+
+docs: $(INSTALLED)
 	$(PYTHON) tools/requirements.py docs | $(PYTHON) -m pip install -q -r /dev/stdin
 	$(PYTHON) -m mkdocs build --strict
 

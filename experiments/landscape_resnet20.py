@@ -98,7 +98,7 @@ def report(landscape: Landscape, seconds: float) -> dict:
             "pr_gradient": row.pr_gradient,
             "spectrum_ks": row.prediction.ks if row.prediction else None,
             "recommended_alpha": row.recommendation.alpha if row.recommendation else None,
-            "kronecker": row.recommendation.kronecker if row.recommendation else None,
+            "kronecker": row.recommendation.kronecker_justified if row.recommendation else None,
             "method": row.method,
         }
         for name, row in landscape.items()

@@ -3,12 +3,21 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from spectral_ext import reference
-from spectral_ext.capture import capture_factors, capture_quotients
+from spectral_ext import capture, reference
 from spectral_ext.layers import find_layers
+from spectral_ext.measurement.batches import as_batches
 
 LOSS = nn.CrossEntropyLoss()
+
+
+def capture_factors(net, loss_fn, batches, layers):
+    return capture.capture_factors(net, loss_fn, as_batches(batches, net), layers)
+
+
+def capture_quotients(net, loss_fn, batches, layers, directions):
+    return capture.capture_quotients(net, loss_fn, as_batches(batches, net), layers, directions)
 
 
 def conv_net():
@@ -56,7 +65,8 @@ def by_autograd(net, batch, name):
 def test_factors_are_those_of_the_definition(name):
     net, batch = conv_net().eval(), image_batch()
     layers, _ = find_layers(net)
-    found = capture_factors(net, LOSS, [batch], layers).layers[name]
+    whole = capture_factors(net, LOSS, [batch], layers)
+    found = whole.layers[name]
     x, d, gradient = by_autograd(net, batch, name)
     module = net.get_submodule(name)
     geometry = {}
@@ -65,14 +75,14 @@ def test_factors_are_those_of_the_definition(name):
             x = nn.functional.pad(x, module._reversed_padding_repeated_twice)
         padding = 0 if isinstance(module.padding, str) else module.padding
         geometry = dict(kernel_size=module.kernel_size, stride=module.stride, padding=padding, dilation=module.dilation)
-    torch.testing.assert_close(found.gradient, gradient.flatten(1), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(whole.gradients[name], gradient.flatten(1), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(found.C_A, reference.input_factor(x, **geometry), rtol=1e-12, atol=1e-14)
     expected = reference.output_factor(d, convolution=bool(geometry))
     torch.testing.assert_close(found.C_delta, expected, rtol=1e-12, atol=1e-14)
     assert found.positions == reference.patches(x, **geometry).shape[2]
     assert found.samples == 6
 
-    U, _, Vh = torch.linalg.svd(found.gradient, full_matrices=False)
+    U, _, Vh = torch.linalg.svd(whole.gradients[name], full_matrices=False)
     quotients = capture_quotients(net, LOSS, [batch], {name: layers[name]}, {name: (U, Vh.mT)})[name]
     expected = reference.rayleigh_quotients(x, d, U, Vh.mT, **geometry)
     for ours, theirs in zip(
@@ -89,7 +99,11 @@ def test_batches_add_up_to_their_union():
     parts = capture_factors(net, LOSS, [(images[:2], labels[:2]), (images[2:], labels[2:])], layers)
     assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
     for name in layers:
-        for key in ("gradient", "C_A", "C_delta"):
+        torch.testing.assert_close(parts.gradients[name], whole.gradients[name], rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(
+            parts.local.gradients[name].flatten(1), whole.gradients[name], rtol=1e-10, atol=1e-14
+        )
+        for key in ("C_A", "C_delta"):
             one, two = getattr(whole.layers[name], key), getattr(parts.layers[name], key)
             torch.testing.assert_close(two, one, rtol=1e-10, atol=1e-14)
 
@@ -139,28 +153,103 @@ def test_layers_that_cannot_be_measured_say_why():
     found = capture_factors(net, LOSS, [(torch.randn(8, 4), torch.randint(5, (8,)))], layers)
     assert set(found.layers) == {"first", "keyword", "head"}
     assert "called 2 times" in found.missing["twice"]
-    assert "outside the layer's own call" in found.missing["leaking"]
+    assert "its weight is used outside that call too" in found.missing["leaking"]
     assert "does not call it" in found.missing["unused"]
     assert "does not depend" in found.missing["detached"]
     assert [name for name, layer in found.layers.items() if layer.is_head] == ["head"]
 
 
-def test_checkpointed_layers_say_why():
-    from torch.utils.checkpoint import checkpoint
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.first, self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 5)
+        self.reentrant = reentrant
 
-    class Net(nn.Module):
+    def forward(self, x):
+        x = self.first(x)
+        if self.reentrant is None:
+            return self.head(torch.tanh(self.body(x)))
+        return self.head(checkpoint(lambda v: torch.tanh(self.body(v)), x, use_reentrant=self.reentrant))
+
+
+def test_checkpointed_layers_are_measured():
+    torch.manual_seed(0)
+    plain, again = Checkpointed(None).double(), Checkpointed(False).double()
+    again.load_state_dict(plain.state_dict())
+    batch = torch.randn(8, 4).double(), torch.randint(5, (8,))
+    expected, found = (capture_factors(net, LOSS, [batch], find_layers(net)[0]) for net in (plain, again))
+    assert list(found.layers) == ["first", "body", "head"] and not found.missing
+    for name, factors in found.layers.items():
+        torch.testing.assert_close(factors.C_A, expected.layers[name].C_A)
+        torch.testing.assert_close(factors.C_delta, expected.layers[name].C_delta)
+    net = Checkpointed(True)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        capture_factors(net, LOSS, [(torch.randn(8, 4), batch[1])], find_layers(net)[0])
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (8, 3, 4)])
+def test_an_operation_in_place_behind_a_layer(shape):
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace), nn.Linear(6, 5)).double() for inplace in (False, True)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    batch = torch.randn(shape).double(), torch.randint(5, (8,))
+
+    def loss(output, target):
+        return LOSS(output if output.dim() == 2 else output.mean(1), target)
+
+    plain, in_place = (capture_factors(net, loss, [batch], find_layers(net)[0]) for net in nets)
+    assert list(in_place.layers) == ["0", "2"]
+    for name, factors in in_place.layers.items():
+        torch.testing.assert_close(factors.C_delta, plain.layers[name].C_delta)
+        torch.testing.assert_close(factors.C_A, plain.layers[name].C_A)
+
+
+def test_a_hook_of_the_user_that_changes_the_output():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5)).double()
+    net[0].register_forward_hook(lambda module, args, output: 3 * output)
+    found = capture_factors(net, LOSS, [(torch.randn(8, 4).double(), torch.randint(5, (8,)))], find_layers(net)[0])
+    assert list(found.layers) == ["0", "2"]
+
+
+def test_the_head_is_the_last_layer_called_whatever_is_hooked():
+    class HeadFirst(nn.Module):
         def __init__(self):
             super().__init__()
-            self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 5)
+            self.head, self.a, self.b = nn.Linear(4, 5), nn.Linear(4, 4), nn.Linear(4, 4)
 
         def forward(self, x):
-            return self.head(checkpoint(lambda v: torch.tanh(self.body(v)), x, use_reentrant=False))
+            return self.head(torch.tanh(self.b(torch.tanh(self.a(x)))))
 
-    net = Net()
-    layers, _ = find_layers(net)
-    found = capture_factors(net, LOSS, [(torch.randn(8, 4), torch.randint(5, (8,)))], layers)
-    assert list(found.layers) == ["head"]
-    assert "checkpointing" in found.missing["body"]
+    net = HeadFirst()
+    batch = torch.randn(8, 4), torch.randint(5, (8,))
+    for pattern, heads in ((None, ["head"]), ("a", []), (["a", "head"], ["head"])):
+        found = capture_factors(net, LOSS, [batch], find_layers(net, pattern)[0])
+        assert [name for name, layer in found.layers.items() if layer.is_head] == heads
+
+
+def test_rows_without_error_are_counted():
+    torch.manual_seed(0)
+    embed, labels = torch.randn(4, 6, 4), torch.randint(5, (4, 6))
+    labels[:, 4:] = -100
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5))
+
+    def loss(output, target):
+        return nn.functional.cross_entropy(output.flatten(0, 1), target.flatten(), ignore_index=-100)
+
+    found = capture_factors(net, loss, [(embed, labels)], find_layers(net)[0]).layers
+    for factors in found.values():
+        assert any("8 of 24 rows carry no error" in note for note in factors.notes)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e20), (torch.float32, 1e-30), (torch.float64, 1e150)])
+def test_factors_that_leave_the_range_of_their_dtype_are_missing(dtype, scale):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5)).to(dtype)
+    batch = torch.randn(8, 4, dtype=dtype), torch.randint(5, (8,))
+    found = capture_factors(net, lambda o, t: LOSS(o, t) * scale, [batch], find_layers(net)[0])
+    assert not found.layers
+    assert all("leave the range of" in reason for reason in found.missing.values())
 
 
 def test_tokens_sequence_first_and_folded_rows():
@@ -187,11 +276,12 @@ def test_tokens_sequence_first_and_folded_rows():
         state = state or net.state_dict()
         net.load_state_dict(state)
         layers, _ = find_layers(net, "layer")
-        factors = capture_factors(net, LOSS, [(x, y)], layers).layers["layer"]
+        whole = capture_factors(net, LOSS, [(x, y)], layers)
+        factors = whole.layers["layer"]
         pair = torch.eye(6, 4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
         quotients = capture_quotients(net, LOSS, [(x, y)], layers, {"layer": pair})["layer"]
         assert bool(factors.notes) == (layout != "plain")
-        found[layout] = factors.C_A, factors.C_delta, factors.gradient, *vars(quotients).values()
+        found[layout] = factors.C_A, factors.C_delta, whole.gradients["layer"], *vars(quotients).values()
     for layout in ("sequence first", "folded"):
         for ours, plain in zip(found[layout], found["plain"], strict=True):
             torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)

@@ -68,7 +68,7 @@ def test_landscape_of_a_users_own_model(here, capsys, spec):
     assert main(["landscape", spec, "--out", "out", "--top-k", "5", "--layers", "0", "--title", "Mine"]) == 0
     found = Landscape.load(here / "out")
     assert list(found) == ["0"]
-    assert found["0"].top_k == 5
+    assert found["0"].num_directions == 5
     assert found.meta["specification"] == spec
     page = (here / "out" / "index.html").read_text(encoding="utf-8")
     assert "<title>Mine</title>" in page
@@ -232,7 +232,7 @@ def test_hugging_face_folder_without_weights(here, capsys):
     assert main(["landscape", "hf:tiny", "--out", "o", *sizes]) == 0
     found = Landscape.load(here / "o")
     assert any("holds no weights" in note for note in found.meta["notes"])
-    assert found["bert.encoder.layer.0.intermediate.dense"].top_k > 0
+    assert found["bert.encoder.layer.0.intermediate.dense"].num_directions > 0
     assert "bert.embeddings.word_embeddings" in found.skipped
     Path("tiny/config.json").write_text('{"model_type": "bert"}')
     assert main(["landscape", "hf:tiny"]) == 2

@@ -177,7 +177,7 @@ def test_rayleigh_quotients(emulated, shape, delta_shape, geometry, dtype, budge
     n = reference.patches(x.double(), **geometry).shape[-1]
     m = delta.shape[1 if "kernel_size" in geometry else -1] // groups
     U, V = torch.randn(groups, m, K), torch.randn(groups, n, K)
-    got = rayleigh_quotients(x, delta, U, V, **geometry, memory_budget=budget)
+    got = rayleigh_quotients(x, delta, U, V, **geometry, scratch_bytes=budget)
     for g in range(groups):
         dims = [slice(None)] if "kernel_size" in geometry else []
         part = [

@@ -113,8 +113,8 @@ def test_estimate_grows_with_samples_and_names_layers():
     small, large = (estimate_memory(model, CE, (x[:n], y[:n])) for n in (32, 256))
     weights = sum(2 * p.nbytes for n, p in model.named_parameters() if p.dim() > 1)
     assert large.base - weights == pytest.approx(8 * (small.base - weights), rel=0.01)
-    assert set(large.per_lane) == {"0", "2", "5"}
-    assert large.per_lane["0"] >= large.per_lane["2"] >= large.per_lane["5"] > 0
+    assert set(large.per_direction) == {"0", "2", "5"}
+    assert large.per_direction["0"] >= large.per_direction["2"] >= large.per_direction["5"] > 0
     assert large.samples == 256
 
 

@@ -1,6 +1,7 @@
 """measure(): the whole chain on small models, against independent computations, and on bad input."""
 
 import copy
+import json
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from spectral_ext.landscape import Landscape, measure
+from spectral_ext.landscape.storage import encode
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -61,8 +63,8 @@ def test_curvature_is_the_hessian_form(landscape):
         row, weight = landscape[name], net.get_submodule(name).weight
         (gradient,) = torch.autograd.grad(LOSS(net(x.double()), y), weight, create_graph=True)
         U, sigma, Vh = torch.linalg.svd(gradient.detach().flatten(1), full_matrices=False)
-        np.testing.assert_allclose(row.arrays.sigma, sigma[: row.top_k], rtol=1e-9)
-        for k in range(row.top_k):
+        np.testing.assert_allclose(row.arrays.sigma, sigma[: row.num_directions], rtol=1e-9)
+        for k in range(row.num_directions):
             direction = torch.outer(U[:, k], Vh[k]).reshape(weight.shape)
             (product,) = torch.autograd.grad(gradient, weight, direction, retain_graph=True)
             assert row.arrays.h[k] == pytest.approx(float((product * direction).sum()), rel=1e-7, abs=1e-12)
@@ -101,7 +103,9 @@ def test_gauss_newton_part_is_the_ggn_form(landscape):
         row, weight = landscape[name], net.get_submodule(name).weight
         (gradient,) = torch.autograd.grad(LOSS(net(x.double()), y), weight)
         U, _, Vh = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
-        directions = torch.einsum("mk,kn->mnk", U, Vh)[..., : row.top_k].reshape(*weight.shape, row.top_k)
+        directions = torch.einsum("mk,kn->mnk", U, Vh)[..., : row.num_directions].reshape(
+            *weight.shape, row.num_directions
+        )
         data = [(x.double(), y)]
         for operator, expected in (
             (curvlinops.GGNLinearOperator, row.arrays.h_gauss_newton),
@@ -116,7 +120,7 @@ def test_head_is_a_softmax_head(landscape):
     head = landscape["8"]
     assert head.softmax.is_softmax
     assert head.softmax.rank == 9
-    assert head.top_k == 9
+    assert head.num_directions == 9
     assert any("numerical rank 9" in note for note in head.notes)
     assert head.layer_norm.behind_norm
     assert landscape["6"].softmax is None
@@ -127,8 +131,8 @@ def test_layers_by_pattern_and_top_k():
     found = run(conv_net().eval(), [images()], layers=["[68]"], top_k=5)
     assert list(found) == ["6", "8"]
     assert found.skipped["0"] == "not asked for"
-    assert [row.top_k for row in found.values()] == [5, 5]
-    assert [row.depth for row in found.values()] == [0, 1]
+    assert [row.num_directions for row in found.values()] == [5, 5]
+    assert [row.depth for row in found.values()] == [2, 3]
 
 
 def test_batches_are_one_data_set():
@@ -186,7 +190,7 @@ def test_zero_gradient_gives_an_empty_row():
     assert found["dead"].empty_reason == "its gradient is zero"
     assert found["dead"].recommendation is None
     assert not found["dead"].alpha.ok
-    assert found["head"].top_k == 2
+    assert found["head"].num_directions == 2
     assert "at least 4" in found["head"].alpha.reason
     assert found["head"].recommendation.trust is False
     assert "its gradient is zero" in str(found)
@@ -195,7 +199,7 @@ def test_zero_gradient_gives_an_empty_row():
 def test_too_few_samples_give_fewer_directions():
     x, y = images(2)
     found = run(conv_net().eval(), [(x, y)], layers="6")
-    assert found["6"].top_k == 2
+    assert found["6"].num_directions == 2
     assert any("numerical rank 2" in note for note in found["6"].notes)
 
 
@@ -215,9 +219,14 @@ def test_shared_and_repeated_layers_are_listed():
             return self.head(torch.tanh(self.again(torch.tanh(self.again(self.b(self.a(x)))))))
 
     found = run(Tied(), [(torch.randn(8, 4), torch.randint(3, (8,)))])
-    assert list(found) == ["head"]
+    assert list(found) == ["again", "head"]
     assert "shared" in found.skipped["a"]
-    assert "called 2 times" in found.skipped["again"]
+    again = found["again"]
+    assert any("no Kronecker factors" in note and "called 2 times" in note for note in again.notes)
+    assert again.num_directions == len(again.arrays.h) == 4 and again.alpha.ok
+    assert len(again.arrays.h_kron) == len(again.arrays.spectrum_A) == 0 and again.softmax is None
+    assert not again.beta.ok and again.recommendation.kronecker_justified == "undecided"
+    assert "again" in str(found)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -237,7 +246,7 @@ def test_a_parametrized_weight_is_listed(norm):
         (lambda o, t: nn.functional.cross_entropy(o, t, reduction="sum"), "is a sum over samples"),
         (lambda o, t: nn.functional.cross_entropy(o, t, reduction="none"), "not a scalar"),
         (lambda o, t: o.sum() * float("inf"), "the loss on batch 0 is"),
-        (lambda o, t: LOSS(o, t) + torch.rand(()), "the model is random"),
+        (lambda o, t: LOSS(o, t) + torch.rand(()), "the model is not deterministic"),
     ],
 )
 def test_unusable_losses_are_refused(loss, message):
@@ -276,36 +285,129 @@ def test_unusable_arguments_are_refused(call, error, message):
         call()
 
 
-def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+class HeadFirst(nn.Module):
+    """Defined first, called last; a residual block, a layer norm and a layer that is called twice."""
+
+    def __init__(self, act=torch.tanh):
+        super().__init__()
+        torch.manual_seed(0)
+        self.act = act
+        self.head = nn.Linear(8, 5)
+        self.blocks = nn.ModuleList(
+            [nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(2)]
+        )
+        self.twice = nn.Linear(8, 8)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + self.act(block(x))
+        return self.head(self.act(self.twice(self.act(self.twice(x)))))
+
+
+def vectors(samples=24, classes=5):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(samples, 8, generator=generator), torch.randint(classes, (samples,), generator=generator)
+
+
+def as_text(row):
+    return json.dumps(encode(row), sort_keys=True)
+
+
+@pytest.mark.parametrize("layers", ["blocks.0.1", ["blocks.1.*", "head"], ["twice"]])
+def test_a_row_does_not_depend_on_the_other_layers(layers):
+    whole = run(HeadFirst(), [vectors()], top_k=4)
+    part = run(HeadFirst(), [vectors()], top_k=4, layers=layers)
+    assert part and all(as_text(row) == as_text(whole[name]) for name, row in part.items())
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, relu):
     module = sys.modules["spectral_ext.landscape.measure"]
-    net, data = conv_net().eval(), [images()]
-    whole = run(net, data, top_k=5)
-    monkeypatch.setattr(module, "GROUP", 1)
+    net, data = HeadFirst(torch.relu if relu else torch.tanh), [vectors()]
+    whole = run(net, data, top_k=4)
+    monkeypatch.setattr(module, "GROUP", 2)
     build, built = module.build_row, []
 
     def interrupted(layer, *arguments, **options):
-        if len(built) == 2:
+        if len(built) == 3:
             raise KeyboardInterrupt
         built.append(layer.name)
         return build(layer, *arguments, **options)
 
     monkeypatch.setattr(module, "build_row", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(net, data, top_k=5, resume=tmp_path)
-    assert len(list((tmp_path / "rows").glob("*.json"))) == 2
+        run(net, data, top_k=4, resume=tmp_path)
+    assert len(list((tmp_path / "rows").glob("*.json"))) == 3
     monkeypatch.setattr(module, "build_row", lambda layer, *a, **o: built.append(layer.name) or build(layer, *a, **o))
-    found = run(net, data, top_k=5, resume=tmp_path)
+    found = run(net, data, top_k=4, resume=tmp_path)
     assert built == list(whole) == list(found)
+    again = run(net, data, top_k=4, resume=tmp_path)
     for name in whole:
-        np.testing.assert_allclose(found[name].arrays.h, whole[name].arrays.h, rtol=1e-4, atol=1e-7)
-    with pytest.raises(ValueError, match="top_k differ"):
-        run(net, data, top_k=6, resume=tmp_path)
-    with pytest.raises(ValueError, match="data differ"):
-        run(net, [images(seed=1)], top_k=5, resume=tmp_path)
-    with torch.no_grad():
-        net[0].weight.add_(1e-3)
-    with pytest.raises(ValueError, match="model differ"):
-        run(net, data, top_k=5, resume=tmp_path)
+        assert as_text(found[name]) == as_text(whole[name]) == as_text(again[name])
+    for key in ("loss", "samples", "notes", "batches"):
+        assert (
+            whole.meta[key] == pytest.approx(again.meta[key]) if key == "loss" else whole.meta[key] == again.meta[key]
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(top_k=6), r"\(top_k differ"),
+        (dict(seed=1), r"\(seed differ"),
+        (dict(batches=[vectors(25)]), r"\(data differ"),
+        (dict(net=HeadFirst(torch.sigmoid)), r"\((loss, )?output"),
+        (dict(loss=nn.CrossEntropyLoss(label_smoothing=0.3)), r"\(loss, gradients differ"),
+        (dict(loss=lambda o, t: LOSS(o, t) + 1e-4 * o.square().mean()), r"\((loss, )?gradients differ"),
+        (dict(layers="head"), r"layers"),
+        (dict(net=HeadFirst().eval()), r"\(model differ"),
+    ],
+)
+def test_resume_refuses_another_run(tmp_path, change, message):
+    options = dict(top_k=4, progress=False, resume=tmp_path)
+    finished = measure(HeadFirst(), LOSS, [vectors()], **options)
+    finished.save(tmp_path)
+    before = (tmp_path / "landscape.json").read_bytes()
+    net, loss, batches = (change.pop(k, d) for k, d in (("net", HeadFirst()), ("loss", LOSS), ("batches", [vectors()])))
+    with pytest.raises(ValueError, match="resume: .* holds another run.*" + message):
+        measure(net, loss, batches, **{**options, **change})
+    assert (tmp_path / "landscape.json").read_bytes() == before
+
+
+def test_resume_does_not_take_a_finished_folder(tmp_path):
+    run(HeadFirst(), [vectors()], top_k=2, layers="head").save(tmp_path)
+    with pytest.raises(ValueError, match="finished landscape"):
+        run(HeadFirst(), [vectors()], top_k=2, layers="head", resume=tmp_path)
+
+
+def test_resume_takes_any_layer_name_and_names_a_broken_row(tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in NAMES:
+                self.add_module(name, nn.Linear(8, 8))
+
+        def forward(self, x):
+            for name in NAMES:
+                x = torch.tanh(self._modules[name](x))
+            return x
+
+    torch.manual_seed(0)
+    net, data = Named(), [vectors(classes=8)]
+    whole = run(net, data, top_k=2, resume=tmp_path)
+    assert list(whole) == NAMES
+    again = run(net, data, top_k=2, resume=tmp_path)
+    assert [as_text(row) for row in again.values()] == [as_text(row) for row in whole.values()]
+    file = sorted((tmp_path / "rows").glob("*.json"))[0]
+    file.write_text(file.read_text()[:100])
+    with pytest.raises(ValueError, match=f"delete .*{file.name}"):
+        run(net, data, top_k=2, resume=tmp_path)
+    file.unlink()
+    (tmp_path / "rows" / ".deadbeef.partial").write_text("half")
+    assert as_text(run(net, data, top_k=2, resume=tmp_path)[NAMES[0]]) == as_text(whole[NAMES[0]])
+
+
+NAMES = ["x" * 300, "é" * 200, "a/b", "a_b", "con\n", "a b<c>$"]
 
 
 def test_a_landscape_survives_the_disk(landscape, tmp_path):

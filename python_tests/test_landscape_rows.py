@@ -36,7 +36,7 @@ def test_known_exponents_come_back(alpha, gamma):
 
 def test_negative_curvature_is_kept_counted_and_left_out():
     row = synthetic_row("x", negative=3)
-    assert row.negative == 3
+    assert row.num_nonpositive == 3
     assert (row.arrays.h < 0).sum() == 3
     assert row.alpha.n == 17
     assert row.alpha.excluded == 3
@@ -91,14 +91,14 @@ def fit(value, half, r2=0.99):
 )
 def test_recommendation_follows_the_interval(alpha, expected, kronecker, trust):
     advice = recommend(alpha, np.ones(20), 0.5 ** np.arange(20))
-    assert (advice.alpha, advice.kronecker, advice.trust) == (expected, kronecker, trust)
+    assert (advice.alpha, advice.kronecker_justified, advice.trust) == (expected, kronecker, trust)
     assert advice.rank == 5  # 1 − 2⁻⁵ ≥ 0.95
     assert advice.reasons
 
 
 def test_recommendation_heeds_the_concentration_ratio():
-    assert recommend(fit(2.0, 0.1), np.full(20, 5.0), np.ones(20)).kronecker == "no"
-    assert recommend(fit(2.0, 0.1), [], np.ones(20)).kronecker == "undecided"
+    assert recommend(fit(2.0, 0.1), np.full(20, 5.0), np.ones(20)).kronecker_justified == "no"
+    assert recommend(fit(2.0, 0.1), [], np.ones(20)).kronecker_justified == "undecided"
     assert recommend(fit(2.0, 0.1), np.ones(20), -np.ones(20)).rank == 0
 
 

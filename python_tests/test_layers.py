@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from spectral_ext.layers import check_top_k, find_layers, why_no_layer
+from spectral_ext.layers import find_layers, why_no_layer
 
 
 class Tied(nn.Module):
@@ -67,6 +67,3 @@ def test_what_is_said_where_nothing_is_left():
     assert "no parameters" in why_no_layer(find_layers(nn.ReLU())[1])
     with pytest.raises(TypeError, match=r"nn\.Module, not str"):
         find_layers("model")
-    for bad, error in ((2.5, TypeError), (0, ValueError)):
-        with pytest.raises(error, match="top_k must be"):
-            check_top_k(bad)

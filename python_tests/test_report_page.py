@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from spectral_ext.landscape import Landscape, LayerLandscape
+from spectral_ext.landscape.columns import PAGE
 from spectral_ext.landscape.synthetic import synthetic_landscape, synthetic_row
 from spectral_ext.report import Section, render, sentences, training_section, write_report
-from spectral_ext.report.table import COLUMNS
 from spectral_ext.tracker import Track
 
 CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
@@ -75,8 +75,8 @@ def test_every_link_inside_the_page_has_a_target_and_ids_are_unique(page):
 def test_page_shows_every_layer_every_column_every_reason(page, landscape):
     for row in landscape.values():
         assert f">{row.name}</a>" in page
-    for column in COLUMNS:
-        assert f">{column.heading}</button>" in page
+    for column in PAGE:
+        assert f">{column.symbol}</button>" in page
     assert "not measured: its gradient is zero" in page
     assert "BatchNorm2d has no weight matrix that is measured" in page
     assert "a note of this layer" in page

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from spectral_ext._figures import register
+from spectral_ext._version import __version__
 
 if TYPE_CHECKING:
     from spectral_ext.curvature import directional_curvature as directional_curvature
@@ -57,6 +58,17 @@ def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         return getattr(importlib.import_module(f"spectral_ext.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'spectral_ext' has no attribute {name!r}")
+
+
+def _draw(function: str) -> Any:
+    """A drawing function of ``spectral_ext.plots``, imported when it is called."""
+    return lambda *arguments, **options: getattr(importlib.import_module("spectral_ext.plots"), function)(
+        *arguments, **options
+    )
+
+
+register("landscape", _draw("plot"))
+register("track", _draw("plot_track"))
 
 
 def __dir__() -> list[str]:

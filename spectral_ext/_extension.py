@@ -20,4 +20,6 @@ except ImportError as error:
         f"`pip install --no-build-isolation --force-reinstall --no-deps .` ({error})"
     ) from error
 
+compiled.check_simd_environment()
+
 __all__ = ["compiled"]

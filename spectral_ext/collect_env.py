@@ -6,7 +6,10 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from spectral_ext._version import __version__
 
 
 def _probe(name: str, probe: Callable[[], Any], into: dict[str, str]) -> None:
@@ -43,8 +46,8 @@ def _package(name: str) -> str:
 def collect() -> dict[str, str]:
     """The environment as an ordered mapping of plain strings."""
     found: dict[str, str] = {}
-    _probe("spectral-ext", lambda: __import__("spectral_ext").__version__, found)
-    _probe("location", lambda: __import__("spectral_ext").__file__, found)
+    _probe("spectral-ext", lambda: __version__, found)
+    _probe("location", lambda: Path(__file__).parent, found)
 
     def build(key: str) -> Callable[[], Any]:
         def read() -> Any:

@@ -7,19 +7,19 @@
 
 #include "common/lag_plan.h"
 #include "cpu/input_factor_kernels.h"
+#include "cpu/parallel.h"
 
 namespace spectral_ext::cpu {
 
 struct Input {
   const void* data;
-  Source source;
+  Scalar type;                           // T of the accumulator, or a 16-bit type for float
   int64_t batch_stride, channel_stride;  // in elements
   std::array<int64_t, kAxes> strides;
 };
 
 struct Context {
-  int threads;
-  std::function<void(int64_t tasks, const std::function<void(int64_t)>& task)> parallel;
+  Parallel parallel;
   std::function<void*(int64_t bytes)> allocate;  // 64-byte aligned, not cleared, alive until the call returns
 };
 
@@ -28,8 +28,9 @@ struct Update {
   double beta, scale;
 };
 
-// The axes that are cheaper to fold into channels, by a count of multiplications and of packed numbers.
-std::array<bool, kAxes> choose_fold(const Geometry& geometry, int lanes);
+// The axes that are cheaper to fold into channels, by a count of multiplications and of packed numbers. panel: channels
+// per panel.
+std::array<bool, kAxes> choose_fold(const Geometry& geometry, int panel);
 
 // out: (groups, n, n), contiguous. T is the accumulator: double for double input, else float.
 template <class T>

@@ -36,7 +36,7 @@ class Expander {
         out_(out) {
     const Geometry& g = plan.geometry;
     const auto& axes = plan.axes;
-    n_ = g.n(), channels_ = plan.channels, panels_ = (channels_ + kLanes<T> - 1) / kLanes<T>;
+    n_ = g.n(), channels_ = plan.channels, panels_ = (channels_ + kPanel<T> - 1) / kPanel<T>;
     taps_ = axes[0].taps * axes[1].taps * axes[2].taps;
     std::array<int64_t, kAxes> weight{g.axes[1].kernel * g.axes[2].kernel, g.axes[2].kernel, 1};
     const int64_t per_tap = channels_last_order ? g.group_channels() : 1;
@@ -62,12 +62,12 @@ class Expander {
       pairs_[b.tap_a * taps_ + b.tap_b] = {regions, b.last - b.first, false, symmetric};
       if (!symmetric) pairs_[b.tap_b * taps_ + b.tap_a] = {regions, b.last - b.first, true, false};
     }
-    rows_ = kLanes<T>;
-    while (rows_ > 1 && rows_ * taps_ * taps_ * kLanes<T> > kBufferNumbers) rows_ /= 2;
+    rows_ = kPanel<T>;
+    while (rows_ > 1 && rows_ * taps_ * taps_ * kPanel<T> > kBufferNumbers) rows_ /= 2;
   }
 
   int64_t panels() const { return panels_; }
-  int64_t buffer_numbers() const { return strided_ ? rows_ * taps_ * taps_ * kLanes<T> : 0; }
+  int64_t buffer_numbers() const { return strided_ ? rows_ * taps_ * taps_ * kPanel<T> : 0; }
 
   // Rows of the factor that belong to the channels of one panel, bias column apart.
   void expand_panel(int64_t panel, T* buffer) const {
@@ -90,22 +90,22 @@ class Expander {
     for (int64_t i = 0; i + 1 < n_; ++i) write(out_ + i * n_ + n_ - 1, row.data() + i, 1, beta_, scale_);
   }
 
-  // Tile (rows [first, first + rows) of panel p, panel q) of block (a, b): tile[i · kLanes + j].
+  // Tile (rows [first, first + rows) of panel p, panel q) of block (a, b): tile[i · kPanel + j].
   void fetch(const PairRegions& pair, int64_t p, int64_t first, int64_t rows, int64_t q, T* tile) const {
     const bool transposed = pair.transposed || (pair.symmetric && view_.upper_only && p > q);
-    const bool padded = view_.row_stride == kLanes<T> || std::max(p, q) < channels_ / kLanes<T>;
-    if (rows == kLanes<T> && padded && pair.count <= kAtOnce) {
+    const bool padded = view_.row_stride == kPanel<T> || std::max(p, q) < channels_ / kPanel<T>;
+    if (rows == kPanel<T> && padded && pair.count <= kAtOnce) {
       const T* from[kAtOnce];
       for (int64_t r = 0; r < pair.count; ++r)
         from[r] = transposed ? tile_of(pair.regions[r], q, p) : tile_of(pair.regions[r], p, q);
       kernel_.add_tiles(from, pair.count, view_.row_stride, transposed, tile);
     } else if (transposed) {
-      alignas(64) T turned[kLanes<T> * kLanes<T>];
-      add_up(pair, q, 0, kLanes<T>, p, first, rows, turned);
+      alignas(64) T turned[kPanel<T> * kPanel<T>];
+      add_up(pair, q, 0, kPanel<T>, p, first, rows, turned);
       for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < kLanes<T>; ++j) tile[i * kLanes<T> + j] = turned[j * kLanes<T> + i];
+        for (int64_t j = 0; j < kPanel<T>; ++j) tile[i * kPanel<T> + j] = turned[j * kPanel<T> + i];
     } else {
-      add_up(pair, p, first, rows, q, 0, kLanes<T>, tile);
+      add_up(pair, p, first, rows, q, 0, kPanel<T>, tile);
     }
   }
 
@@ -114,16 +114,16 @@ class Expander {
   // of panel q; zero beyond the last channel, where plain matrices end.
   void add_up(const PairRegions& pair, int64_t p, int64_t row, int64_t rows, int64_t q, int64_t column, int64_t columns,
               T* tile) const {
-    const int64_t rows_there = std::min(rows, channels_ - p * kLanes<T> - row);
-    const int64_t columns_there = std::min(columns, channels_ - q * kLanes<T> - column);
-    for (int64_t i = 0; i < rows * kLanes<T>; ++i) tile[i] = T(0);
+    const int64_t rows_there = std::min(rows, channels_ - p * kPanel<T> - row);
+    const int64_t columns_there = std::min(columns, channels_ - q * kPanel<T> - column);
+    for (int64_t i = 0; i < rows * kPanel<T>; ++i) tile[i] = T(0);
     for (int64_t r = 0; r < pair.count; ++r) {
       const T* from = tile_of(pair.regions[r], p, q) + row * view_.row_stride + column;
       for (int64_t i = 0; i < rows_there; ++i, from += view_.row_stride)
-        if (columns_there == kLanes<T>)
-          for (int64_t j = 0; j < kLanes<T>; ++j) tile[i * kLanes<T> + j] += from[j];
+        if (columns_there == kPanel<T>)
+          for (int64_t j = 0; j < kPanel<T>; ++j) tile[i * kPanel<T> + j] += from[j];
         else
-          for (int64_t j = 0; j < columns_there; ++j) tile[i * kLanes<T> + j] += from[j];
+          for (int64_t j = 0; j < columns_there; ++j) tile[i * kPanel<T> + j] += from[j];
     }
   }
 
@@ -133,44 +133,44 @@ class Expander {
 
   // Element by element, or 64 bytes at a time where the panel's channels are consecutive in a row.
   void direct(int64_t p) const {
-    alignas(64) T tile[kLanes<T> * kLanes<T>];
-    const int64_t rows = std::min<int64_t>(channels_ - p * kLanes<T>, kLanes<T>);
+    alignas(64) T tile[kPanel<T> * kPanel<T>];
+    const int64_t rows = std::min<int64_t>(channels_ - p * kPanel<T>, kPanel<T>);
     for (int64_t a = 0; a < taps_; ++a)
       for (int64_t b = 0; b < taps_; ++b)
         for (int64_t q = 0; q < panels_; ++q) {
-          fetch(pairs_[a * taps_ + b], p, 0, kLanes<T>, q, tile);
-          const int64_t columns = std::min<int64_t>(channels_ - q * kLanes<T>, kLanes<T>);
+          fetch(pairs_[a * taps_ + b], p, 0, kPanel<T>, q, tile);
+          const int64_t columns = std::min<int64_t>(channels_ - q * kPanel<T>, kPanel<T>);
           for (int64_t i = 0; i < rows; ++i) {
-            T* row = out_ + (tap_offset_[a] + channel_offset_[p * kLanes<T> + i]) * n_ + tap_offset_[b];
+            T* row = out_ + (tap_offset_[a] + channel_offset_[p * kPanel<T> + i]) * n_ + tap_offset_[b];
             if (consecutive_)
-              write(row + q * kLanes<T>, tile + i * kLanes<T>, columns, beta_, scale_);
+              write(row + q * kPanel<T>, tile + i * kPanel<T>, columns, beta_, scale_);
             else
               for (int64_t j = 0; j < columns; ++j)
-                write(row + channel_offset_[q * kLanes<T> + j], tile + i * kLanes<T> + j, 1, beta_, scale_);
+                write(row + channel_offset_[q * kPanel<T> + j], tile + i * kPanel<T> + j, 1, beta_, scale_);
           }
         }
   }
 
   // Row (c, a) holds b fastest: all taps of a tile meet in a buffer, then long rows are written.
   void interleaved(int64_t p, T* buffer) const {
-    alignas(64) T tile[kLanes<T> * kLanes<T>];
-    const int64_t here = std::min<int64_t>(channels_ - p * kLanes<T>, kLanes<T>);
+    alignas(64) T tile[kPanel<T> * kPanel<T>];
+    const int64_t here = std::min<int64_t>(channels_ - p * kPanel<T>, kPanel<T>);
     for (int64_t first = 0; first < here; first += rows_) {
       const int64_t rows = std::min(rows_, here - first);
       for (int64_t q = 0; q < panels_; ++q) {
-        const int64_t columns = std::min<int64_t>(channels_ - q * kLanes<T>, kLanes<T>);
+        const int64_t columns = std::min<int64_t>(channels_ - q * kPanel<T>, kPanel<T>);
         for (int64_t a = 0; a < taps_; ++a)
           for (int64_t b = 0; b < taps_; ++b) {
             fetch(pairs_[a * taps_ + b], p, first, rows_, q, tile);
             for (int64_t i = 0; i < rows; ++i) {
-              T* to = buffer + (i * taps_ + a) * kLanes<T> * taps_ + b;
-              for (int64_t j = 0; j < kLanes<T>; ++j) to[j * taps_] = tile[i * kLanes<T> + j];
+              T* to = buffer + (i * taps_ + a) * kPanel<T> * taps_ + b;
+              for (int64_t j = 0; j < kPanel<T>; ++j) to[j * taps_] = tile[i * kPanel<T> + j];
             }
           }
         for (int64_t i = 0; i < rows; ++i)
           for (int64_t a = 0; a < taps_; ++a)
-            write(out_ + ((p * kLanes<T> + first + i) * taps_ + a) * n_ + q * kLanes<T> * taps_,
-                  buffer + (i * taps_ + a) * kLanes<T> * taps_, columns * taps_, beta_, scale_);
+            write(out_ + ((p * kPanel<T> + first + i) * taps_ + a) * n_ + q * kPanel<T> * taps_,
+                  buffer + (i * taps_ + a) * kPanel<T> * taps_, columns * taps_, beta_, scale_);
       }
     }
   }
@@ -193,9 +193,9 @@ template <class T>
 void expand(const LagPlan& plan, const RegionView<T>& regions, double positions, bool channels_last_order,
             Update update, T* out, const Context& context) {
   const Expander<T> expander(plan, regions, channels_last_order, update, out);
-  T* buffers = static_cast<T*>(context.allocate(context.threads * expander.buffer_numbers() * sizeof(T)));
-  context.parallel(context.threads, [&](int64_t thread) {
-    for (int64_t p = thread; p < expander.panels(); p += context.threads)
+  T* buffers = static_cast<T*>(context.allocate(context.parallel.threads * expander.buffer_numbers() * sizeof(T)));
+  context.parallel(context.parallel.threads, [&](int64_t thread) {
+    for (int64_t p = thread; p < expander.panels(); p += context.parallel.threads)
       expander.expand_panel(p, buffers + thread * expander.buffer_numbers());
   });
   if (plan.geometry.bias) expander.bias(positions);
@@ -212,16 +212,16 @@ void store_state(const LagPlan& plan, const RegionView<T>& regions, double posit
     const int64_t last = c + 1 < plan.classes.size() ? plan.classes[c + 1].first_region : plan.regions;
     for (int64_t r = plan.classes[c].first_region; r < last; ++r) symmetric[r] = plan.classes[c].symmetric;
   }
-  context.parallel(context.threads, [&](int64_t thread) {
-    alignas(64) T tile[kLanes<T> * kLanes<T>];
-    for (int64_t task = thread; task < plan.regions * panels; task += context.threads) {
+  context.parallel(context.parallel.threads, [&](int64_t thread) {
+    alignas(64) T tile[kPanel<T> * kPanel<T>];
+    for (int64_t task = thread; task < plan.regions * panels; task += context.parallel.threads) {
       const int64_t region = task / panels, p = task % panels;
-      const int64_t rows = std::min<int64_t>(channels - p * kLanes<T>, kLanes<T>);
+      const int64_t rows = std::min<int64_t>(channels - p * kPanel<T>, kPanel<T>);
       for (int64_t q = 0; q < panels; ++q) {
-        expander.fetch({&region, 1, false, symmetric[region]}, p, 0, kLanes<T>, q, tile);
+        expander.fetch({&region, 1, false, symmetric[region]}, p, 0, kPanel<T>, q, tile);
         for (int64_t i = 0; i < rows; ++i)
-          write(state + (region * channels + p * kLanes<T> + i) * channels + q * kLanes<T>, tile + i * kLanes<T>,
-                std::min<int64_t>(channels - q * kLanes<T>, kLanes<T>), beta, scale);
+          write(state + (region * channels + p * kPanel<T> + i) * channels + q * kPanel<T>, tile + i * kPanel<T>,
+                std::min<int64_t>(channels - q * kPanel<T>, kPanel<T>), beta, scale);
       }
     }
   });

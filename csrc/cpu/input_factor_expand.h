@@ -4,7 +4,7 @@
 
 namespace spectral_ext::cpu {
 
-// One group's region matrices, as tiles of kLanes × kLanes or as plain (channels, channels) matrices.
+// One group's region matrices, as tiles of kPanel × kPanel or as plain (channels, channels) matrices.
 template <class T>
 struct RegionView {
   const T* data;

@@ -4,14 +4,19 @@
 #include <cstring>
 
 namespace spectral_ext::cpu {
+namespace {
+
+bool same_type(const Input& input) { return input.type == Scalar::kFloat || input.type == Scalar::kDouble; }
+
+}  // namespace
 
 template <class T>
-Packing<T>::Packing(const LagPlan& plan, const Input& input, bool channels_last_order, bool lanewise)
+Packing<T>::Packing(const LagPlan& plan, const Input& input, bool channels_last_order, bool depthwise)
     : plan_(plan),
       input_(input),
-      element_(input.source == Source::kSame ? sizeof(T) : 2),
-      channels_(lanewise ? plan.geometry.channels : plan.channels),
-      panels_((channels_ + kLanes<T> - 1) / kLanes<T>),
+      element_(same_type(input) ? sizeof(T) : 2),
+      channels_(depthwise ? plan.geometry.channels : plan.channels),
+      panels_((channels_ + kPanel<T> - 1) / kPanel<T>),
       folded_(plan.folded[0] || plan.folded[1] || plan.folded[2]) {
   const auto& axes = plan.axes;
   phases_.resize(axes[0].phases * axes[1].phases * axes[2].phases);
@@ -35,10 +40,10 @@ Packing<T>::Packing(const LagPlan& plan, const Input& input, bool channels_last_
   for (Phase& p : phases_)
     if (p.used) {
       p.offset = sample_numbers_;
-      sample_numbers_ += panels_ * p.pixels * kLanes<T>;
+      sample_numbers_ += panels_ * p.pixels * kPanel<T>;
       row_ = std::max(row_, p.length[2]);
     }
-  whole_rows_ = input.source == Source::kSame && !folded_ && phases_.size() == 1 && input.strides[2] == 1;
+  whole_rows_ = same_type(input) && !folded_ && phases_.size() == 1 && input.strides[2] == 1;
   const std::array<int64_t, kAxes> kernel = [&] {
     std::array<int64_t, kAxes> k;
     for (int a = 0; a < kAxes; ++a) k[a] = plan.folded[a] ? plan.geometry.axes[a].kernel : 1;
@@ -59,7 +64,7 @@ void Packing<T>::pack(int64_t group, int64_t sample, T* buffer, int64_t slot, in
       (sample * input_.batch_stride + group * plan_.geometry.group_channels() * input_.channel_stride) * element_;
   for (const Phase& phase : phases_) {
     if (!phase.used) continue;
-    T* to = buffer + phase.offset * samples + slot * kLanes<T>;
+    T* to = buffer + phase.offset * samples + slot * kPanel<T>;
     if (input_.channel_stride == 1 && !folded_)
       pack_pixels(phase, from, to, samples);
     else if (whole_rows_)
@@ -78,15 +83,15 @@ void Packing<T>::pack_plane(const Phase& phase, const T* from, T* to, int64_t sa
   if (rows == 1 && (input_.strides[0] == count || planes == 1)) count *= planes, planes = 1;
   const Kernels<T>& kernel = kernels<T>();
   for (int64_t p = 0; p < panels_; ++p) {
-    const int lanes = static_cast<int>(std::min<int64_t>(kLanes<T>, channels_ - p * kLanes<T>));
+    const int lanes = static_cast<int>(std::min<int64_t>(kPanel<T>, channels_ - p * kPanel<T>));
     for (int64_t u0 = 0; u0 < planes; ++u0)
       for (int64_t u1 = 0; u1 < rows; ++u1) {
-        const T* rows_of[kLanes<T>];
+        const T* rows_of[kPanel<T>];
         for (int l = 0; l < lanes; ++l)
           rows_of[l] =
-              from + (p * kLanes<T> + l) * input_.channel_stride + u0 * input_.strides[0] + u1 * input_.strides[1];
+              from + (p * kPanel<T> + l) * input_.channel_stride + u0 * input_.strides[0] + u1 * input_.strides[1];
         kernel.transpose(rows_of, lanes, count,
-                         to + (p * phase.pixels + (u0 * rows + u1) * count) * samples * kLanes<T>, samples * kLanes<T>);
+                         to + (p * phase.pixels + (u0 * rows + u1) * count) * samples * kPanel<T>, samples * kPanel<T>);
       }
   }
 }
@@ -94,7 +99,7 @@ void Packing<T>::pack_plane(const Phase& phase, const T* from, T* to, int64_t sa
 // Channels in memory order: panels are copies.
 template <class T>
 void Packing<T>::pack_pixels(const Phase& phase, const char* from, T* to, int64_t samples) const {
-  const auto load = kernels<T>().load[static_cast<int>(input_.source)];
+  const auto load = kernels<T>().load[static_cast<int>(input_.type)];
   const auto& axes = plan_.axes;
   int64_t pixel = 0;
   for (int64_t u0 = 0; u0 < phase.length[0]; ++u0)
@@ -104,10 +109,10 @@ void Packing<T>::pack_pixels(const Phase& phase, const char* from, T* to, int64_
                                            (u1 * axes[1].phases + phase.f[1]) * input_.strides[1] +
                                            (u2 * axes[2].phases + phase.f[2]) * input_.strides[2]);
         for (int64_t p = 0; p < panels_; ++p) {
-          T* out = to + (p * phase.pixels + pixel) * samples * kLanes<T>;
-          const int64_t lanes = std::min<int64_t>(kLanes<T>, channels_ - p * kLanes<T>);
-          load(x + p * kLanes<T> * element_, 1, lanes, out);
-          std::fill(out + lanes, out + kLanes<T>, T(0));
+          T* out = to + (p * phase.pixels + pixel) * samples * kPanel<T>;
+          const int64_t lanes = std::min<int64_t>(kPanel<T>, channels_ - p * kPanel<T>);
+          load(x + p * kPanel<T> * element_, 1, lanes, out);
+          std::fill(out + lanes, out + kPanel<T>, T(0));
         }
       }
 }
@@ -117,22 +122,22 @@ void Packing<T>::pack_pixels(const Phase& phase, const char* from, T* to, int64_
 template <class T>
 void Packing<T>::pack_rows(const Phase& phase, const char* from, T* to, int64_t samples, T* scratch) const {
   const Kernels<T>& kernel = kernels<T>();
-  const auto load = kernel.load[static_cast<int>(input_.source)];
+  const auto load = kernel.load[static_cast<int>(input_.type)];
   const auto& axes = plan_.axes;
   const int64_t width = phase.length[2];
-  const T* rows_of[kLanes<T>];
-  for (int l = 0; l < kLanes<T>; ++l) rows_of[l] = scratch + l * width;
+  const T* rows_of[kPanel<T>];
+  for (int l = 0; l < kPanel<T>; ++l) rows_of[l] = scratch + l * width;
   // Input index at position u of an axis, for a lane: u · step + start.
   const auto step = [&](int a) { return plan_.folded[a] ? plan_.geometry.axes[a].down() : axes[a].phases; };
   const auto start = [&](int a, const Lane& lane) {
     return plan_.folded[a] ? plan_.geometry.axes[a].offset(lane.tap[a]) : phase.f[a];
   };
   for (int64_t p = 0; p < panels_; ++p) {
-    const int lanes = static_cast<int>(std::min<int64_t>(kLanes<T>, channels_ - p * kLanes<T>));
+    const int lanes = static_cast<int>(std::min<int64_t>(kPanel<T>, channels_ - p * kPanel<T>));
     for (int64_t u0 = 0; u0 < phase.length[0]; ++u0)
       for (int64_t u1 = 0; u1 < phase.length[1]; ++u1) {
         for (int l = 0; l < lanes; ++l) {
-          const Lane& lane = lanes_[p * kLanes<T> + l];
+          const Lane& lane = lanes_[p * kPanel<T> + l];
           T* row = scratch + l * width;
           const int64_t h0 = u0 * step(0) + start(0, lane), h1 = u1 * step(1) + start(1, lane), s = step(2);
           int64_t begin = 0, end = 0;
@@ -148,8 +153,8 @@ void Packing<T>::pack_rows(const Phase& phase, const char* from, T* to, int64_t 
                  s * input_.strides[2], end - begin, row + begin);
         }
         kernel.transpose(rows_of, lanes, width,
-                         to + (p * phase.pixels + (u0 * phase.length[1] + u1) * width) * samples * kLanes<T>,
-                         samples * kLanes<T>);
+                         to + (p * phase.pixels + (u0 * phase.length[1] + u1) * width) * samples * kPanel<T>,
+                         samples * kPanel<T>);
       }
   }
 }

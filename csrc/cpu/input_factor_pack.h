@@ -1,4 +1,4 @@
-// One group's pixels as panels: [phase][panel][pixel of the phase][sample][kLanes], so that every lag is a run at an
+// One group's pixels as panels: [phase][panel][pixel of the phase][sample][kPanel], so that every lag is a run at an
 // offset.
 #pragma once
 #include <vector>
@@ -11,8 +11,8 @@ template <class T>
 class Packing {
  public:
   // The plan's channels are numbered as the patch order asks: folded tap slowest if channels_last_order, else fastest.
-  // With lanewise, all groups (of one channel each) are packed as one group's channels.
-  Packing(const LagPlan& plan, const Input& input, bool channels_last_order, bool lanewise);
+  // With depthwise, all groups (of one channel each) are packed as one group's channels.
+  Packing(const LagPlan& plan, const Input& input, bool channels_last_order, bool depthwise);
 
   int64_t channels() const { return channels_; }
   int64_t panels() const { return panels_; }
@@ -21,14 +21,14 @@ class Packing {
   // Start of a phase triple's panel 0, in a buffer of `samples` samples; a panel has panel_stride(phase) · samples
   // numbers.
   int64_t offset(int64_t phase, int64_t samples) const { return phases_[phase].offset * samples; }
-  int64_t panel_stride(int64_t phase) const { return phases_[phase].pixels * kLanes<T>; }
+  int64_t panel_stride(int64_t phase) const { return phases_[phase].pixels * kPanel<T>; }
   int64_t phase(int64_t f0, int64_t f1, int64_t f2) const {
     return (f0 * plan_.axes[1].phases + f1) * plan_.axes[2].phases + f2;
   }
   int64_t pixel(int64_t phase, int64_t u0, int64_t u1, int64_t u2) const {
     return (u0 * phases_[phase].length[1] + u1) * phases_[phase].length[2] + u2;
   }
-  int64_t scratch_numbers() const { return row_ * kLanes<T>; }  // a thread
+  int64_t scratch_numbers() const { return row_ * kPanel<T>; }  // a thread
 
   // Packs sample `sample` of the batch as sample `slot` of `samples` in the buffer.
   void pack(int64_t group, int64_t sample, T* buffer, int64_t slot, int64_t samples, T* scratch) const;

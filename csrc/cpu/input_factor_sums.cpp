@@ -51,8 +51,8 @@ template <class T>
 RegionSums<T>::RegionSums(const LagPlan& plan, const Input& input, bool channels_last_order, const Context& context)
     : plan_(plan), context_(context), packing_(plan, input, channels_last_order, false) {
   const int64_t np = packing_.panels();
-  tile_numbers_ = plan.regions * np * np * kLanes<T> * kLanes<T>;
-  sum_numbers_ = plan.sum_regions * np * kLanes<T>;
+  tile_numbers_ = plan.regions * np * np * kPanel<T> * kPanel<T>;
+  sum_numbers_ = plan.sum_regions * np * kPanel<T>;
   schedule_ = make_schedule(plan, packing_.sample_numbers() * sizeof(T), tile_numbers_ * sizeof(T),
                             std::max<int64_t>(static_cast<int64_t>(plan.classes.size()) * np, 1));
   stream_numbers_ = schedule_.samples * packing_.sample_numbers();
@@ -63,7 +63,7 @@ RegionSums<T>::RegionSums(const LagPlan& plan, const Input& input, bool channels
   tiles_ = static_cast<T*>(context.allocate(schedule_.streams * tile_numbers_ * sizeof(T)));
   if (schedule_.fold_every) totals_ = static_cast<T*>(context.allocate(schedule_.streams * tile_numbers_ * sizeof(T)));
   sums_ = static_cast<double*>(context.allocate(schedule_.streams * sum_numbers_ * sizeof(double)));
-  scratch_ = static_cast<T*>(context.allocate(context.threads * packing_.scratch_numbers() * sizeof(T)));
+  scratch_ = static_cast<T*>(context.allocate(context.parallel.threads * packing_.scratch_numbers() * sizeof(T)));
 
   for (const LagClass& c : plan.classes) {
     segment_of_class_.emplace_back();
@@ -92,12 +92,12 @@ void RegionSums<T>::share_out() {
         items.push_back({stream, p, static_cast<int32_t>(c)});
         cost.push_back(panels * static_cast<double>(pixels_of(plan_, plan_.classes[c])));
       }
-  const double share = std::accumulate(cost.begin(), cost.end(), 0.0) / context_.threads;
-  items_.resize(context_.threads);
+  const double share = std::accumulate(cost.begin(), cost.end(), 0.0) / context_.parallel.threads;
+  items_.resize(context_.parallel.threads);
   double before = 0;
   for (size_t i = 0; i < items.size(); before += cost[i++]) {
     const auto thread = static_cast<int64_t>((before + cost[i] / 2) / share);
-    items_[std::min<int64_t>(thread, context_.threads - 1)].push_back(items[i]);
+    items_[std::min<int64_t>(thread, context_.parallel.threads - 1)].push_back(items[i]);
   }
 }
 
@@ -113,9 +113,9 @@ int64_t RegionSums<T>::piece_samples(int64_t round, int64_t stream) const {
 
 template <class T>
 void RegionSums<T>::run(int64_t group) {
-  context_.parallel(context_.threads, [&](int64_t thread) {
-    const int64_t n = schedule_.streams * tile_numbers_, begin = n * thread / context_.threads,
-                  end = n * (thread + 1) / context_.threads;
+  context_.parallel(context_.parallel.threads, [&](int64_t thread) {
+    const int64_t n = schedule_.streams * tile_numbers_, begin = n * thread / context_.parallel.threads,
+                  end = n * (thread + 1) / context_.parallel.threads;
     std::memset(tiles_ + begin, 0, (end - begin) * sizeof(T));
     if (totals_) std::memset(totals_ + begin, 0, (end - begin) * sizeof(T));
   });
@@ -123,7 +123,7 @@ void RegionSums<T>::run(int64_t group) {
   for (int64_t round = 0; round < schedule_.rounds; ++round) {
     pack(group, round);
     const bool fold_now = totals_ && ((round + 1) % schedule_.fold_every == 0 || round + 1 == schedule_.rounds);
-    context_.parallel(context_.threads, [&](int64_t thread) {
+    context_.parallel(context_.parallel.threads, [&](int64_t thread) {
       multiply(thread, round);
       if (fold_now) fold(thread);
     });
@@ -134,9 +134,9 @@ void RegionSums<T>::run(int64_t group) {
 template <class T>
 void RegionSums<T>::pack(int64_t group, int64_t round) {
   const int64_t first = piece_begin(round, 0), last = piece_begin(round + 1, 0);
-  context_.parallel(context_.threads, [&](int64_t thread) {
-    const int64_t n = last - first, begin = first + n * thread / context_.threads,
-                  end = first + n * (thread + 1) / context_.threads;
+  context_.parallel(context_.parallel.threads, [&](int64_t thread) {
+    const int64_t n = last - first, begin = first + n * thread / context_.parallel.threads,
+                  end = first + n * (thread + 1) / context_.parallel.threads;
     for (int64_t sample = begin; sample < end; ++sample) {
       const int64_t stream = (sample - first) / schedule_.samples;
       packing_.pack(group, sample, buffer(stream), sample - piece_begin(round, stream), piece_samples(round, stream),
@@ -159,7 +159,7 @@ void RegionSums<T>::multiply(int64_t thread, int64_t round) {
     first = last;
   }
   if (plan_.sums.empty()) return;
-  for (int64_t task = thread; task < schedule_.streams * packing_.panels(); task += context_.threads) {
+  for (int64_t task = thread; task < schedule_.streams * packing_.panels(); task += context_.parallel.threads) {
     const int64_t stream = task / packing_.panels();
     add_columns(stream, piece_samples(round, stream), task % packing_.panels());
   }
@@ -173,18 +173,18 @@ void RegionSums<T>::multiply_row(const Item& item, int64_t samples, int64_t u0, 
   const int64_t s0 = segment_of_class_[item.of_class][0][u0], s1 = segment_of_class_[item.of_class][1][u1];
   if (s0 < 0 || s1 < 0) return;
   const AxisClass &c0 = plan_.axis_class(c, 0), &c1 = plan_.axis_class(c, 1), &c2 = plan_.axis_class(c, 2);
-  const int64_t np = packing_.panels(), step = samples * kLanes<T>;
+  const int64_t np = packing_.panels(), step = samples * kPanel<T>;
   const int64_t fa = packing_.phase(c0.phase_a, c1.phase_a, c2.phase_a);
   const int64_t fb = packing_.phase(c0.phase_b, c1.phase_b, c2.phase_b);
   const T* row_a = buffer(item.stream) + packing_.offset(fa, samples) +
-                   (item.panel * packing_.panel_stride(fa) + packing_.pixel(fa, u0, u1, 0) * kLanes<T>)*samples;
+                   (item.panel * packing_.panel_stride(fa) + packing_.pixel(fa, u0, u1, 0) * kPanel<T>)*samples;
   const T* row_b =
       buffer(item.stream) + packing_.offset(fb, samples) + packing_.pixel(fb, u0 + c0.lag, u1 + c1.lag, c2.lag) * step;
   const int64_t stride_b = packing_.panel_stride(fb) * samples;
   const Kernels<T>& kernel = kernels<T>();
-  constexpr int64_t kTile = kLanes<T> * kLanes<T>;
-  const int64_t first_panel = c.symmetric ? item.panel : 0, halves = kLanes<T> / kernel.rows;
-  const int64_t lanes_a = std::min<int64_t>(packing_.channels() - item.panel * kLanes<T>, kLanes<T>);
+  constexpr int64_t kTile = kPanel<T> * kPanel<T>;
+  const int64_t first_panel = c.symmetric ? item.panel : 0, halves = kPanel<T> / kernel.rows;
+  const int64_t lanes_a = std::min<int64_t>(packing_.channels() - item.panel * kPanel<T>, kPanel<T>);
   for (size_t s2 = 0; s2 < c2.segments.size(); ++s2) {
     const int64_t from = std::max(begin, c2.segments[s2].begin), to = std::min(end, c2.segments[s2].end);
     if (from >= to) continue;
@@ -193,8 +193,8 @@ void RegionSums<T>::multiply_row(const Item& item, int64_t samples, int64_t u0, 
     const int64_t total = (to - from) * samples, runs = (total + kRun - 1) / kRun;
     for (int64_t r = 0; r < runs; ++r) {
       const int64_t k0 = total * r / runs, k = total * (r + 1) / runs - k0;
-      const T* a = row_a + from * step + k0 * kLanes<T>;
-      const T* b = row_b + from * step + k0 * kLanes<T>;
+      const T* a = row_a + from * step + k0 * kPanel<T>;
+      const T* b = row_b + from * step + k0 * kPanel<T>;
       for (int64_t p = first_panel; p < np;) {
         const int64_t left = np - p;
         int64_t count = std::min<int64_t>(left, kernel.max_panels);
@@ -202,7 +202,7 @@ void RegionSums<T>::multiply_row(const Item& item, int64_t samples, int64_t u0, 
         const T* panels[kMaxPanels];
         for (int64_t j = 0; j < count; ++j) panels[j] = b + (p + j) * stride_b;
         for (int64_t h = 0; h < halves && h * kernel.rows < lanes_a; ++h)
-          kernel.multiply[count - 1](k, a + h * kernel.rows, panels, tile + p * kTile + h * kernel.rows * kLanes<T>,
+          kernel.multiply[count - 1](k, a + h * kernel.rows, panels, tile + p * kTile + h * kernel.rows * kPanel<T>,
                                      kTile);
         p += count;
       }
@@ -213,7 +213,7 @@ void RegionSums<T>::multiply_row(const Item& item, int64_t samples, int64_t u0, 
 // Σ x over the regions of the bias column, for one panel.
 template <class T>
 void RegionSums<T>::add_columns(int64_t stream, int64_t samples, int64_t panel) {
-  alignas(64) T partial[kLanes<T>];
+  alignas(64) T partial[kPanel<T>];
   const Kernels<T>& kernel = kernels<T>();
   for (const LagSum& s : plan_.sums) {
     const AxisSum &a = plan_.axis_sum(s, 0), &b = plan_.axis_sum(s, 1), &c = plan_.axis_sum(s, 2);
@@ -223,14 +223,14 @@ void RegionSums<T>::add_columns(int64_t stream, int64_t samples, int64_t panel) 
       for (size_t j = 0; j < b.segments.size(); ++j)
         for (size_t k = 0; k < c.segments.size(); ++k) {
           const int64_t region = s.first_region + (i * b.segments.size() + j) * c.segments.size() + k;
-          double* to = sums_ + stream * sum_numbers_ + (region * packing_.panels() + panel) * kLanes<T>;
+          double* to = sums_ + stream * sum_numbers_ + (region * packing_.panels() + panel) * kPanel<T>;
           for (int64_t u0 = a.segments[i].begin; u0 < a.segments[i].end; ++u0)
             for (int64_t u1 = b.segments[j].begin; u1 < b.segments[j].end; ++u1) {
               const int64_t begin = packing_.pixel(f, u0, u1, c.segments[k].begin) * samples,
                             end = packing_.pixel(f, u0, u1, c.segments[k].end) * samples;
               for (int64_t at = begin; at < end; at += kRun) {
-                kernel.sum(std::min(kRun, end - at), base + at * kLanes<T>, partial);
-                for (int l = 0; l < kLanes<T>; ++l) to[l] += partial[l];
+                kernel.sum(std::min(kRun, end - at), base + at * kPanel<T>, partial);
+                for (int l = 0; l < kPanel<T>; ++l) to[l] += partial[l];
               }
             }
         }
@@ -240,7 +240,7 @@ void RegionSums<T>::add_columns(int64_t stream, int64_t samples, int64_t panel) 
 // A thread's own tiles: nobody else writes them.
 template <class T>
 void RegionSums<T>::fold(int64_t thread) {
-  const int64_t np = packing_.panels(), row = np * kLanes<T> * kLanes<T>;
+  const int64_t np = packing_.panels(), row = np * kPanel<T> * kPanel<T>;
   for (const Item& item : items_[thread]) {
     const LagClass& c = plan_.classes[item.of_class];
     const int64_t last = c.first_region + segments_of(plan_, c);
@@ -255,9 +255,9 @@ template <class T>
 void RegionSums<T>::reduce() {
   if (schedule_.streams == 1) return;
   T* sum = totals_ ? totals_ : tiles_;
-  context_.parallel(context_.threads, [&](int64_t thread) {
-    const int64_t begin = tile_numbers_ * thread / context_.threads,
-                  end = tile_numbers_ * (thread + 1) / context_.threads;
+  context_.parallel(context_.parallel.threads, [&](int64_t thread) {
+    const int64_t begin = tile_numbers_ * thread / context_.parallel.threads,
+                  end = tile_numbers_ * (thread + 1) / context_.parallel.threads;
     for (int64_t stream = 1; stream < schedule_.streams; ++stream) {
       const T* from = sum + stream * tile_numbers_;
       for (int64_t i = begin; i < end; ++i) sum[i] += from[i];

@@ -22,9 +22,9 @@ class RegionSums {
 
   void run(int64_t group);
 
-  // [region][panel a][panel b][kLanes][kLanes]; of a symmetric class only panel a ≤ panel b.
+  // [region][panel a][panel b][kPanel][kPanel]; of a symmetric class only panel a ≤ panel b.
   const T* tiles() const { return totals_ ? totals_ : tiles_; }
-  // [sum region][panel · kLanes]
+  // [sum region][panel · kPanel]
   const double* sums() const { return sums_; }
   int64_t panels() const { return packing_.panels(); }
 

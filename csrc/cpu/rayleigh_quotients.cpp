@@ -1,12 +1,8 @@
 #include "cpu/rayleigh_quotients.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
-#include <type_traits>
-#include <utility>
 
-#include "common/simd.h"
 #include "cpu/rayleigh_quotients_box.h"
 
 namespace spectral_ext::cpu {
@@ -14,48 +10,6 @@ namespace {
 
 constexpr int64_t kMostBlocks = 128;  // bounds the partial sums; fixed, because results must not depend on threads
 constexpr int64_t kMergedStrip = 32;  // positions of a lane where rows have no sample to belong to
-
-// Accumulators of a tile are one register each: 32 registers hold 24 of them, 16 hold 12.
-using NarrowTiles = std::integer_sequence<int, 1, 2, 4, 6, 8, 10, 12>;
-using WideTiles = std::integer_sequence<int, 1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24>;
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define SPECTRAL_X86 1
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
-namespace avx512 {
-#define SIMD_BYTES 64
-using TileWidths = WideTiles;
-#include "cpu/rayleigh_quotients_kernel.h"
-#undef SIMD_BYTES
-}  // namespace avx512
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-namespace avx2 {
-#define SIMD_BYTES 32
-using TileWidths = NarrowTiles;
-#include "cpu/rayleigh_quotients_kernel.h"
-#undef SIMD_BYTES
-}  // namespace avx2
-#pragma GCC pop_options
-#endif
-namespace baseline {
-#define SIMD_BYTES 16
-using TileWidths = NarrowTiles;
-#include "cpu/rayleigh_quotients_kernel.h"
-#undef SIMD_BYTES
-}  // namespace baseline
-
-int vector_bytes() {
-#ifdef SPECTRAL_X86
-  if (simd_level() == int(Simd::kAvx512)) return 64;
-  if (simd_level() == int(Simd::kAvx2)) return 32;
-#endif
-  return 16;
-}
-
-int widest_tile(int bytes) { return bytes == 64 ? 24 : 12; }
 
 int tile_width(int64_t columns) { return columns == 1 ? 1 : int(columns + 1) / 2 * 2; }
 
@@ -165,47 +119,8 @@ void pack(const RayleighPlan& plan, T* to) {
   }
 }
 
-}  // namespace
-
-RayleighPlan make_rayleigh_plan(const RayleighProblem& problem, int64_t scratch_budget) {
-  RayleighPlan plan;
-  plan.problem = problem;
-  const int64_t size = problem.wide() ? sizeof(double) : sizeof(float);
-  const int bytes = vector_bytes();
-  plan.lanes = int(bytes / size);
-  plan.tiles = int(ceil_div(problem.directions, widest_tile(bytes)));
-  plan.tile = tile_width(ceil_div(problem.directions, plan.tiles));
-  if (pointwise(problem.input)) flatten(plan);
-  choose_lanes(plan);
-  choose_box(plan, size, scratch_budget);
-  plan.lane_groups_per_block = ceil_div(plan.lane_groups, std::max<int64_t>(1, kMostBlocks / problem.input.groups));
-  plan.blocks_per_group = ceil_div(plan.lane_groups, plan.lane_groups_per_block);
-  const RayleighLayout layout(plan, size);
-  plan.scratch_bytes = layout.bytes;
-  plan.direction_bytes = layout.directions_of_group * problem.input.groups * size;
-  return plan;
-}
-
-void pack_rayleigh_directions(const RayleighPlan& plan, void* directions) {
-  plan.problem.wide() ? pack(plan, (double*)directions) : pack(plan, (float*)directions);
-}
-
-void run_rayleigh_block(const RayleighPlan& plan, const void* directions, int64_t block, void* scratch,
-                        double* partial) {
-  const int bytes = plan.lanes * int(plan.problem.wide() ? sizeof(double) : sizeof(float));
-  BoxReads reads;
-#define SPECTRAL_RUN(set)                                                                        \
-  plan.problem.wide() ? set::run_block<double>(plan, directions, block, scratch, reads, partial) \
-                      : set::run_block<float>(plan, directions, block, scratch, reads, partial)
-#ifdef SPECTRAL_X86
-  if (bytes == 64) SPECTRAL_RUN(avx512);
-  if (bytes == 32) SPECTRAL_RUN(avx2);
-#endif
-  if (bytes == 16) SPECTRAL_RUN(baseline);
-#undef SPECTRAL_RUN
-}
-
-void finish_rayleigh(const RayleighPlan& plan, const double* partials, double* out) {
+// Adds the blocks in order and divides.
+void finish(const RayleighPlan& plan, const double* partials, double* out) {
   const auto& input = plan.problem.input;
   const int64_t K = plan.problem.directions, G = input.groups, positions = input.batch * input.positions();
   const double samples = double(plan.merged ? positions : input.batch);
@@ -219,6 +134,45 @@ void finish_rayleigh(const RayleighPlan& plan, const double* partials, double* o
           sum += partials[((g * plan.blocks_per_group + b) * 4 + from) * K + k];
         out[(z * G + g) * K + k] = sum / count[z];
       }
+}
+
+}  // namespace
+
+RayleighPlan make_rayleigh_plan(const RayleighProblem& problem, int64_t scratch_bytes) {
+  RayleighPlan plan;
+  plan.problem = problem;
+  const int64_t size = problem.wide() ? sizeof(double) : sizeof(float);
+  plan.kernels = with_simd_level([](auto level) { return &rayleigh_kernels<level()>(); });
+  plan.lanes = int(plan.kernels->vector_bytes / size);
+  plan.tiles = int(ceil_div(problem.directions, plan.kernels->widest_tile));
+  plan.tile = tile_width(ceil_div(problem.directions, plan.tiles));
+  if (pointwise(problem.input)) flatten(plan);
+  choose_lanes(plan);
+  choose_box(plan, size, scratch_bytes);
+  plan.lane_groups_per_block = ceil_div(plan.lane_groups, std::max<int64_t>(1, kMostBlocks / problem.input.groups));
+  plan.blocks_per_group = ceil_div(plan.lane_groups, plan.lane_groups_per_block);
+  const RayleighLayout layout(plan, size);
+  plan.scratch_bytes = layout.bytes;
+  plan.direction_bytes = layout.directions_of_group * problem.input.groups * size;
+  return plan;
+}
+
+void run_rayleigh(const RayleighPlan& plan, const Parallel& parallel, void* directions, void* scratch, double* out) {
+  const auto run = [&](auto* packed, auto run_block) {
+    pack(plan, packed);
+    const int64_t K = plan.problem.directions, workers = std::clamp<int64_t>(parallel.threads, 1, plan.blocks());
+    std::vector<double> partials(plan.blocks() * 4 * K);
+    parallel(workers, [&](int64_t worker) {
+      for (int64_t block = worker; block < plan.blocks(); block += workers)
+        run_block(plan, packed, block, static_cast<char*>(scratch) + worker * plan.scratch_bytes,
+                  partials.data() + block * 4 * K);
+    });
+    finish(plan, partials.data(), out);
+  };
+  if (plan.problem.wide())
+    run(static_cast<double*>(directions), plan.kernels->run_double);
+  else
+    run(static_cast<float*>(directions), plan.kernels->run_float);
 }
 
 }  // namespace spectral_ext::cpu

@@ -10,10 +10,10 @@
 #include <vector>
 
 #include "common/geometry.h"
+#include "cpu/parallel.h"
+#include "cpu/scalar.h"
 
 namespace spectral_ext::cpu {
-
-enum class Scalar { kFloat, kDouble, kBFloat16, kHalf };
 
 // Element (sample b, channel c, coordinates z) is data[b·sample + c·channel + Σ_i z_i·axis[i]], strides in elements.
 struct RayleighOperand {
@@ -35,10 +35,13 @@ struct RayleighProblem {
   bool wide() const { return x.type == Scalar::kDouble || delta.type == Scalar::kDouble; }
 };
 
+struct RayleighKernels;
+
 // How a problem is cut. It depends on shapes, strides and the machine's vector width only: never on the thread count.
 struct RayleighPlan {
-  RayleighProblem problem;   // as given, or flattened: see make_rayleigh_plan
-  bool merged = false;       // one position a sample: samples became positions, and gauss_newton is sum_of_products
+  RayleighProblem problem;  // as given, or flattened: see make_rayleigh_plan
+  const RayleighKernels* kernels = nullptr;
+  bool merged = false;       // one position per sample: samples became positions, and gauss_newton is sum_of_products
   bool interleaved = false;  // lane i holds positions i, i + lanes, … of one sample
   int lanes = 0, tile = 0, tiles = 0;  // directions are computed in tiles of `tile` columns
   int lanes_per_sample = 1, strip_axis = 0;
@@ -46,24 +49,18 @@ struct RayleighPlan {
   std::array<int64_t, kAxes> lane_out{}, box{};  // output positions of a lane, and of the box that is packed at a time
   int64_t strips = 1;                            // strips of a sample
   int64_t lane_groups = 0, lane_groups_per_block = 1, blocks_per_group = 0;
-  int64_t error_positions = 0;  // positions whose errors are packed at a time
-  int64_t direction_bytes = 0, scratch_bytes = 0;
+  int64_t error_positions = 0;                     // positions whose errors are packed at a time
+  int64_t direction_bytes = 0, scratch_bytes = 0;  // scratch of a thread, a multiple of 64
 
   int64_t blocks() const { return blocks_per_group * problem.input.groups; }
   int64_t columns() const { return int64_t(tile) * tiles; }
 };
 
-// `scratch_budget`: bytes that a thread's scratch should not exceed; a single position's patch may exceed it.
-RayleighPlan make_rayleigh_plan(const RayleighProblem& problem, int64_t scratch_budget);
+// `scratch_bytes`: bytes that a thread's scratch should not exceed; a single position's patch may exceed it.
+RayleighPlan make_rayleigh_plan(const RayleighProblem& problem, int64_t scratch_bytes);
 
-// Copies U and V into the kernel's order, plan.direction_bytes at `directions` (64-byte aligned).
-void pack_rayleigh_directions(const RayleighPlan& plan, void* directions);
-
-// Sums of one block into partial[4][K]; `scratch` is plan.scratch_bytes, 64-byte aligned, private to the caller.
-void run_rayleigh_block(const RayleighPlan& plan, const void* directions, int64_t block, void* scratch,
-                        double* partial);
-
-// Adds the blocks in order and divides: out[4][groups][K] is output, input, sum_of_products, gauss_newton.
-void finish_rayleigh(const RayleighPlan& plan, const double* partials, double* out);
+// `directions`: plan.direction_bytes; `scratch`: plan.scratch_bytes for each of `parallel.threads`, both 64-byte
+// aligned. out[4][groups][K] is output, input, sum_of_products, gauss_newton.
+void run_rayleigh(const RayleighPlan& plan, const Parallel& parallel, void* directions, void* scratch, double* out);
 
 }  // namespace spectral_ext::cpu

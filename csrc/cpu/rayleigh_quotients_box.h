@@ -1,24 +1,30 @@
-// Where things are in a thread's scratch, and which input rows a box of output positions reads. Private to
-// rayleigh_quotients.cpp.
+// Where things are in a thread's scratch, and which input rows a box of output positions reads; the kernels of one
+// instruction set. Private to rayleigh_quotients*.cpp.
 #pragma once
 #include <algorithm>
 #include <limits>
 #include <utility>
 
 #include "cpu/rayleigh_quotients.h"
+#include "cpu/simd.h"
 
 namespace spectral_ext::cpu {
+
+struct RayleighKernels {
+  int vector_bytes;
+  int widest_tile;  // directions whose sums the registers hold
+  // Sums of one block into partial[4][K]; `scratch` is plan.scratch_bytes, 64-byte aligned, private to the caller.
+  void (*run_float)(const RayleighPlan& plan, const float* directions, int64_t block, char* scratch, double* partial);
+  void (*run_double)(const RayleighPlan& plan, const double* directions, int64_t block, char* scratch, double* partial);
+};
+
+template <SimdLevel level>
+const RayleighKernels& rayleigh_kernels();
+
 namespace {
 
 constexpr int kPositionsAtOnce = 8;  // P and Q of so many positions stay in L1; also the length of a float sum
 constexpr int kErrorPositions = 16;  // a vector's worth of positions, so that whole cache lines are transposed
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
 
 using Box = std::array<int64_t, kAxes>;
 

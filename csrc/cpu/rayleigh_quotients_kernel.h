@@ -1,6 +1,9 @@
 // From lane groups to partial sums: what a block of the plan computes.
-// Included by rayleigh_quotients.cpp once an instruction set, inside a namespace of its own: no include guard.
+// Compiled once per instruction set: see cpu/simd_vectors.h.
 #include "cpu/rayleigh_quotients_simd.h"
+
+namespace spectral_ext::cpu {
+namespace {
 
 template <class T>
 struct LaneGroup {
@@ -60,7 +63,7 @@ struct Block {
   const int64_t pixel_step, error_step;
   const T *V, *start, *U;
   T *pixels, *errors, *P, *Q;
-  Index<T>* masks;
+  MaskLane<T>* masks;
   double* totals;
   BoxReads& reads;
   std::vector<Run<T>> runs;
@@ -85,7 +88,7 @@ struct Block {
     errors = (T*)(scratch + layout.errors);
     P = (T*)(scratch + layout.products);
     Q = P + kPositionsAtOnce * KR * L;
-    masks = (Index<T>*)(scratch + layout.masks);
+    masks = (MaskLane<T>*)(scratch + layout.masks);
   }
 
   template <class F>
@@ -112,7 +115,7 @@ struct Block {
         for (int i = 0; i < L; ++i) {
           const int64_t at = coordinate + p * coordinate_step;
           const S* from = lane[i] + offset + p * problem.x.axis[2] + c * problem.x.channel;
-          to[p * pixel_step + c * L + i] = at >= group.low[i] && at < group.high[i] ? load_one<S, T>(from) : T(0);
+          to[p * pixel_step + c * L + i] = at >= group.low[i] && at < group.high[i] ? convert<T>(*from) : T(0);
         }
   }
 
@@ -304,8 +307,18 @@ struct Block {
 };
 
 template <class T>
-static void run_block(const RayleighPlan& plan, const void* directions, int64_t block, void* scratch, BoxReads& reads,
-                      double* partial) {
-  Block<T>(plan, (const T*)directions, block / plan.blocks_per_group, (char*)scratch, reads)
-      .run(block % plan.blocks_per_group, partial);
+void run_block(const RayleighPlan& plan, const T* directions, int64_t block, char* scratch, double* partial) {
+  BoxReads reads;
+  Block<T>(plan, directions, block / plan.blocks_per_group, scratch, reads).run(block % plan.blocks_per_group, partial);
 }
+
+constexpr RayleighKernels kKernels{kVectorBytes, widest_tile(TileWidths{}), &run_block<float>, &run_block<double>};
+
+}  // namespace
+
+template <>
+const RayleighKernels& rayleigh_kernels<kSimdLevel>() {
+  return kKernels;
+}
+
+}  // namespace spectral_ext::cpu

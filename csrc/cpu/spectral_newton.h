@@ -1,6 +1,6 @@
 // T(G) = U diag(σ/(σ^α + d)) Vᵀ as f(R) G on the small side, R = G Gᵀ, with f a sum of partial fractions: no
 // eigendecomposition. In units δ = d^{2/α} of the eigenvalues of R, f = φ(R/δ)/d with φ(y) = 1/(y^{α/2} + 1), and
-//   φ(y) ≈ g(y)                    for α ≤ 2,   g(y) = constant + Σ_j residue_j/(y + pole_j)   on 0 ≤ y ≤ reach,
+//   φ(y) ≈ g(y)                    for α ≤ 2,   g(y) = constant + Σ_j residue_j/(y + pole_j)   on 0 ≤ y ≤ y_max,
 //   φ(y) ≈ g(y) + (u + v y)/Q(y)   for 2 < α < 4 (kPlus),   Q(y) = y² + b y + 1,
 //   φ(y) ≈ g(y)/Q(y)               for α ≥ 4 (kTimes): the form whose terms do not cancel.
 // α = 2 is one pole, α = 4 is Q alone, both exact; every matrix to invert is positive definite.
@@ -8,17 +8,21 @@
 
 #include <cstdint>
 
-namespace spectral_ext {
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
 
-struct Parallel {
-  int64_t threads;
-  void (*run)(int64_t tasks, void (*body)(void* context, int64_t task), void* context);
-};
+namespace spectral_ext::cpu {
 
 enum class Quadratic : int64_t { kNone, kPlus, kTimes };
 
+// The columns that begin a row of the table of fits, which spectral_ext writes; poles and residues follow, each as many
+// as the table has room for.
+enum FitColumn : int64_t { kFitAlpha, kFitYMin, kFitYMax, kFitConstant, kFitB, kFitU, kFitV, kFitForm, kFitPoles };
+constexpr const char* kFitColumns[] = {"alpha", "y_min", "y_max", "constant", "b", "u", "v", "form", "poles"};
+constexpr int64_t kFitHeader = sizeof(kFitColumns) / sizeof(kFitColumns[0]);
+
 struct PartialFractions {
-  double lowest, reach, constant, b, u, v;  // for lowest ≤ σ_max²/δ ≤ reach
+  double y_min, y_max, constant, b, u, v;  // for y_min ≤ σ_max²/δ ≤ y_max
   Quadratic quadratic;
   int64_t poles;
   const double *pole, *residue;
@@ -36,8 +40,8 @@ struct TransferSettings {
   double alpha, damping, tolerance;
   DampingMode mode;
   Eigenvalues eigenvalues;  // where the trace, ‖R‖_F or Lanczos do not give what the mode needs
-  const PartialFractions* levels;
-  int64_t level_count;
+  const PartialFractions* fits;
+  int64_t fit_count;
 };
 
 template <class T>
@@ -51,7 +55,7 @@ enum class TransferStatus : int64_t {
   kSinglePrecision,  // done in the precision of G
   kDoubleGram,       // done with R and f(R) in double, the last product in float
   kDoublePrecision,  // done in double throughout
-  kNeedsReach,       // no level reaches y_max; nothing written
+  kNeedsFit,         // no fit covers y_max; nothing written
   kIllConditioned,   // the tolerance needs singular values in double; nothing written
   kNonFinite,        // filled with NaN
 };
@@ -63,15 +67,12 @@ struct TransferResult {
 
 // One instruction set. `scratch` holds scratch_bytes(…) bytes, 64-byte aligned.
 struct TransferKernels {
-  const char* name;
   TransferResult (*run_float)(const GradientMatrix<float>&, const TransferSettings&, void* scratch, const Parallel&);
   TransferResult (*run_double)(const GradientMatrix<double>&, const TransferSettings&, void* scratch, const Parallel&);
   int64_t (*scratch_bytes)(int64_t rows, int64_t columns, int64_t threads);
 };
 
-const TransferKernels& transfer_kernels_avx512();
-const TransferKernels& transfer_kernels_avx2();
-const TransferKernels& transfer_kernels_portable();
-const TransferKernels& transfer_kernels();  // the widest that this processor runs
+template <SimdLevel level>
+const TransferKernels& transfer_kernels();
 
-}  // namespace spectral_ext
+}  // namespace spectral_ext::cpu

@@ -1,21 +1,14 @@
-// The kernels of spectral_newton for AVX2.
-#if defined(__x86_64__)
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <limits>
-#include <type_traits>
 
-#pragma GCC target("avx2,fma")  // after the standard headers: their inline functions stay portable
-#define SIMD_BYTES 32
-#define SIMD_ROWS 4
+#include "cpu/spectral_newton.h"
+
+#ifdef SPECTRAL_EXT_X86
+#define SPECTRAL_EXT_SIMD_BYTES 32
+#include "cpu/simd_vectors.h"
+
 #include "cpu/spectral_newton_solve.h"
 
-namespace spectral_ext {
-const TransferKernels& transfer_kernels_avx2() {
-  static const TransferKernels kernels{"avx2", &run_float, &run_double, &scratch_bytes};
-  return kernels;
-}
-}  // namespace spectral_ext
+#include "cpu/simd_end.h"
 #endif

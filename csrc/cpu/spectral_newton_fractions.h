@@ -1,12 +1,9 @@
-// f(R) as a sum of partial fractions, and what rounding did to it. Included once per instruction set.
+// f(R) as a sum of partial fractions, and what rounding did to it. Compiled once per instruction set.
 #pragma once
-
-#include <algorithm>
-#include <limits>
 
 #include "cpu/spectral_newton_inverse.h"
 
-namespace spectral_ext {
+namespace spectral_ext::cpu {
 namespace {
 
 template <class T>
@@ -14,7 +11,7 @@ constexpr double unit_roundoff() {
   return std::numeric_limits<T>::epsilon() / 2;
 }
 
-constexpr double kBeyondDoubt = 2;  // ‖T(G)‖_F over its lower bound is less, as a rule
+constexpr double kNormSlack = 2;  // ‖T(G)‖_F over its lower bound is less, as a rule
 
 // How much larger than their sum the terms of φ are, at worst over the spectrum.
 inline double cancellation(const PartialFractions& phi, double y_max) {
@@ -128,7 +125,7 @@ struct Fractions {
     (kept ? kept_applied : last_in_float) = kept ? applied : unit_roundoff<float>() * error;
     rounding.absolute += unit_roundoff<T>() * error;
     add(-weight, X, j == 0);
-    return rounding.absolute < kBeyondDoubt * allowed;
+    return rounding.absolute < kNormSlack * allowed;
   }
 
   // F += weight X, lower triangles; F = weight X where `first`.
@@ -221,4 +218,4 @@ struct Fractions {
 };
 
 }  // namespace
-}  // namespace spectral_ext
+}  // namespace spectral_ext::cpu

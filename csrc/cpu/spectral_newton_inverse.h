@@ -1,5 +1,5 @@
-// The inverse of a positive definite matrix in one sweep. Included once per instruction set, after
-// spectral_newton_matrix.h.
+// The inverse of a positive definite matrix in one sweep. Compiled once per instruction set: see
+// cpu/simd_vectors.h.
 //
 // X = L Lᵀ, M = L⁻¹, X⁻¹ = Mᵀ M, all in the lower triangle of X, block column by block column. When column block k is
 // done, row block i and column block j hold: X⁻¹ so far, negated, for i, j ≤ k; −Σ L M, which is M before its own
@@ -11,13 +11,13 @@
 
 #include "cpu/spectral_newton_matrix.h"
 
-namespace spectral_ext {
+namespace spectral_ext::cpu {
 namespace {
 
 // Columns per step: each sweeps over the whole triangle in memory, so more where that outgrows the second cache.
 template <class T>
 constexpr int64_t sweep_columns(int64_t n) {
-  return Lanes<T>::width * (n <= 256 ? 1 : n <= 768 ? 2 : 4);
+  return kPanel<T> * (n <= 256 ? 1 : n <= 768 ? 2 : 4);
 }
 
 template <class T>
@@ -29,19 +29,18 @@ constexpr int64_t inverse_scratch(int64_t n) {
 // Cholesky factor of one packed diagonal block t[k][row], row ≥ k: t becomes Lᵀ. False if a pivot is not positive.
 template <class T>
 bool cholesky_block(T* t, T* reciprocals) {
-  using L = Lanes<T>;
-  constexpr int64_t W = L::width;
+  constexpr int64_t W = kPanel<T>;
   for (int64_t k = 0; k < W; ++k) {
     const T pivot = t[k * W + k];
     if (!(pivot > T(0))) return false;
     const T inverse = T(1) / std::sqrt(pivot);
     reciprocals[k] = inverse;
-    const auto p0 = L::load(t + k * W) * inverse, p1 = L::load(t + k * W + L::count) * inverse;
-    L::store(t + k * W, p0);
-    L::store(t + k * W + L::count, p1);
+    const auto p0 = load(t + k * W) * inverse, p1 = load(t + k * W + kLanes<T>) * inverse;
+    store(t + k * W, p0);
+    store(t + k * W + kLanes<T>, p1);
     for (int64_t i = k + 1; i < W; ++i) {
-      L::store(t + i * W, L::load(t + i * W) - t[k * W + i] * p0);
-      L::store(t + i * W + L::count, L::load(t + i * W + L::count) - t[k * W + i] * p1);
+      store(t + i * W, load(t + i * W) - t[k * W + i] * p0);
+      store(t + i * W + kLanes<T>, load(t + i * W + kLanes<T>) - t[k * W + i] * p1);
     }
   }
   return true;
@@ -51,24 +50,23 @@ bool cholesky_block(T* t, T* reciprocals) {
 // P ← P L⁻¹ from Lᵀ so packed, the last column first.
 template <bool kBack = false, class T>
 void substitute(const T* L_, const T* reciprocals, int64_t depth, int64_t columns, T* P) {
-  using L = Lanes<T>;
-  constexpr int R = SIMD_ROWS;
-  constexpr int64_t W = L::width;
+  constexpr int R = kTileRows;
+  constexpr int64_t W = kPanel<T>;
   for (int64_t done = 0; done < columns; done += R) {
     const int64_t c = kBack ? columns - R - done : done;
     const T* l = L_ + c / W * W * depth + c % W;  // the factor's element (c + r, k) is l[k W + r]
-    typename L::Vector v[R][2];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) v[r][0] = L::load(P + (c + r) * W), v[r][1] = L::load(P + (c + r) * W + L::count);
+    Vector<T> v[R][2];
+    SPECTRAL_EXT_UNROLL
+    for (int r = 0; r < R; ++r) v[r][0] = load(P + (c + r) * W), v[r][1] = load(P + (c + r) * W + kLanes<T>);
     for (int64_t k = kBack ? c + R : 0, end = kBack ? columns : c; k < end; ++k) {
-      const auto p0 = L::load(P + k * W), p1 = L::load(P + k * W + L::count);
-#pragma GCC unroll 16
+      const auto p0 = load(P + k * W), p1 = load(P + k * W + kLanes<T>);
+      SPECTRAL_EXT_UNROLL
       for (int r = 0; r < R; ++r) v[r][0] -= l[k * W + r] * p0, v[r][1] -= l[k * W + r] * p1;
     }
-#pragma GCC unroll 16
+    SPECTRAL_EXT_UNROLL
     for (int i = 0; i < R; ++i) {
       const int r = kBack ? R - 1 - i : i;
-#pragma GCC unroll 16
+      SPECTRAL_EXT_UNROLL
       for (int j = 0; j < i; ++j) {
         const int q = kBack ? R - 1 - j : j;
         v[r][0] -= l[(c + q) * W + r] * v[q][0];
@@ -76,8 +74,8 @@ void substitute(const T* L_, const T* reciprocals, int64_t depth, int64_t column
       }
       v[r][0] *= reciprocals[c + r];
       v[r][1] *= reciprocals[c + r];
-      L::store(P + (c + r) * W, v[r][0]);
-      L::store(P + (c + r) * W + L::count, v[r][1]);
+      store(P + (c + r) * W, v[r][0]);
+      store(P + (c + r) * W + kLanes<T>, v[r][1]);
     }
   }
 }
@@ -85,7 +83,7 @@ void substitute(const T* L_, const T* reciprocals, int64_t depth, int64_t column
 // One step of the sweep: columns first, …, first + count − 1 of X, as packed panels of W rows and `depth` columns.
 template <class T>
 struct Sweep {
-  static constexpr int64_t W = Lanes<T>::width;
+  static constexpr int64_t W = kPanel<T>;
   T* X;
   int64_t n, ld, first, count, depth, tasks;
   T *panels, *factor, *reciprocals;
@@ -110,7 +108,7 @@ struct Sweep {
       gather(start + q);
       for (int64_t k = count - q * W; k < W; ++k) diagonal[k * W + k] = T(1);  // padding
       substitute(factor, reciprocals, depth, q * W, P);
-      for (int64_t r = 0; r < W; r += SIMD_ROWS) tile(q * W, P + r, P, T(-1), true, diagonal + r * W, W, W, W);
+      for (int64_t r = 0; r < W; r += kTileRows) tile(q * W, P + r, P, T(-1), true, diagonal + r * W, W, W, W);
       if (!cholesky_block(diagonal, reciprocals + q * W)) return false;
       std::copy(P, P + (q + 1) * W * W, factor + q * W * depth);
       std::fill(P, P + W * depth, T(0));
@@ -124,18 +122,18 @@ struct Sweep {
   }
   void update(int64_t i) const {
     for (int64_t j = 0; j <= i; ++j)
-      for (int64_t r = 0; r < W && i * W + r < n; r += SIMD_ROWS)
+      for (int64_t r = 0; r < W && i * W + r < n; r += kTileRows)
         tile(count, panel(i) + r, panel(j), T(-1), !own(i) && !own(j), X + (i * W + r) * ld + j * W, ld, n - i * W - r,
              n - j * W);
   }
-  // Panels of task t: every tasks-th, so that tasks share the triangle evenly.
-  static void solve_task(void* self, int64_t t) {
-    const auto& sweep = *static_cast<const Sweep*>(self);
-    for (int64_t p = t; p < sweep.panel_count(); p += sweep.tasks) sweep.solve(p);
-  }
-  static void update_task(void* self, int64_t t) {
-    const auto& sweep = *static_cast<const Sweep*>(self);
-    for (int64_t p = t; p < sweep.panel_count(); p += sweep.tasks) sweep.update(p);
+  // Task t takes every tasks-th panel, so that tasks share the triangle evenly.
+  void run(const Parallel& parallel) const {
+    parallel(tasks, [&](int64_t t) {
+      for (int64_t p = t; p < panel_count(); p += tasks) solve(p);
+    });
+    parallel(tasks, [&](int64_t t) {
+      for (int64_t p = t; p < panel_count(); p += tasks) update(p);
+    });
   }
 };
 
@@ -151,15 +149,10 @@ bool invert_negated(const Parallel& parallel, T* X, int64_t n, int64_t ld, T* sc
     Sweep<T> sweep{X,       n,      ld,         first, count, round_up<T>(count), threaded ? parallel.threads : 1,
                    scratch, factor, reciprocals};
     if (!sweep.factorise()) return false;
-    for (auto task : {&Sweep<T>::solve_task, &Sweep<T>::update_task}) {
-      if (threaded)
-        parallel.run(sweep.tasks, task, &sweep);
-      else
-        task(&sweep, 0);
-    }
+    sweep.run(parallel);
   }
   return true;
 }
 
 }  // namespace
-}  // namespace spectral_ext
+}  // namespace spectral_ext::cpu

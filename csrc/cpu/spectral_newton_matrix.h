@@ -1,14 +1,10 @@
 // Dense symmetric helpers of spectral_newton over the packed products: threaded products, dot products, the largest
-// eigenvalue. Included once per instruction set, after spectral_newton_product.h.
+// eigenvalue. Compiled once per instruction set: see cpu/simd_vectors.h.
 #pragma once
-
-#include <algorithm>
-#include <cmath>
-#include <limits>
 
 #include "cpu/spectral_newton_product.h"
 
-namespace spectral_ext {
+namespace spectral_ext::cpu {
 namespace {
 
 template <class T>
@@ -47,7 +43,6 @@ struct ProductTask {
       product<SA, SB, T>(rows, columns, k, sign, A.from_row(i), B, accumulate, C + i * ldc, ldc, lower, i, packing);
     }
   }
-  static void call(void* self, int64_t t) { static_cast<const ProductTask*>(self)->run(t); }
 };
 
 // C (m × n) (+)= sign · A B on all threads of the workspace; `lower` as in product().
@@ -55,19 +50,15 @@ template <class SA, class SB, class T>
 void multiply(const Workspace<T>& workspace, int64_t m, int64_t n, int64_t k, T sign, Operand<SA> A, Operand<SB> B,
               bool accumulate, T* C, int64_t ldc, bool lower) {
   const bool threaded = workspace.parallel->threads > 1 && static_cast<double>(m) * n * k > kWorthThreads;
-  ProductTask<SA, SB, T> task{
+  const ProductTask<SA, SB, T> task{
       m, n, k, threaded ? workspace.parallel->threads : 1, sign, A, B, accumulate, lower, C, ldc, &workspace};
-  if (threaded)
-    workspace.parallel->run(task.tasks, &ProductTask<SA, SB, T>::call, &task);
-  else
-    task.run(0);
+  (*workspace.parallel)(task.tasks, [&](int64_t t) { task.run(t); });
 }
 
 // Copies the lower triangle of X to the upper, squares of vectors at a time in registers.
 template <class T>
 void mirror(T* X, int64_t n, int64_t ld) {
-  using L = Lanes<T>;
-  constexpr int64_t lanes = L::count;
+  constexpr int64_t lanes = kLanes<T>;
   for (int64_t i0 = 0; i0 < n; i0 += lanes)
     for (int64_t j0 = 0; j0 <= i0; j0 += lanes) {
       if (i0 + lanes > n || i0 == j0) {
@@ -75,32 +66,31 @@ void mirror(T* X, int64_t n, int64_t ld) {
           for (int64_t j = j0; j < j0 + lanes && j < i; ++j) X[j * ld + i] = X[i * ld + j];
         continue;
       }
-      typename L::Vector v[L::count];
-#pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) v[i] = L::load(X + (i0 + i) * ld + j0);
-      transpose_stage<T, 1>(v);
-#pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) L::store(X + (j0 + i) * ld + i0, v[i]);
+      Vector<T> v[kLanes<T>];
+      SPECTRAL_EXT_UNROLL
+      for (int i = 0; i < lanes; ++i) v[i] = load(X + (i0 + i) * ld + j0);
+      transpose_in_registers<T>(v);
+      SPECTRAL_EXT_UNROLL
+      for (int i = 0; i < lanes; ++i) store(X + (j0 + i) * ld + i0, v[i]);
     }
 }
 
 template <class T>
-double sum_of_lanes(typename Lanes<T>::Vector v) {
-  T part[Lanes<T>::count];
-  Lanes<T>::store(part, v);
-  for (int half = Lanes<T>::count / 2; half > 0; half /= 2)
+double sum_of_lanes(Vector<T> v) {
+  T part[kLanes<T>];
+  store(part, v);
+  for (int half = kLanes<T> / 2; half > 0; half /= 2)
     for (int l = 0; l < half; ++l) part[l] += part[l + half];
   return part[0];
 }
 
 template <class T>
 double dot(const T* x, const T* y, int64_t n) {
-  using L = Lanes<T>;
-  typename L::Vector s0 = {}, s1 = {};
+  Vector<T> s0 = {}, s1 = {};
   int64_t i = 0;
-  for (; i + L::width <= n; i += L::width) {
-    s0 += L::load(x + i) * L::load(y + i);
-    s1 += L::load(x + i + L::count) * L::load(y + i + L::count);
+  for (; i + kPanel<T> <= n; i += kPanel<T>) {
+    s0 += load(x + i) * load(y + i);
+    s1 += load(x + i + kLanes<T>) * load(y + i + kLanes<T>);
   }
   double sum = sum_of_lanes<T>(s0 + s1);
   for (; i < n; ++i) sum += static_cast<double>(x[i]) * y[i];
@@ -121,21 +111,21 @@ double square_of_symmetric(const T* X, int64_t n) {
 // y ← R x for symmetric R, of which the lower triangle is read, once; four rows at a time.
 template <class T>
 void multiply_symmetric(const T* R, int64_t n, const T* x, T* y) {
-  using L = Lanes<T>;
   constexpr int kRows = 4;
   for (int64_t first = 0; first < n; first += kRows) {
-    const int64_t rows = n - first < kRows ? n - first : kRows, whole = rows == kRows ? first / L::count * L::count : 0;
-    typename L::Vector s[kRows] = {};
-    for (int64_t j = 0; j < whole; j += L::count) {
-      const auto v = L::load(x + j);
-      auto sum = L::load(y + j);
-#pragma GCC unroll 4
+    const int64_t rows = n - first < kRows ? n - first : kRows,
+                  whole = rows == kRows ? first / kLanes<T> * kLanes<T> : 0;
+    Vector<T> s[kRows] = {};
+    for (int64_t j = 0; j < whole; j += kLanes<T>) {
+      const auto v = load(x + j);
+      auto sum = load(y + j);
+      SPECTRAL_EXT_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        const auto row = L::load(R + (first + r) * n + j);
+        const auto row = load(R + (first + r) * n + j);
         s[r] += row * v;
         sum += x[first + r] * row;
       }
-      L::store(y + j, sum);
+      store(y + j, sum);
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = first + r;
@@ -223,4 +213,4 @@ LargestEigenvalue largest_eigenvalue(const T* R, int64_t n, double size, double 
 }
 
 }  // namespace
-}  // namespace spectral_ext
+}  // namespace spectral_ext::cpu

@@ -1,16 +1,15 @@
-// Packed matrix products, one instruction set a translation unit: define SIMD_BYTES and SIMD_ROWS before including it.
+// Packed matrix products. Compiled once per instruction set: see cpu/simd_vectors.h.
 // Own products because a vendor library may refuse its widest kernels on another vendor's processor (MKL runs AVX2 code
 // on AVX-512 machines of AMD), because half of a symmetric product is enough, and because packing reads any strides.
 // Both operands are packed into panels of W = 2 vectors: panel p holds rows pW … pW+W−1 as [k][W], zero-padded.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-
-#include "cpu/spectral_newton.h"
-
-namespace spectral_ext {
+namespace spectral_ext::cpu {
 namespace {
+
+constexpr int kTileRows = kVectorBytes == 64 ? 8 : 4;  // rows of C per tile: their sums fill the registers
+template <class T>
+constexpr int64_t kPanel = 2 * kLanes<T>;
 
 template <class T>
 struct Operand {  // element (i, j) is scale · data[i * row + j * column]
@@ -22,27 +21,12 @@ struct Operand {  // element (i, j) is scale · data[i * row + j * column]
   Operand from_column(int64_t j) const { return {data + j * column, row, column, scale}; }
 };
 
-template <class T>
-struct Lanes {
-  static constexpr int count = SIMD_BYTES / sizeof(T);
-  static constexpr int64_t width = 2 * count;
-  typedef T Vector __attribute__((vector_size(SIMD_BYTES)));
-  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-  typedef Index Mask __attribute__((vector_size(SIMD_BYTES)));
-  static Vector load(const T* p) {
-    Vector v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-  }
-  static void store(T* p, Vector v) { std::memcpy(p, &v, sizeof v); }
-};
-
 constexpr int64_t kDepth = 256;    // k per pass: a panel of either operand stays in the first cache
 constexpr int64_t kColumns = 256;  // columns of C per packed block
 
 template <class T>
 constexpr int64_t round_up(int64_t n) {
-  return (n + Lanes<T>::width - 1) / Lanes<T>::width * Lanes<T>::width;
+  return (n + kPanel<T> - 1) / kPanel<T> * kPanel<T>;
 }
 
 // Elements of packing scratch that product() needs for m rows and n columns.
@@ -51,30 +35,10 @@ constexpr int64_t product_scratch(int64_t m, int64_t n) {
   return kDepth * (round_up<T>(m) + (n < kColumns ? round_up<T>(n) : kColumns));
 }
 
-// Transpose of a square of vectors in registers: swap off-diagonal blocks of 1, 2, 4, … lanes.
-template <class T, int stride>
-inline __attribute__((always_inline)) void transpose_stage(typename Lanes<T>::Vector (&v)[Lanes<T>::count]) {
-  constexpr int count = Lanes<T>::count;
-  typename Lanes<T>::Mask low, high;
-  for (int l = 0; l < count; ++l) {
-    low[l] = l & stride ? count + l - stride : l;
-    high[l] = l & stride ? count + l : l + stride;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < count; ++i) {
-    if (i & stride) continue;
-    auto a = v[i], b = v[i + stride];
-    v[i] = __builtin_shuffle(a, b, low);
-    v[i + stride] = __builtin_shuffle(a, b, high);
-  }
-  if constexpr (2 * stride < count) transpose_stage<T, 2 * stride>(v);
-}
-
 // Panels of rows of X (rows × depth).
 template <class S, class T>
 void pack(Operand<S> X, int64_t rows, int64_t depth, T* out) {
-  using L = Lanes<T>;
-  constexpr int64_t W = L::width, lanes = L::count;
+  constexpr int64_t W = kPanel<T>, lanes = kLanes<T>;
   for (int64_t i0 = 0; i0 < rows; i0 += W, out += W * depth) {
     const int64_t height = rows - i0 < W ? rows - i0 : W;
     const S* x = X.data + i0 * X.row;
@@ -88,12 +52,12 @@ void pack(Operand<S> X, int64_t rows, int64_t depth, T* out) {
       if (height == W && X.column == 1)
         for (; k0 + lanes <= depth; k0 += lanes)
           for (int64_t half = 0; half < W; half += lanes) {
-            typename L::Vector v[L::count];
-#pragma GCC unroll 16
-            for (int i = 0; i < lanes; ++i) v[i] = L::load(x + (half + i) * X.row + k0) * X.scale;
-            transpose_stage<T, 1>(v);
-#pragma GCC unroll 16
-            for (int i = 0; i < lanes; ++i) L::store(out + (k0 + i) * W + half, v[i]);
+            Vector<T> v[kLanes<T>];
+            SPECTRAL_EXT_UNROLL
+            for (int i = 0; i < lanes; ++i) v[i] = load(x + (half + i) * X.row + k0) * X.scale;
+            transpose_in_registers<T>(v);
+            SPECTRAL_EXT_UNROLL
+            for (int i = 0; i < lanes; ++i) store(out + (k0 + i) * W + half, v[i]);
           }
     }
     for (; k0 < depth; ++k0) {
@@ -103,37 +67,35 @@ void pack(Operand<S> X, int64_t rows, int64_t depth, T* out) {
   }
 }
 
-// One tile: SIMD_ROWS × W of C (+)= sign · A B, from a slice of a panel of A and a panel of B.
+// One tile: kTileRows × W of C (+)= sign · A B, from a slice of a panel of A and a panel of B.
 template <class T>
-inline __attribute__((always_inline)) void tile(int64_t depth, const T* a, const T* b, T sign, bool accumulate, T* c,
-                                                int64_t ldc, int64_t rows, int64_t columns) {
-  using L = Lanes<T>;
-  constexpr int R = SIMD_ROWS;
-  constexpr int64_t W = L::width;
-  typename L::Vector acc[R][2] = {};
+SPECTRAL_EXT_INLINE void tile(int64_t depth, const T* a, const T* b, T sign, bool accumulate, T* c, int64_t ldc,
+                              int64_t rows, int64_t columns) {
+  constexpr int R = kTileRows;
+  constexpr int64_t W = kPanel<T>;
+  Vector<T> acc[R][2] = {};
   for (int64_t k = 0; k < depth; ++k, a += W, b += W) {
-    const auto b0 = L::load(b), b1 = L::load(b + L::count);
-#pragma GCC unroll 16
+    const auto b0 = load(b), b1 = load(b + kLanes<T>);
+    SPECTRAL_EXT_UNROLL
     for (int r = 0; r < R; ++r) {
       acc[r][0] += a[r] * b0;
       acc[r][1] += a[r] * b1;
     }
   }
   if (rows >= R && columns >= W) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-      for (int h = 0; h < 2; ++h) {
-        T* p = c + r * ldc + h * L::count;
-        L::store(p, accumulate ? L::load(p) + sign * acc[r][h] : sign * acc[r][h]);
-      }
+    SPECTRAL_EXT_UNROLL
+    for (int r = 0; r < R; ++r) SPECTRAL_EXT_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      T* p = c + r * ldc + h * kLanes<T>;
+      store(p, accumulate ? load(p) + sign * acc[r][h] : sign * acc[r][h]);
+    }
     return;
   }
-  T rest[R][L::width];
-#pragma GCC unroll 16
+  T rest[R][kPanel<T>];
+  SPECTRAL_EXT_UNROLL
   for (int r = 0; r < R; ++r) {
-    L::store(rest[r], acc[r][0]);
-    L::store(rest[r] + L::count, acc[r][1]);
+    store(rest[r], acc[r][0]);
+    store(rest[r] + kLanes<T>, acc[r][1]);
   }
   for (int64_t r = 0; r < (rows < R ? rows : R); ++r)
     for (int64_t j = 0; j < (columns < W ? columns : W); ++j)
@@ -145,7 +107,7 @@ inline __attribute__((always_inline)) void tile(int64_t depth, const T* a, const
 template <class SA, class SB, class T>
 void product(int64_t m, int64_t n, int64_t k, T sign, Operand<SA> A, Operand<SB> B, bool accumulate, T* C, int64_t ldc,
              bool lower, int64_t first_row, T* scratch) {
-  constexpr int64_t W = Lanes<T>::width;
+  constexpr int64_t W = kPanel<T>;
   T* const packed_a = scratch;
   T* const packed_b = scratch + kDepth * round_up<T>(m);
   if (k == 0 && !accumulate)
@@ -168,7 +130,7 @@ void product(int64_t m, int64_t n, int64_t k, T sign, Operand<SA> A, Operand<SB>
         const T* a = packed_a + i * depth;
         for (int64_t j = 0; j < block; j += W) {
           if (lower && j0 + j >= first_row + i + W) break;
-          for (int64_t r = 0; r < W && i + r < m; r += SIMD_ROWS)
+          for (int64_t r = 0; r < W && i + r < m; r += kTileRows)
             tile(depth, a + r, b + j * depth, sign, accumulate || k0 > 0, C + (i + r) * ldc + j0 + j, ldc, m - i - r,
                  block - j);
         }
@@ -178,4 +140,4 @@ void product(int64_t m, int64_t n, int64_t k, T sign, Operand<SA> A, Operand<SB>
 }
 
 }  // namespace
-}  // namespace spectral_ext
+}  // namespace spectral_ext::cpu

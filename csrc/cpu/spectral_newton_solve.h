@@ -1,28 +1,25 @@
-// One matrix of spectral_newton, from G to T(G), with its own error estimate. Included once per instruction set.
+// One matrix of spectral_newton, from G to T(G), with its own error estimate. Compiled once per instruction set.
 #pragma once
-
-#include <algorithm>
-#include <limits>
 
 #include "cpu/spectral_newton_fractions.h"
 #include "cpu/spectral_newton_substitution.h"
 
-namespace spectral_ext {
+namespace spectral_ext::cpu {
 namespace {
 
 constexpr double kEigenvalueEstimate = 1e-2;  // where λ_max only decides
 constexpr double kTopSlack = 0.03;            // of the estimate of λ_max: three times what it stops at
-constexpr double kLevelSlack = 1e-9;          // between the host's logarithm of y_max and this one's bounds
+constexpr double kRangeSlack = 1e-9;          // between the host's logarithm of y_max and this one's bounds
 constexpr int64_t kConversionColumns = 256;
 
-constexpr double kHopeless = 1e3;          // unit round-off · condition number beyond which an attempt is wasted
-constexpr double kEigenvalueRounding = 8;  // error over estimate of the mean: at most 1.7 over α, shapes and spectra
+constexpr double kMaxConditionError = 1e3;  // unit round-off · condition number beyond which an attempt is wasted
+constexpr double kEigenvalueRounding = 8;   // error over estimate of the mean: at most 1.7 over α, shapes and spectra
 constexpr double kSafety = 3;  // error over estimate near 1e-5: at most 3 over α, d, shapes and spectra, 0.1 as a rule
 
-inline const PartialFractions* level_for(const TransferSettings& settings, double y_max) {
-  for (int64_t l = 0; l < settings.level_count; ++l)
-    if (settings.levels[l].lowest <= (1 + kLevelSlack) * y_max && y_max <= (1 + kLevelSlack) * settings.levels[l].reach)
-      return settings.levels + l;
+inline const PartialFractions* fit_for(const TransferSettings& settings, double y_max) {
+  for (int64_t l = 0; l < settings.fit_count; ++l)
+    if (settings.fits[l].y_min <= (1 + kRangeSlack) * y_max && y_max <= (1 + kRangeSlack) * settings.fits[l].y_max)
+      return settings.fits + l;
   return nullptr;
 }
 
@@ -99,8 +96,8 @@ void apply_in_double(const Workspace<double>& workspace, const GradientMatrix<S>
 
 // One attempt with R and f(R) in T, and the last product in S, or in double where `exact_apply`.
 template <class S, class T>
-TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& settings, void* scratch,
-                       const Parallel& parallel, bool exact_apply) {
+TransferResult solve_in_precision(const GradientMatrix<S>& G, const TransferSettings& settings, void* scratch,
+                                  const Parallel& parallel, bool exact_apply) {
   const bool wide = G.rows <= G.columns;
   const int64_t n = std::min(G.rows, G.columns), N = std::max(G.rows, G.columns);
   Buffers<T> at(scratch, n, N);
@@ -163,12 +160,13 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   if (alpha == 2 && !exactly) lambda = top();
   const double y_max = lambda / delta;
   if (!(delta > 0 && std::isfinite(y_max))) return {TransferStatus::kIllConditioned, y_max};
-  const PartialFractions* phi = level_for(settings, y_max);
-  if (phi == nullptr) return {TransferStatus::kNeedsReach, y_max};
+  const PartialFractions* phi = fit_for(settings, y_max);
+  if (phi == nullptr) return {TransferStatus::kNeedsFit, y_max};
 
   const TransferResult refused{TransferStatus::kIllConditioned, y_max};
   const double worst_terms = cancellation(*phi, y_max);
-  if (unit_roundoff<T>() * y_max * worst_terms > kHopeless || kSafety * relative > settings.tolerance) return refused;
+  if (unit_roundoff<T>() * y_max * worst_terms > kMaxConditionError || kSafety * relative > settings.tolerance)
+    return refused;
   const double unit = std::exp2(std::ceil(std::log2(std::max(lambda, delta))));
   const T shrink = static_cast<T>(1 / unit);
   for (int64_t i = 0; i < n; ++i) at.diagonal[i] = shrink * at.R[i * n + i];
@@ -201,7 +199,7 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
   relative += fractions.rounding.relative;
   const double absolute = last + fractions.rounding.absolute;
   const auto fails = [&](double norm) { return !(kSafety * (relative + absolute / norm) <= settings.tolerance); };
-  if (fails(kBeyondDoubt * norm)) return refused;
+  if (fails(kNormSlack * norm)) return refused;
   if (!exact_apply) {
     const Workspace<S> workspace_out{reinterpret_cast<S*>(at.packing), at.packing_size, &parallel};
     const Operand<T> f{at.F, n, 1};
@@ -225,21 +223,29 @@ TransferResult attempt(const GradientMatrix<S>& G, const TransferSettings& setti
 
 inline TransferResult run_float(const GradientMatrix<float>& G, const TransferSettings& settings, void* scratch,
                                 const Parallel& parallel) {
-  TransferResult result = attempt<float, float>(G, settings, scratch, parallel, false);
+  TransferResult result = solve_in_precision<float, float>(G, settings, scratch, parallel, false);
   if (result.status == TransferStatus::kIllConditioned)
-    result = attempt<float, double>(G, settings, scratch, parallel, false);
+    result = solve_in_precision<float, double>(G, settings, scratch, parallel, false);
   if (result.status == TransferStatus::kIllConditioned)
-    result = attempt<float, double>(G, settings, scratch, parallel, true);
+    result = solve_in_precision<float, double>(G, settings, scratch, parallel, true);
   return result;
 }
 
 inline TransferResult run_double(const GradientMatrix<double>& G, const TransferSettings& settings, void* scratch,
                                  const Parallel& parallel) {
-  TransferResult result = attempt<double, double>(G, settings, scratch, parallel, false);
+  TransferResult result = solve_in_precision<double, double>(G, settings, scratch, parallel, false);
   if (result.status == TransferStatus::kSinglePrecision || result.status == TransferStatus::kDoubleGram)
     result.status = TransferStatus::kDoublePrecision;
   return result;
 }
 
+constexpr TransferKernels kKernels{&run_float, &run_double, &scratch_bytes};
+
 }  // namespace
-}  // namespace spectral_ext
+
+template <>
+const TransferKernels& transfer_kernels<kSimdLevel>() {
+  return kKernels;
+}
+
+}  // namespace spectral_ext::cpu

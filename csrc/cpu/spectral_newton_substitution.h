@@ -1,10 +1,10 @@
 // X⁻¹ G by Cholesky and substitution, for α = 2: (n³/3 + 2 n² N) operations where an inverse and a product take
-// n³ + 2 n² N, and no product with X⁻¹ to round. Included once per instruction set, after spectral_newton_inverse.h.
+// n³ + 2 n² N, and no product with X⁻¹ to round. Compiled once per instruction set: see cpu/simd_vectors.h.
 #pragma once
 
 #include "cpu/spectral_newton_inverse.h"
 
-namespace spectral_ext {
+namespace spectral_ext::cpu {
 namespace {
 
 // The side up to which reading the whole factor for each panel of G costs less than the inverse.
@@ -12,13 +12,13 @@ constexpr int64_t kSubstitutionSide = 1536;
 
 template <class T>
 constexpr int64_t substitution_scratch(int64_t n, int64_t threads) {
-  return round_up<T>(n) * (2 * round_up<T>(n) + 1 + threads * Lanes<T>::width);
+  return round_up<T>(n) * (2 * round_up<T>(n) + 1 + threads * kPanel<T>);
 }
 
 // out = weight · (shrink R + shift)⁻¹ G, or G times it where G is tall; the lower triangle of R is read.
 template <class T>
 struct Substitution {
-  static constexpr int64_t W = Lanes<T>::width;
+  static constexpr int64_t W = kPanel<T>;
   const Parallel& parallel;
   const T* R;
   int64_t n, N;
@@ -40,7 +40,7 @@ struct Substitution {
       for (int64_t k = 0; k < rows; ++k) diagonal[k * W + k] += shift;
       for (int64_t k = rows; k < W; ++k) diagonal[k * W + k] = T(1);
       substitute(factor, reciprocals, depth, p * W, P);
-      for (int64_t r = 0; r < W; r += SIMD_ROWS) tile(p * W, P + r, P, T(-1), true, diagonal + r * W, W, W, W);
+      for (int64_t r = 0; r < W; r += kTileRows) tile(p * W, P + r, P, T(-1), true, diagonal + r * W, W, W, W);
       if (!cholesky_block(diagonal, reciprocals + p * W)) return false;
       for (int64_t q = 0; q <= p; ++q)
         pack(Operand<T>{P + q * W * W, W, 1}, W, W, transposed + q * W * depth + p * W * W);
@@ -65,21 +65,15 @@ struct Substitution {
         std::copy(square + lane * W, square + lane * W + columns, out + (first + lane) * n + k);
     }
   }
-  static void task(void* self, int64_t t) {
-    const auto& s = *static_cast<const Substitution*>(self);
-    const int64_t tasks = s.parallel.threads;
-    for (int64_t p = t; p * W < s.N; p += tasks) s.solve(p, s.panels + t * W * s.depth);
-  }
   // False if the matrix is not positive definite; `out` is then untouched.
   bool run() {
     if (!factorise()) return false;
-    if (parallel.threads > 1)
-      parallel.run(parallel.threads, &task, this);
-    else
-      task(this, 0);
+    parallel(parallel.threads, [&](int64_t t) {
+      for (int64_t p = t; p * W < N; p += parallel.threads) solve(p, panels + t * W * depth);
+    });
     return true;
   }
 };
 
 }  // namespace
-}  // namespace spectral_ext
+}  // namespace spectral_ext::cpu

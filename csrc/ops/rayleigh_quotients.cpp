@@ -10,6 +10,7 @@
 
 #include "cpu/rayleigh_quotients.h"
 #include "ops/input_geometry.h"
+#include "ops/torch_context.h"
 
 namespace spectral_ext {
 namespace {
@@ -47,19 +48,10 @@ cpu::RayleighOperand operand(const Tensor& t, bool convolution) {
   return o;
 }
 
-char* aligned(const Tensor& bytes) {
-  const auto at = reinterpret_cast<uintptr_t>(bytes.mutable_data_ptr());
-  return reinterpret_cast<char*>((at + 63) / 64 * 64);
-}
-
-Tensor scratch(const Tensor& like, int64_t bytes) {
-  return torch::stable::empty({bytes + 64}, ScalarType::Byte, std::nullopt, like.device());
-}
-
 Tensor rayleigh_quotients(const Tensor& x, const Tensor& delta, const Tensor& U, const Tensor& V,
                           std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
                           std::vector<int64_t> dilation, int64_t groups, bool bias, bool transposed,
-                          std::vector<int64_t> output_padding, int64_t memory_budget) {
+                          std::vector<int64_t> output_padding, int64_t scratch_bytes) {
   const bool convolution = !kernel_size.empty();
   const int64_t K = U.size(2);
   Tensor out = torch::stable::new_zeros(x, {4, groups, K}, ScalarType::Double);
@@ -91,21 +83,11 @@ Tensor rayleigh_quotients(const Tensor& x, const Tensor& delta, const Tensor& U,
                   "rayleigh_quotients: U and V must have the compute type");
   problem.U = directions_u.const_data_ptr();
   problem.V = directions_v.const_data_ptr();
-  const cpu::RayleighPlan plan = cpu::make_rayleigh_plan(problem, memory_budget);
-  const int64_t workers = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, plan.blocks());
-  const int64_t stride_bytes = (plan.scratch_bytes + 63) / 64 * 64;
-  const Tensor direction_bytes = scratch(x, plan.direction_bytes);
-  const Tensor worker_bytes = scratch(x, stride_bytes * workers);
-  const Tensor partials = torch::stable::empty({plan.blocks(), 4, K}, ScalarType::Double, std::nullopt, x.device());
-  char *directions = aligned(direction_bytes), *work = aligned(worker_bytes);
-  double* partial = static_cast<double*>(partials.mutable_data_ptr());
-  cpu::pack_rayleigh_directions(plan, directions);
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t w = begin; w < end; ++w)
-      for (int64_t block = w; block < plan.blocks(); block += workers)
-        cpu::run_rayleigh_block(plan, directions, block, work + w * stride_bytes, partial + block * 4 * K);
-  });
-  cpu::finish_rayleigh(plan, partial, static_cast<double*>(out.mutable_data_ptr()));
+  const cpu::RayleighPlan plan = cpu::make_rayleigh_plan(problem, scratch_bytes);
+  TorchContext torch_context;
+  cpu::run_rayleigh(plan, torch_context.parallel, torch_context.allocate(plan.direction_bytes),
+                    torch_context.allocate(plan.scratch_bytes * torch_context.parallel.threads),
+                    static_cast<double*>(out.mutable_data_ptr()));
   return out;
 }
 

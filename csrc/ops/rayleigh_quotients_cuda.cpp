@@ -1,5 +1,5 @@
 // rayleigh_quotients on CUDA: projections P = a·V by cuDNN or cuBLAS and Q = d·U by cuBLAS, in chunks of samples, then
-// one reduction kernel for all four outputs. Arguments as in rayleigh_quotients.cpp; memory_budget counts bytes of P
+// one reduction kernel for all four outputs. Arguments as in rayleigh_quotients.cpp; scratch_bytes counts bytes of P
 // and Q for each multiprocessor.
 #include "cuda/rayleigh_quotients.h"
 
@@ -51,7 +51,7 @@ cuda::Projections projections(const Tensor& t, bool positions_last) {
 Tensor rayleigh_quotients(const Tensor& x, const Tensor& delta, const Tensor& U, const Tensor& V,
                           std::vector<int64_t> kernel_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
                           std::vector<int64_t> dilation, int64_t groups, bool bias, bool transposed,
-                          std::vector<int64_t> output_padding, int64_t memory_budget) {
+                          std::vector<int64_t> output_padding, int64_t scratch_bytes) {
   const bool conv = !kernel_size.empty();
   const GeometryArguments arguments{kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding};
   const int64_t K = U.size(2), samples = x.size(0);
@@ -75,7 +75,7 @@ Tensor rayleigh_quotients(const Tensor& x, const Tensor& delta, const Tensor& U,
   const Tensor left = conv ? filters(directions, taps, arguments) : torch::stable::select(directions, 0, 0);
   const Tensor right = torch::stable::transpose(U, 1, 2);  // (groups, K, m)
   const int64_t bytes = 2 * groups * K * positions * static_cast<int64_t>(V.element_size());
-  const int64_t chunk = std::clamp<int64_t>(memory_budget * device.multiprocessors() / bytes, 1, samples);
+  const int64_t chunk = std::clamp<int64_t>(scratch_bytes * device.multiprocessors() / bytes, 1, samples);
 
   cuda::RayleighSizes sizes{samples, positions, static_cast<int>(groups * K)};
   int64_t rows = 0;

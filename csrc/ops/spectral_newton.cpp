@@ -1,5 +1,6 @@
 // spectral_newton_cpu_: T(G) for every matrix of a list of batches in one parallel loop. Levels and their layout are
-// those of spectral_ext/ops/spectral_newton/partial_fractions.py: rows [α, lowest, reach, constant, b, u, v, quadratic, poles, pole…, residue…].
+// those of spectral_ext/ops/spectral_newton/partial_fractions.py: rows [α, lowest, reach, constant, b, u, v, quadratic,
+// poles, pole…, residue…].
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -15,14 +16,14 @@
 #include <vector>
 
 #include "cpu/spectral_newton.h"
+#include "ops/torch_context.h"
 
 namespace spectral_ext {
 namespace {
 
+using namespace cpu;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-constexpr int64_t kHeader = 9;
 
 struct Job {
   const Tensor* G;
@@ -54,12 +55,6 @@ GradientMatrix<T> matrix_of(const Job& job) {
           static_cast<T*>(out.data_ptr()) + job.item * m * n};
 }
 
-void run_tasks(int64_t tasks, void (*body)(void*, int64_t), void* context) {
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) body(context, task);
-  });
-}
-
 // Of the lower triangle, by LAPACK.
 template <class T>
 void eigenvalues(const T* R, int64_t n, double* values) {
@@ -74,22 +69,22 @@ void eigenvalues(const T* R, int64_t n, double* values) {
   std::copy_n(static_cast<const T*>(found.data_ptr()), n, values);
 }
 
-std::vector<PartialFractions> levels_of(const Tensor& levels, double alpha) {
+std::vector<PartialFractions> fits_of(const Tensor& fits, double alpha) {
   std::vector<PartialFractions> found;
-  const int64_t columns = levels.size(1), capacity = (columns - kHeader) / 2;
-  for (int64_t l = 0; l < levels.size(0); ++l) {
-    const double* row = static_cast<const double*>(levels.data_ptr()) + l * columns;
-    if (row[0] != alpha) continue;
-    const double* poles = row + kHeader;
-    found.push_back({row[1], row[2], row[3], row[4], row[5], row[6],
-                     static_cast<Quadratic>(static_cast<int64_t>(row[7])), static_cast<int64_t>(row[8]), poles,
-                     poles + capacity});
+  const int64_t columns = fits.size(1), capacity = (columns - kFitHeader) / 2;
+  for (int64_t i = 0; i < fits.size(0); ++i) {
+    const double* row = static_cast<const double*>(fits.const_data_ptr()) + i * columns;
+    if (row[kFitAlpha] != alpha) continue;
+    const double* poles = row + kFitHeader;
+    found.push_back({row[kFitYMin], row[kFitYMax], row[kFitConstant], row[kFitB], row[kFitU], row[kFitV],
+                     static_cast<Quadratic>(static_cast<int64_t>(row[kFitForm])), static_cast<int64_t>(row[kFitPoles]),
+                     poles, poles + capacity});
   }
   return found;
 }
 
 void check(const std::vector<Tensor>& G, const std::vector<Tensor>& out, const std::vector<Tensor>& per_matrix,
-           const Tensor& levels) {
+           const Tensor& fits) {
   STD_TORCH_CHECK(G.size() == out.size(), "spectral_newton: G and out differ in length");
   int64_t count = 0;
   for (size_t i = 0; i < G.size(); ++i) {
@@ -104,14 +99,14 @@ void check(const std::vector<Tensor>& G, const std::vector<Tensor>& out, const s
   for (const Tensor& t : per_matrix)
     STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == count && t.is_contiguous(),
                     "spectral_newton: per-matrix tensors must be contiguous, with one value a matrix");
-  STD_TORCH_CHECK(levels.dim() == 2 && levels.size(1) >= kHeader && levels.is_contiguous() &&
-                      levels.scalar_type() == ScalarType::Double,
-                  "spectral_newton: levels must be a contiguous double matrix");
+  STD_TORCH_CHECK(
+      fits.dim() == 2 && fits.size(1) >= kFitHeader && fits.is_contiguous() && fits.scalar_type() == ScalarType::Double,
+      "spectral_newton: fits must be a contiguous double matrix");
 }
 
 void spectral_newton_cpu_(std::vector<Tensor> G, std::vector<Tensor> out, Tensor alpha, Tensor damping, int64_t mode,
-                          double tolerance, Tensor levels, Tensor status, Tensor y_max) {
-  check(G, out, {alpha, damping, status, y_max}, levels);
+                          double tolerance, Tensor fits, Tensor status, Tensor y_max) {
+  check(G, out, {alpha, damping, status, y_max}, fits);
   const auto* alphas = static_cast<const double*>(alpha.data_ptr());
   const auto* dampings = static_cast<const double*>(damping.data_ptr());
   auto* statuses = static_cast<int64_t*>(status.data_ptr());
@@ -128,13 +123,14 @@ void spectral_newton_cpu_(std::vector<Tensor> G, std::vector<Tensor> out, Tensor
     }
   std::sort(jobs.begin(), jobs.end(), [](const Job& a, const Job& b) { return a.cost > b.cost; });
 
-  const TransferKernels& kernels = transfer_kernels();
+  const TransferKernels& kernels =
+      with_simd_level([](auto level) -> const TransferKernels& { return transfer_kernels<level()>(); });
   const auto scratch_for = [&](const Job& job, int64_t threads) {
     return kernels.scratch_bytes(job.G->size(1), job.G->size(2), threads);
   };
   const auto run = [&](const Job& job, void* scratch, const Parallel& parallel) {
     const double a = alphas[job.index];
-    const std::vector<PartialFractions> found = levels_of(levels, a);
+    const std::vector<PartialFractions> found = fits_of(fits, a);
     const TransferSettings settings{a,
                                     dampings[job.index],
                                     tolerance,
@@ -150,11 +146,12 @@ void spectral_newton_cpu_(std::vector<Tensor> G, std::vector<Tensor> out, Tensor
   };
 
   // A matrix that would keep one thread busy for longer than all the rest goes first, on all threads.
-  const int64_t threads = torch::stable::get_num_threads();
+  const Parallel parallel = torch_threads();
+  const int64_t threads = parallel.threads;
   size_t first = 0;
   for (; threads > 1 && first < jobs.size() && jobs[first].cost * threads > 1.05 * left; ++first) {
     const Scratch scratch = allocate(scratch_for(jobs[first], threads));
-    run(jobs[first], scratch.get(), {threads, &run_tasks});
+    run(jobs[first], scratch.get(), parallel);
     left -= jobs[first].cost;
   }
   if (first == jobs.size()) return;
@@ -163,7 +160,7 @@ void spectral_newton_cpu_(std::vector<Tensor> G, std::vector<Tensor> out, Tensor
   std::atomic<size_t> next{first};
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     const Scratch scratch = allocate(bytes);
-    for (size_t j; (j = next++) < jobs.size();) run(jobs[j], scratch.get(), {1, nullptr});
+    for (size_t j; (j = next++) < jobs.size();) run(jobs[j], scratch.get(), Parallel{});
   });
 }
 

@@ -10,31 +10,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectral_ext.capture.geometry import geometry, row_count, weight_gradient
-from spectral_ext.capture.recording import layer_gradients, recording
+from spectral_ext.capture.recording import Calls, pass_over, recording
+from spectral_ext.factors.accumulator import RunningSum
 from spectral_ext.layers import Layer
-from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, batch_size, split_batch
+from spectral_ext.measurement.batches import Batch, LossFunction
+from spectral_ext.measurement.gradients import GradientPass
+from spectral_ext.measurement.ranks import all_sum, gathered, union
 from spectral_ext.ops import input_factor, output_factor
+
+SMALLEST, LARGEST = 1e-150, 1e150
+"""Traces of factors within these bounds have products that float64 can hold."""
 
 
 @dataclass
 class LayerFactors:
-    """First pass over the data for one layer."""
+    """Kronecker factors of one layer over the data."""
 
-    gradient: Tensor
-    """G (m, n), of the mean loss over all samples."""
     C_A: Tensor
     """Σ a aᵀ/(B·S), (n, n)."""
     C_delta: Tensor
     """Σ d dᵀ/B, (m, m)."""
     samples: int
     positions: float
-    """S: rows of x (patches of a convolution) a sample."""
+    """S: rows of x (patches of a convolution) per sample."""
     C_delta_out: Tensor | None = None
     """The same of the error at the output of the block around the layer, where it has as many channels."""
     block: str = ""
     is_head: bool = False
-    """Whether no measured layer is called after it."""
+    """Whether no other module with a weight matrix is called after it."""
     behind_norm: bool = False
     """Whether x is the output of a LayerNorm or RMSNorm."""
     notes: list[str] = field(default_factory=list)
@@ -42,12 +45,71 @@ class LayerFactors:
 
 @dataclass
 class Capture:
-    """What the first pass found: the mean loss, factors by layer, and why a layer has none."""
+    """What the first pass found. Over a process group, ``loss``, ``gradients``, ``layers`` and ``missing`` are of all
+    ranks together, and ``local`` of this rank.
+    """
 
     loss: float
+    """The mean over all samples."""
     samples: int
+    gradients: dict[str, Tensor]
+    """Layer → G (m, n), of the mean loss; zero where the loss does not depend on the weight."""
     layers: dict[str, LayerFactors]
     missing: dict[str, str]
+    """Layer → why it has no factors."""
+    local: GradientPass
+
+
+@dataclass
+class _LayerSums:
+    """Sums over batches for one layer; a :class:`RunningSum` counts the samples and rows that went in."""
+
+    gradient: Tensor | None = None
+    input: RunningSum = field(default_factory=RunningSum)
+    output: RunningSum = field(default_factory=RunningSum)
+    block_output: RunningSum = field(default_factory=RunningSum)
+    block: str = ""
+    rows_without_error: int = 0
+    is_head: bool = False
+    behind_norm: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class FactorSums:
+    """What this process has summed over its batches; :meth:`reduced` makes factors of it."""
+
+    layers: Mapping[str, Layer]
+    sums: dict[str, _LayerSums]
+    loss: float
+    """Σ samples · loss."""
+    samples: int
+    missing: dict[str, str]
+
+    def reduced(self, group: Any = None) -> Capture:
+        """The gradients and factors over the batches of all ranks of a process group, each of which must call this."""
+        device = next(iter(self.layers.values())).weight.device
+        counts = torch.tensor([float(self.samples), self.loss], dtype=torch.float64, device=device)
+        total, loss = all_sum(counts, group).tolist()
+        samples = round(total)
+        missing = union(self.missing, group)
+        gradients, own = {}, {}
+        for name, layer in self.layers.items():
+            summed = self.sums[name].gradient
+            own[name] = None if summed is None else summed / self.samples
+            gradients[name] = all_sum(torch.zeros_like(layer.weight) if summed is None else summed, group).flatten(1)
+            gradients[name] = gradients[name] / samples
+        factors = {}
+        for name in self.layers:
+            if name not in missing:
+                found = _factors(self.sums[name], samples, group)
+                reason = _out_of_range(found) if bool(gradients[name].any()) else None
+                if reason is None:
+                    factors[name] = found
+                else:
+                    missing[name] = reason
+        local = GradientPass(self.loss / self.samples, self.samples, own)
+        return Capture(loss / samples, samples, gradients, factors, missing, local)
 
 
 def capture_factors(
@@ -58,124 +120,136 @@ def capture_factors(
     *,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Capture:
-    """G, C_A and C_δ of each layer by one forward and backward pass a batch; batches weigh by their samples.
+    """G, C_A and C_δ of each layer by one forward and backward pass per batch; batches weigh by their samples.
 
     Raises:
-        ValueError: a batch, a loss or a gradient is not finite (named), or the loss is no scalar or has no gradient.
+        ValueError: a loss or a gradient is not finite (batch and layer are named), or the loss has no gradient.
+        RuntimeError: reentrant activation checkpointing.
     """
-    sums: dict[str, dict[str, Any]] = {}
+    return sum_factors(model, loss_fn, batches, layers, on_batch=on_batch).reduced()
+
+
+def sum_factors(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: list[Batch],
+    layers: Mapping[str, Layer],
+    *,
+    on_batch: Callable[[], None] = lambda: None,
+) -> FactorSums:
+    """The part of :func:`capture_factors` that does not communicate; errors as there."""
+    sums = {name: _LayerSums() for name in layers}
     missing: dict[str, str] = {}
     total, loss_sum = 0, 0.0
     for index, batch in enumerate(batches):
-        samples = batch_size(batch)
-        errors: dict[str, Tensor] | None = {} if index == 0 else None
-        visit = partial(_add_factors, layers, sums, errors, {})
-        with recording(model, layers, samples, visit) as calls:
-            loss = batch_loss(model, loss_fn, batch)
-            _check_loss(loss, index, batch)
-            gradients = layer_gradients(loss, layers)
-        total += samples
-        loss_sum += samples * loss.item()
+        own: dict[str, Tensor] = {}
+        visit = partial(_add_factors, layers, sums, own if index == 0 else None, {})
+        with recording(model, layers, batch.samples, visit) as calls:
+            loss, gradients = pass_over(model, loss_fn, batch, f"batch {index}", layers, calls)
+        total += batch.samples
+        loss_sum += batch.samples * loss
         for name, gradient in gradients.items():
-            if not bool(gradient.isfinite().all()):
-                raise ValueError(
-                    f"the gradient of layer {name!r} holds NaN or Inf on batch {index}: check data and weights"
-                )
+            _add_gradient(sums[name], name, gradient, batch.samples, index)
             reason = calls.problem(name, gradient)
-            if reason is None and errors and name in errors:
-                reason = _used_elsewhere(gradient, errors[name] / samples)
+            if reason is None and gradient is not None and name in own:
+                reason = _used_elsewhere(gradient, own[name] / batch.samples)
             if reason is not None:
                 missing.setdefault(name, reason)
-                continue
-            held = sums[name]
-            add(held, "gradient", gradient.flatten(1).detach(), samples)
-            held.setdefault("notes", calls.notes.get(name, []))
-            held["behind_norm"] = name in calls.behind_norm
-            held["is_head"] = name == calls.order[-1]
-        for name, (block, factor, count) in calls.block_factors(layers).items():
-            add(sums[name], "out", factor, count)
-            sums[name]["block"] = block
+        _add_surroundings(sums, calls, layers)
         on_batch()
-    found = {
-        name: LayerFactors(
-            gradient=sums[name]["gradient"] / total,
-            C_A=sums[name]["A"] / sums[name]["rows"],
-            C_delta=sums[name]["delta"] / total,
-            samples=total,
-            positions=sums[name]["rows"] / total,
-            C_delta_out=sums[name]["out"] / total if "out" in sums[name] else None,
-            block=sums[name].get("block", ""),
-            is_head=sums[name]["is_head"],
-            behind_norm=sums[name]["behind_norm"],
-            notes=sums[name]["notes"],
+    return FactorSums(layers, sums, loss_sum, total, missing)
+
+
+def _add_gradient(held: _LayerSums, name: str, gradient: Tensor | None, samples: int, index: int) -> None:
+    if gradient is None:
+        return
+    if not bool(gradient.isfinite().all()):
+        raise ValueError(
+            f"the gradient of layer {name!r} holds NaN or Inf on batch {index}: check data, weights and the scale of "
+            "the loss"
         )
-        for name in layers
-        if name not in missing
-    }
-    return Capture(loss_sum / total, total, found, missing)
+    if held.gradient is None:
+        held.gradient = gradient.detach() * samples
+    else:
+        held.gradient.add_(gradient.detach(), alpha=samples)
 
 
 def _add_factors(
     layers: Mapping[str, Layer],
-    sums: dict[str, dict[str, Any]],
-    errors: dict[str, Tensor] | None,
+    sums: dict[str, _LayerSums],
+    own: dict[str, Tensor] | None,
     shared: dict[Hashable, Tensor],
     name: str,
     x: Tensor,
     d: Tensor,
     source: Hashable,
 ) -> None:
-    """Add one call's factors; layers fed by the same x share C_A, and ``errors`` takes Σ d aᵀ."""
-    layer, held = layers[name], sums.setdefault(name, {})
-    rows, spec = row_count(layer, d), geometry(layer)
-    key = source, *spec.values()
+    """Add one call's factors; layers fed by the same x share Σ a aᵀ, and ``own`` takes Σ d aᵀ."""
+    layer: Any = layers[name]
+    held = sums[name]
+    rows = layer.rows(d)
+    key = source, *layer.geometry.values()
     if key not in shared:
-        shared[key] = input_factor(x, **spec)
-    add(held, "A", shared[key], rows)
-    add(held, "delta", output_factor(d, convolution=layer.is_convolution), d.shape[0])
-    held["rows"] = held.get("rows", 0) + rows
-    if errors is not None:
-        errors[name] = weight_gradient(layer, x, d)
+        shared[key] = input_factor(x, **layer.geometry, scale="sum")
+    held.input.add(shared[key], d.shape[0], rows)
+    held.output.add(output_factor(d, convolution=layer.is_convolution, scale="sum"), d.shape[0], rows)
+    held.rows_without_error += layer.rows_without_error(d)
+    if own is not None:
+        own[name] = layer.weight_gradient(x, d)
 
 
-def add(held: dict[str, Any], key: str, value: Tensor, weight: int) -> None:
-    if key in held:
-        held[key].add_(value, alpha=weight)
-    else:
-        held[key] = value * weight
+def _add_surroundings(sums: dict[str, _LayerSums], calls: Calls, layers: Mapping[str, Layer]) -> None:
+    for name, held in sums.items():
+        held.is_head, held.behind_norm = name == calls.last, name in calls.behind_norm
+        held.notes += [note for note in calls.notes.get(name, []) if note not in held.notes]
+    for name, (block, total, count) in calls.block_factors(layers).items():
+        sums[name].block = block
+        sums[name].block_output.add(total, count, count)
 
 
-def _check_loss(loss: Tensor, index: int, batch: Batch) -> None:
-    if not bool(loss.isfinite()):
-        args, kwargs, target = split_batch(batch)
-        bad = [tree for tree in ("inputs", "target") if not _finite({"inputs": (args, kwargs), "target": target}[tree])]
-        where = (
-            f"the {' and '.join(bad)} of the batch hold NaN or Inf"
-            if bad
-            else "inputs and target are finite, so look for NaN or Inf in the weights"
+def _factors(held: _LayerSums, samples: int, group: Any) -> LayerFactors:
+    A, delta, out = held.input.total, held.output.total, held.block_output.total
+    assert A is not None and delta is not None
+    everyone = gathered((held.input.rows, held.rows_without_error, out is not None), group)
+    rows, bare = sum(one[0] for one in everyone), sum(one[1] for one in everyone)
+    if not all(has_block for _, _, has_block in everyone):
+        out = None
+    notes = list(held.notes)
+    if bare:
+        notes.append(
+            f"{bare} of {round(rows)} rows carry no error (padding or masked tokens, perhaps), and yet count in C_A, S "
+            "and the concentration ratio"
         )
-        raise ValueError(f"the loss on batch {index} is {loss.item()}: {where}")
-    if not loss.requires_grad:
-        raise ValueError(
-            f"the loss on batch {index} has no gradient: the model or loss_fn detaches its output or runs under no_grad"
-        )
+    return LayerFactors(
+        C_A=all_sum(A, group) / rows,
+        C_delta=all_sum(delta, group) / samples,
+        samples=samples,
+        positions=rows / samples,
+        C_delta_out=None if out is None else all_sum(out, group) / samples,
+        block="" if out is None else held.block,
+        is_head=held.is_head,
+        behind_norm=held.behind_norm,
+        notes=notes,
+    )
 
 
-def _finite(tree: Any) -> bool:
-    if isinstance(tree, Tensor):
-        return bool(tree.isfinite().all()) if tree.is_floating_point() else True
-    if isinstance(tree, Mapping):
-        tree = list(tree.values())
-    return all(_finite(item) for item in tree) if isinstance(tree, (list, tuple)) else True
+def _out_of_range(factors: LayerFactors) -> str | None:
+    """Why products of the factors' eigenvalues would overflow or vanish, or None."""
+    for what, name, C in (("inputs", "C_A", factors.C_A), ("errors", "C_δ", factors.C_delta)):
+        trace, limits = float(C.diagonal().double().sum()), torch.finfo(C.dtype)
+        if not max(1e8 * limits.tiny, SMALLEST) < trace < min(1e-8 * limits.max, LARGEST):
+            remedy = "multiply the loss by a constant" if what == "errors" else "rescale the data"
+            return (
+                f"its {what} leave the range of {str(C.dtype).removeprefix('torch.')}, the trace of {name} is "
+                f"{trace:.3g}: {remedy} (no exponent depends on it), or measure a float64 copy"
+            )
+    return None
 
 
 def _used_elsewhere(gradient: Tensor, own: Tensor) -> str | None:
-    gap = float((gradient.flatten(1) - own).norm())
-    tolerance = 1e-2 if gradient.dtype in (torch.float16, torch.bfloat16) else 1e-3
-    if gap <= tolerance * float(gradient.norm()) + torch.finfo(gradient.dtype).tiny:
-        return None
-    return (
-        "its weight is used outside the layer's own call (its gradient is not Σ d aᵀ of that call), so that C_A "
-        "and C_δ do not "
-        "describe it: give the second use its own parameter, or leave the layer out"
-    )
+    if own.shape == gradient.flatten(1).shape:
+        gap = float((gradient.flatten(1) - own).norm())
+        tolerance = 1e-2 if gradient.dtype in (torch.float16, torch.bfloat16) else 1e-3
+        if gap <= tolerance * float(gradient.norm()) + torch.finfo(gradient.dtype).tiny:
+            return None
+    return "its gradient is not Σ d aᵀ of its own call: its weight is used outside that call too, or not as x Wᵀ"

@@ -7,25 +7,53 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from spectral_ext.capture.factors import add
-from spectral_ext.capture.geometry import geometry, row_count
-from spectral_ext.capture.recording import layer_gradients, recording
+from spectral_ext.capture.recording import pass_over, recording
 from spectral_ext.layers import Layer
-from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, batch_size
+from spectral_ext.measurement.batches import Batch, LossFunction
+from spectral_ext.measurement.ranks import all_sum
 from spectral_ext.ops import rayleigh_quotients
 
 
 @dataclass
 class Quotients:
-    """Second pass for one layer, each (K,): see ``reference.RayleighQuotients``."""
+    """Second moments along the directions of one layer, each (K,): see ``reference.RayleighQuotients``."""
 
     output: Tensor
     input: Tensor
     sum_of_products: Tensor
     gauss_newton: Tensor | None
     """None where the rows of x cannot be assigned to samples."""
+
+
+@dataclass
+class QuotientSums:
+    """Sums over this process's batches, each a mean times the samples or rows that it is over."""
+
+    output: Tensor | float = 0.0
+    input: Tensor | float = 0.0
+    products: Tensor | float = 0.0
+    gauss_newton: Tensor | float = 0.0
+    samples: int = 0
+    rows: int = 0
+    ungrouped: int = 0
+    """Batches whose rows cannot be assigned to samples."""
+
+    def reduced(self, group: Any = None) -> Quotients:
+        """The moments over the batches of all ranks of a process group, each of which must call this."""
+        assert isinstance(self.output, Tensor)
+        moments = torch.stack([self.output, self.input, self.products, self.gauss_newton])  # type: ignore[list-item]
+        counts = torch.tensor([self.samples, self.rows, self.ungrouped], dtype=torch.float64, device=moments.device)
+        output, rows_input, products, gauss_newton = all_sum(moments, group)
+        samples, rows, ungrouped = all_sum(counts, group).tolist()
+        return Quotients(
+            output=output / samples,
+            input=rows_input / rows,
+            sum_of_products=products / rows,
+            gauss_newton=None if ungrouped else gauss_newton / samples,
+        )
 
 
 def capture_quotients(
@@ -38,43 +66,48 @@ def capture_quotients(
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Quotients]:
     """The four second moments along u_k, v_k of each layer: U (m, K) and V (n, K) in ``directions``."""
-    sums: dict[str, dict[str, Any]] = {name: {} for name in layers}
-    total = 0
-    for batch in batches:
-        samples = batch_size(batch)
-        visit = partial(_add_quotients, layers, directions, sums, samples)
-        with recording(model, layers, samples, visit):
-            layer_gradients(batch_loss(model, loss_fn, batch), layers)
-        total += samples
+    sums = sum_quotients(model, loss_fn, batches, layers, directions, on_batch=on_batch)
+    return {name: held.reduced() for name, held in sums.items()}
+
+
+def sum_quotients(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: list[Batch],
+    layers: Mapping[str, Layer],
+    directions: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    on_batch: Callable[[], None] = lambda: None,
+) -> dict[str, QuotientSums]:
+    """The part of :func:`capture_quotients` that does not communicate."""
+    sums = {name: QuotientSums() for name in layers}
+    for index, batch in enumerate(batches):
+        visit = partial(_add_quotients, layers, directions, sums, batch.samples)
+        with recording(model, layers, batch.samples, visit) as calls:
+            pass_over(model, loss_fn, batch, f"batch {index}", layers, calls)
         on_batch()
-    return {
-        name: Quotients(
-            output=held["output"] / total,
-            input=held["input"] / held["rows"],
-            sum_of_products=held["sop"] / held["rows"],
-            gauss_newton=held["gn"] / total if held["grouped"] else None,
-        )
-        for name, held in sums.items()
-    }
+    return sums
 
 
 def _add_quotients(
     layers: Mapping[str, Layer],
     directions: Mapping[str, tuple[Tensor, Tensor]],
-    sums: dict[str, dict[str, Any]],
+    sums: dict[str, QuotientSums],
     samples: int,
     name: str,
     x: Tensor,
     d: Tensor,
     source: Hashable,
 ) -> None:
-    layer, held = layers[name], sums[name]
+    layer: Any = layers[name]
+    held = sums[name]
     U, V = directions[name]
-    found = rayleigh_quotients(x, d, U.to(d), V.to(d), **geometry(layer))
-    rows, leading = row_count(layer, d), d.shape[0]
-    add(held, "output", found.output, leading)
-    add(held, "input", found.input, rows)
-    add(held, "sop", found.sum_of_products, rows)
-    add(held, "gn", found.gauss_newton, leading)
-    held["rows"] = held.get("rows", 0) + rows
-    held["grouped"] = held.get("grouped", True) and leading == samples
+    found = rayleigh_quotients(x, d, U.to(d), V.to(d), **layer.geometry)
+    rows, leading = layer.rows(d), d.shape[0]
+    held.output += found.output * leading
+    held.input += found.input * rows
+    held.products += found.sum_of_products * rows
+    held.gauss_newton += found.gauss_newton * leading
+    held.samples += samples
+    held.rows += rows
+    held.ungrouped += leading != samples

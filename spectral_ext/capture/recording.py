@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from spectral_ext.layers import Layer
-from spectral_ext.measurement.batches import first_tensor
+from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, first_tensor
+from spectral_ext.measurement.checks import check_loss
 from spectral_ext.ops import output_factor
 
 Visitor = Callable[[str, Tensor, Tensor, Hashable], None]
@@ -23,31 +24,31 @@ class Calls:
     def __init__(self, model: nn.Module, layers: Mapping[str, Layer], samples: int) -> None:
         self.samples = samples
         self.count = dict.fromkeys(layers, 0)
-        self.order: list[str] = []
+        self.last = ""
+        """The last module with a weight of two or more dimensions that was called, hooked as a layer or not."""
+        self.forward_is_over = False
+        """From then on calls repeat earlier ones: activation checkpointing calls modules again in the backward pass."""
         self.reached: set[str] = set()
         self.notes: dict[str, list[str]] = {}
         self.behind_norm: set[str] = set()
-        self.norm_outputs: set[tuple[int, torch.Size]] = set()
+        self.norm_outputs: dict[tuple[int, torch.Size], Tensor] = {}
+        """Kept for the time of the pass, so that no other tensor takes the same memory."""
         self.block_errors: dict[str, Tensor] = {}
         self.blocks = {name: _enclosing_blocks(model, name) for name in layers}
 
-    def problem(self, name: str, gradient: Tensor) -> str | None:
-        """Why the layer cannot be measured on this batch, or None."""
+    def problem(self, name: str, gradient: Tensor | None) -> str | None:
+        """Why the layer has no factors on this batch, or None."""
         if self.count[name] == 0:
-            return "the forward pass does not call it" + (
-                ", but uses its weight elsewhere" if bool(gradient.any()) else ""
-            )
+            used = gradient is not None and bool(gradient.any())
+            return "the forward pass does not call it" + (", but uses its weight elsewhere" if used else "")
         if self.count[name] > 1:
-            return (
-                f"it is called {self.count[name]} times in a forward pass, so that its weight is used twice: give each "
-                "call its own module (or switch activation checkpointing off, if it is that which repeats the call)"
-            )
+            return f"it is called {self.count[name]} times in a forward pass, so that its weight is used more than once"
         if name not in self.reached:
             return "the loss does not depend on its output"
         return None
 
     def block_factors(self, layers: Mapping[str, Layer]) -> dict[str, tuple[str, Tensor, int]]:
-        """C_δ,out of the nearest block with as many output channels as the layer: (block, factor, weight)."""
+        """The sum Σ d dᵀ at the output of the nearest block with as many channels: (block, sum, samples)."""
         found = {}
         factors: dict[tuple[str, bool], Tensor] = {}
         for name, layer in layers.items():
@@ -61,16 +62,14 @@ class Calls:
                     continue
                 key = block, layer.is_convolution
                 if key not in factors:
-                    factors[key] = output_factor(error, convolution=layer.is_convolution)
+                    factors[key] = output_factor(error, convolution=layer.is_convolution, scale="sum")
                 found[name] = block, factors[key], error.shape[0]
                 break
         return found
 
 
 def _enclosing_blocks(model: nn.Module, name: str) -> list[str]:
-    """Modules around the layer that are items of a ModuleList or Sequential, nearest first: residual blocks,
-    usually.
-    """
+    """Modules around the layer that are items of a ModuleList or Sequential, nearest first: residual blocks usually."""
     parts = name.split(".")
     blocks = []
     for end in range(len(parts) - 1, 0, -1):
@@ -84,17 +83,19 @@ def _enclosing_blocks(model: nn.Module, name: str) -> list[str]:
 
 @contextlib.contextmanager
 def recording(model: nn.Module, layers: Mapping[str, Layer], samples: int, visit: Visitor) -> Iterator[Calls]:
+    """Hooks for one forward and backward pass, which :func:`pass_over` runs."""
     calls = Calls(model, layers, samples)
 
     def layer_hook(name: str, layer: Layer) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+            if calls.forward_is_over:
+                return None
             calls.count[name] += 1
-            calls.order.append(name)
             x = first_tensor(args) if args else first_tensor(kwargs)
-            z = first_tensor(output)
-            if calls.count[name] > 1 or x is None or z is None or not z.requires_grad:
-                return
-            if (x.data_ptr(), x.shape) in calls.norm_outputs:
+            if calls.count[name] > 1 or x is None or not isinstance(output, Tensor) or not output.requires_grad:
+                return None
+            norm = calls.norm_outputs.get((x.data_ptr(), x.shape))
+            if norm is not None and norm._version == x._version:
                 calls.behind_norm.add(name)
             held = x.detach()
             source = x.data_ptr(), x.shape, x.stride(), x._version
@@ -103,37 +104,80 @@ def recording(model: nn.Module, layers: Mapping[str, Layer], samples: int, visit
                 calls.reached.add(name)
                 _visit(calls, visit, name, layer, held, gradient, source)
 
-            z.register_hook(on_gradient)
+            output.register_hook(on_gradient)
+            return output.clone()  # an operation in place behind the layer would take the hook with it
 
         return hook
 
     def norm_hook(module: nn.Module, args: tuple, output: Any) -> None:
-        if isinstance(output, Tensor):
-            calls.norm_outputs.add((output.data_ptr(), output.shape))
+        if isinstance(output, Tensor) and not calls.forward_is_over:
+            calls.norm_outputs[output.data_ptr(), output.shape] = output.detach()
 
     def block_hook(block: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
             tensor = first_tensor(output)
-            if tensor is not None and tensor.requires_grad and tensor.dim() > 1 and block not in calls.block_errors:
+            if calls.forward_is_over or block in calls.block_errors:
+                return
+            if tensor is not None and tensor.requires_grad and tensor.dim() > 1:
                 tensor.register_hook(lambda gradient: calls.block_errors.__setitem__(block, _error(gradient, samples)))
 
         return hook
 
+    def order_hook(name: str) -> Callable:
+        def hook(*_: Any) -> None:
+            if not calls.forward_is_over:
+                calls.last = name
+
+        return hook
+
     blocks = {block for found in calls.blocks.values() for block in found}
-    handles = [
-        module.register_forward_hook(norm_hook)
-        for module in model.modules()
-        if type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
-    ]
-    handles += [model.get_submodule(block).register_forward_hook(block_hook(block)) for block in blocks]
-    handles += [
-        layer.module.register_forward_hook(layer_hook(name, layer), with_kwargs=True) for name, layer in layers.items()
-    ]
+    handles = []
     try:
+        for name, module in model.named_modules():
+            if type(module).__name__.endswith(("LayerNorm", "RMSNorm")):
+                handles.append(module.register_forward_hook(norm_hook))
+            if _has_matrix(module):
+                handles.append(module.register_forward_hook(order_hook(name)))
+            if name in blocks:
+                handles.append(module.register_forward_hook(block_hook(name)))
+        for name, layer in layers.items():  # before hooks of the user's, which may change the output
+            handles.append(layer.module.register_forward_hook(layer_hook(name, layer), with_kwargs=True, prepend=True))
         yield calls
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return nn.utils.parametrize.is_parametrized(module) or any(
+        parameter is not None and parameter.dim() > 1 for parameter in module._parameters.values()
+    )
+
+
+def pass_over(
+    model: nn.Module, loss_fn: LossFunction, batch: Batch, label: str, layers: Mapping[str, Layer], calls: Calls
+) -> tuple[float, dict[str, Tensor | None]]:
+    """The loss of a batch and its gradient in each layer's weight, None where it does not depend on the weight.
+
+    Raises:
+        RuntimeError: the model uses reentrant activation checkpointing.
+        ValueError: the loss is no finite scalar or has no gradient.
+    """
+    loss = batch_loss(model, loss_fn, batch)
+    calls.forward_is_over = True
+    check_loss(model, loss, batch, label)
+    weights = [layer.weight for layer in layers.values()]
+    try:
+        found = torch.autograd.grad(loss, weights, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" in str(error) or "Checkpointing is not compatible" in str(error):
+            raise RuntimeError(
+                "the model uses reentrant activation checkpointing, through which torch.autograd.grad cannot pass: "
+                "call torch.utils.checkpoint.checkpoint(…, use_reentrant=False), or switch checkpointing off "
+                "(gradient_checkpointing_disable() of a Hugging Face model)"
+            ) from error
+        raise
+    return loss.item(), dict(zip(layers, found, strict=True))
 
 
 def _error(gradient: Tensor, samples: int) -> Tensor:
@@ -173,9 +217,3 @@ def _samples_first(calls: Calls, name: str, layer: Layer, x: Tensor, d: Tensor) 
         "per-sample Gauss–Newton form is left out"
     )
     return x, d
-
-
-def layer_gradients(loss: Tensor, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
-    weights = [layer.weight for layer in layers.values()]
-    found = torch.autograd.grad(loss, weights, allow_unused=True)
-    return {n: torch.zeros_like(w) if g is None else g for n, w, g in zip(layers, weights, found, strict=True)}

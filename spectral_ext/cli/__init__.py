@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from spectral_ext import __version__
+from spectral_ext._version import __version__
 
 MEASURE_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, NotImplementedError)
 

@@ -1,7 +1,7 @@
 """Which method measures which layer: the fastest exact one, or the one that the caller names.
 
 sqrt_gn where it is exact and cheaper → tangent_adjoint where the model can be traced → double_backward_output where the
-weight is used once → double_backward_weight.
+weight is used once → double_backward_weight → finite_difference where an operation has no second derivative.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from spectral_ext.curvature.sites import site_of
 from spectral_ext.curvature.sqrt_gauss_newton import outputs_per_sample, why_not
 from spectral_ext.curvature.trace import UntraceableError
 from spectral_ext.layers import Layer
-from spectral_ext.measurement.batches import batch_size
 
-METHODS = ("auto", "tangent_adjoint", "sqrt_gn", "double_backward_output", "double_backward_weight")
+FAST = ("tangent_adjoint", "sqrt_gn")
+"""Methods that work on the traced graph, split h, and are compared with another method."""
+METHODS = ("auto", *FAST, "double_backward_output", "double_backward_weight", "finite_difference")
+AFTER = {"sqrt_gn": "tangent_adjoint", "tangent_adjoint": "double_backward_output"}
+"""The method that ``auto`` tries after one that failed."""
 MANY_OUTPUTS = 256
-"""``auto`` takes sqrt_gn up to this many outputs a sample."""
+"""``auto`` takes sqrt_gn up to this many outputs per sample."""
 
 
 @dataclass
@@ -28,22 +31,36 @@ class Choice:
     reason: str
 
 
+def check_method(method: str) -> None:
+    """Raises ValueError unless ``method`` is one of :data:`METHODS`."""
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+
+
 def choose(
-    method: str, plan: Plan, layers: Mapping[str, Layer], directions: Mapping[str, Directions]
+    method: str,
+    plan: Plan,
+    layers: Mapping[str, Layer],
+    directions: Mapping[str, Directions],
+    planned: int | None = None,
 ) -> dict[str, Choice]:
     """A method for each layer.
+
+    Args:
+        planned: how many directions the whole measurement has, of which ``directions`` may be a part: with it, the
+            choice for a layer does not depend on which others are measured with it. None counts ``directions``.
 
     Raises:
         ValueError: the method named does not apply to a layer.
     """
-    if method.startswith("double_backward"):
+    if method != "auto" and method not in FAST:
         return {name: Choice(method, "asked for") for name in layers}
     refusals: dict[str, str | None] = dict.fromkeys(layers)
     try:
-        count = 0
+        outputs = 0
         for piece in plan.pieces:
-            program, samples = plan.program(piece.batch), batch_size(piece.batch)
-            count = max(count, outputs_per_sample(program, samples))
+            program, samples = plan.program(piece.batch), piece.batch.samples
+            outputs = max(outputs, outputs_per_sample(program, samples))
             for name, layer in layers.items():
                 refusals[name] = refusals[name] or why_not(program, site_of(program, plan.model, layer), samples)
     except UntraceableError as why:
@@ -57,15 +74,15 @@ def choose(
     if method != "auto":
         return {name: Choice(method, "asked for") for name in layers}
     exact = [name for name, reason in refusals.items() if reason is None]
-    lanes = sum(len(directions[name]) for name in exact)
+    total = sum(len(directions[name]) for name in exact) if planned is None else planned
     choices = {}
     for name, reason in refusals.items():
         if reason is not None:
             choices[name] = Choice("tangent_adjoint", reason)
-        elif count <= MANY_OUTPUTS and count <= lanes:
-            choices[name] = Choice("sqrt_gn", f"piecewise linear up to the loss, {count} outputs a sample")
+        elif outputs <= MANY_OUTPUTS and outputs <= total:
+            choices[name] = Choice("sqrt_gn", f"piecewise linear up to the loss, {outputs} outputs per sample")
         else:
             choices[name] = Choice(
-                "tangent_adjoint", f"sqrt_gn would take {count} backward passes for {lanes} directions"
+                "tangent_adjoint", f"sqrt_gn would take {outputs} backward passes for {total} directions"
             )
     return choices

@@ -1,4 +1,4 @@
-"""Pieces of data, traces and lanes: how a measurement is cut to fit the memory budget."""
+"""Pieces of data, traces and directions at once: how a measurement is cut to fit the memory budget."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils import _pytree as pytree
 
-from spectral_ext.curvature.gradients import Piece
 from spectral_ext.curvature.memory import MemoryEstimate, estimate
 from spectral_ext.curvature.trace import Program, UntraceableError, signature, trace
 from spectral_ext.layers import Layer
-from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, batch_size
+from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss
+from spectral_ext.measurement.gradients import Piece
 
 CACHE = 8 << 20
 """Bytes of tangents at a time on a CPU: more fall out of its caches."""
@@ -36,6 +35,11 @@ class Plan:
     programs: dict[Any, Program | UntraceableError] = field(default_factory=dict)
     estimates: dict[Any, MemoryEstimate] = field(default_factory=dict)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' precision."""
+        return next(iter(self.layers.values())).weight.dtype
+
     def program(self, batch: Batch) -> Program:
         """The trace for a batch of this signature.
 
@@ -48,7 +52,7 @@ class Plan:
             try:
                 found = trace(self.model, self.loss_fn, batch)
                 key = id(batch) if found.of_one_batch else key
-                self.estimates[key] = estimate(found, self.model, self.layers, batch_size(batch))
+                self.estimates[key] = estimate(found, self.model, self.layers, batch.samples)
             except UntraceableError as why:
                 found = why
             self.programs[key] = found
@@ -63,16 +67,16 @@ class Plan:
     def _estimate(self, batch: Batch) -> MemoryEstimate:
         return self.estimates[self._key(batch)]
 
-    def lanes(self, name: str, batch: Batch) -> int:
+    def directions_at_once(self, name: str, batch: Batch) -> int:
         """How many directions of a layer to push at a time."""
         estimate, budget = self._estimate(batch), self.memory_budget
         device, most = self.layers[name].weight.device, 1 << 30
         if device.type == "cpu":
-            most = max(2, CACHE // max(estimate.per_lane[name], 1))
+            most = max(2, CACHE // max(estimate.per_direction[name], 1))
         elif device.type == "cuda" and budget is None:
-            # The base is held already when lanes are counted.
+            # The base is held already when this is counted.
             budget = estimate.base + int(0.8 * torch.cuda.mem_get_info(device)[0])
-        return most if budget is None else max(1, min(most, estimate.lanes(name, budget)))
+        return most if budget is None else max(1, min(most, estimate.directions_at_once(name, budget)))
 
     def cut_samples(self) -> None:
         """Cut batches whose estimate exceeds the budget at one direction into pieces of fewer samples.
@@ -98,7 +102,7 @@ class Plan:
         self.pieces = pieces
 
     def _cut(self, piece: Piece, need: int) -> list[Piece]:
-        size = batch_size(piece.batch)
+        size = piece.batch.samples
         budget = self.memory_budget or need
         remedy = f"needs about {need} bytes at once, over memory_budget={budget}: raise it, or use smaller batches"
         for name, module in self.model.named_modules():
@@ -114,7 +118,7 @@ class Plan:
         for start, stop in itertools.pairwise(bounds):
             share = (stop - start) / size
             label = f"{piece.label}, samples {start}–{stop - 1}"
-            cut.append(Piece(some_samples(piece.batch, size, start, stop), piece.weight * share, label))
+            cut.append(Piece(piece.batch.take(range(start, stop)), piece.weight * share, label))
         with torch.no_grad():
             whole = batch_loss(self.model, self.loss_fn, piece.batch)
             parts = sum(p.weight / piece.weight * batch_loss(self.model, self.loss_fn, p.batch) for p in cut)
@@ -124,12 +128,3 @@ class Plan:
                 "weights, ignore_index or a loss between samples)"
             )
         return cut
-
-
-def some_samples(batch: Batch, size: int, start: int, stop: int) -> Batch:
-    """Samples start … stop − 1: every tensor whose first dimension is the batch size is sliced."""
-
-    def take(leaf: Any) -> Any:
-        return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size else leaf
-
-    return pytree.tree_map(take, batch)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectral_ext.curvature.sums import inner_products, sum_in_float64
 from spectral_ext.layers import Layer
 
 
@@ -35,6 +36,11 @@ class Directions:
         shape = torch.Size(reversed(self.shape))
         return Directions(shape, self.V, self.U, None if self.dense is None else self.dense.mT)
 
+    def to(self, dtype: torch.dtype) -> Directions:
+        """The same directions in another precision."""
+        U, V, dense = (None if t is None else t.to(dtype) for t in (self.U, self.V, self.dense))
+        return Directions(self.shape, U, V, dense)
+
     def weight_tangents(self) -> Tensor:
         """(K, *weight.shape)."""
         if self.dense is not None:
@@ -42,18 +48,18 @@ class Directions:
         return torch.einsum("mk,nk->kmn", self.U, self.V).reshape(-1, *self.shape)
 
     def along(self, gradient: Tensor) -> Tensor:
-        """⟨G, D_k⟩, (K,)."""
+        """⟨G, D_k⟩ of a gradient G (m, n) or of the weight's shape: (K,) float64."""
         if self.dense is not None:
-            return self.dense.flatten(1) @ gradient.flatten()
+            return inner_products(self.dense, gradient.reshape(self.shape))
         assert self.U is not None and self.V is not None
-        return ((gradient.flatten(1) @ self.V) * self.U).sum(0)
+        return sum_in_float64(((gradient.flatten(1) @ self.V) * self.U).mT)
 
     def norms(self) -> Tensor:
-        """‖D_k‖, (K,)."""
+        """‖D_k‖, (K,) float64."""
         if self.dense is not None:
-            return self.dense.flatten(1).norm(dim=1)
+            return self.dense.double().flatten(1).norm(dim=1)
         assert self.U is not None and self.V is not None
-        return self.U.norm(dim=0) * self.V.norm(dim=0)
+        return self.U.double().norm(dim=0) * self.V.double().norm(dim=0)
 
     def linear_output(self, x: Tensor) -> Tensor:
         """ż = x D_kᵀ for x (…, n): (K, …, m)."""
@@ -77,18 +83,11 @@ class Directions:
         return (z.unsqueeze(3) * u).flatten(2, 3)
 
 
-def singular_directions(gradient: Tensor, top_k: int) -> tuple[Tensor, Directions]:
-    """σ (K,) and u_k v_kᵀ of the gradient's K = min(top_k, m, n) largest singular values."""
-    U, sigma, Vh = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
-    k = min(top_k, len(sigma))
-    return sigma[:k], Directions(gradient.shape, U[:, :k].contiguous(), Vh[:k].T.contiguous())
-
-
 def given_directions(directions: Mapping[str, Any], chosen: dict[str, Layer]) -> dict[str, Directions]:
     """The caller's directions, checked against the weights and brought to their dtype and device.
 
     Raises:
-        KeyError: a name that is no measured layer.
+        KeyError: a name that is not a measured layer.
         ValueError: a wrong shape, or NaN or Inf.
     """
     return {name: _given(name, value, chosen) for name, value in directions.items()}
@@ -96,7 +95,7 @@ def given_directions(directions: Mapping[str, Any], chosen: dict[str, Layer]) ->
 
 def _given(name: str, value: Any, chosen: dict[str, Layer]) -> Directions:
     if name not in chosen:
-        raise KeyError(f"directions: {name!r} is no measurable layer; there are {', '.join(list(chosen)[:8])}")
+        raise KeyError(f"directions: {name!r} is not a measurable layer; there are {', '.join(list(chosen)[:8])}")
     layer = chosen[name]
     weight, (m, n) = layer.weight, layer.matrix_shape
     tensors = [value] if isinstance(value, Tensor) else list(value)

@@ -1,21 +1,25 @@
-"""h_k by double backward: the reference, and the way out where a faster method does not apply.
+"""h_k by double backward: the reference, and the method where a faster one does not apply.
 
 In the output z of a layer whose weight is used once, z = W a + b with a fixed, so that
 
     h_k = ⟨ż_k, ∂²L/∂z² ż_k⟩,  ż_k = D_k a,
 
 and one graph of ∂L/∂z serves every direction and layer. In the weight, h_k = ⟨D_k, ∂²L/∂W² D_k⟩, which always holds.
+
+The inner products are summed in float64 (:mod:`.sums`).
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spectral_ext.curvature.directions import Directions
+from spectral_ext.curvature.sums import inner_products
 from spectral_ext.layers import CONVOLUTIONS, MEASURABLE_TYPES, Layer
 from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss
 
@@ -68,15 +72,16 @@ def double_backward_output(
     batch: Batch,
     layers: Mapping[str, Layer],
     directions: Mapping[str, Directions],
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+) -> tuple[dict[str, Tensor], dict[str, set[str]], dict[str, str]]:
     """h_k on one batch by double backward in the layers' outputs, from one graph; and the layers where that is not h.
 
     Returns:
-        ``({name: h (K,)}, {name: reason})``: refused are modules that are not called exactly once, weights that act
+        ``({name: h (K,) float64}, {name: custom functions}, {name: reason})``: the custom autograd functions behind
+        each layer, see :func:`custom_functions`; refused are modules that are not called exactly once, weights that act
         otherwise too, and modules other than Linear and convolutions.
     """
     others = [layer for layer in layers.values() if not isinstance(layer.module, MEASURABLE_TYPES)]
-    refused = {layer.name: f"a {layer.kind} is no Linear or convolution" for layer in others}
+    refused = {layer.name: f"a {layer.kind} is not a Linear or a convolution" for layer in others}
     usual = {name: layer for name, layer in layers.items() if name not in refused}
     with layer_outputs(usual) as (inputs, outputs):
         loss = batch_loss(model, loss_fn, batch)
@@ -85,8 +90,9 @@ def double_backward_output(
             refused[name] = f"{name!r} is called {len(calls)} times in a forward pass"
     usual = {name: layer for name, layer in layers.items() if name not in refused}
     if not usual:
-        return {}, refused
+        return {}, {}, refused
     z_of = [outputs[name][0] for name in usual]
+    custom = dict(zip(usual, custom_functions(loss, z_of), strict=True))
     by_weight = grad_or_zeros(loss, [layer.weight for layer in usual.values()], retain_graph=True)
     gradients = grad_or_zeros(loss, z_of, create_graph=True)
     found = {}
@@ -94,16 +100,16 @@ def double_backward_output(
         forms = []
         for k in range(len(directions[name])):
             one = directions[name][[k]]
-            (tangent,) = output_tangents(layers[name], one, inputs[name][0])
-            slope = (tangent * gradient.detach()).sum()
-            noise = 100 * torch.finfo(z.dtype).eps * tangent.norm() * gradient.detach().norm()
+            tangents = output_tangents(layers[name], one, inputs[name][0])
+            slope = inner_products(tangents, gradient.detach())
+            noise = 100 * torch.finfo(z.dtype).eps * tangents.double().norm() * gradient.detach().double().norm()
             if bool((slope - one.along(whole)).abs() > noise):
                 refused[name] = f"the loss depends on the weight of {name!r} otherwise than through the layer's output"
                 break
-            forms.append(_quadratic_form(gradient, z, tangent))
+            forms.append(_quadratic_form(gradient, z, tangents))
         else:
-            found[name] = torch.stack(forms)
-    return found, refused
+            found[name] = torch.cat(forms)
+    return found, custom, refused
 
 
 def double_backward_weight(
@@ -112,20 +118,59 @@ def double_backward_weight(
     batch: Batch,
     layers: Mapping[str, Layer],
     directions: Mapping[str, Directions],
-) -> dict[str, Tensor]:
-    """h_k of each layer on one batch, by double backward in the layers' weights."""
+) -> tuple[dict[str, Tensor], dict[str, set[str]]]:
+    """h_k of each layer on one batch, by double backward in the layers' weights; and the custom functions behind it."""
     loss = batch_loss(model, loss_fn, batch)
     weights = [layer.weight for layer in layers.values()]
+    custom = dict(zip(layers, custom_functions(loss, weights), strict=True))
     gradients = grad_or_zeros(loss, weights, create_graph=True)
-    return {
-        name: torch.stack(
-            [
-                _quadratic_form(gradient, weight, directions[name][[k]].weight_tangents()[0])
-                for k in range(len(directions[name]))
-            ]
-        )
-        for name, weight, gradient in zip(layers, weights, gradients, strict=True)
-    }
+    found = {}
+    for name, weight, gradient in zip(layers, weights, gradients, strict=True):
+        along = directions[name]
+        forms = [_quadratic_form(gradient, weight, along[[k]].weight_tangents()) for k in range(len(along))]
+        found[name] = torch.cat(forms)
+    return found, custom
+
+
+def custom_functions(loss: Tensor, tensors: list[Tensor]) -> list[set[str]]:
+    """For each tensor, the custom autograd functions on the way from it to the loss.
+
+    The operations of torch have a second derivative or raise an error. A function that somebody wrote in Python or
+    C++ may have a backward pass that autograd cannot differentiate, and then double backward silently takes its
+    derivative for zero.
+    """
+    if loss.grad_fn is None:
+        return [set() for _ in tensors]
+    bits: dict[Any, int] = {}  # autograd node → the tensors that its backward pass reaches
+    for i, tensor in enumerate(tensors):
+        node = tensor.grad_fn if tensor.grad_fn is not None else torch.autograd.graph.get_gradient_edge(tensor).node
+        bits[node] = bits.get(node, 0) | 1 << i
+    reached: dict[Any, int] = {}
+    found: list[set[str]] = [set() for _ in tensors]
+    stack = [(loss.grad_fn, False)]
+    while stack:
+        node, ready = stack.pop()
+        inputs = [n for n, _ in node.next_functions if n is not None]
+        if not ready:
+            if node not in reached:
+                reached[node] = 0
+                stack.append((node, True))
+                stack.extend((n, False) for n in inputs if n not in reached)
+            continue
+        behind = 0
+        for n in inputs:
+            behind |= reached[n]
+        if behind and _is_custom(node):
+            for i in range(len(tensors)):
+                if behind >> i & 1:
+                    found[i].add(node.name().removesuffix("Backward"))
+        reached[node] = behind | bits.get(node, 0)
+    return found
+
+
+def _is_custom(node: Any) -> bool:
+    """Nodes of Python functions are instances of a class of their own; those of C++ functions carry a C++ type name."""
+    return isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name()
 
 
 def grad_or_zeros(loss: Tensor, inputs: list[Tensor], **options: bool) -> tuple[Tensor, ...]:
@@ -135,9 +180,14 @@ def grad_or_zeros(loss: Tensor, inputs: list[Tensor], **options: bool) -> tuple[
     return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True))
 
 
-def _quadratic_form(gradient: Tensor, at: Tensor, tangent: Tensor) -> Tensor:
-    """⟨t, ∂(gradient)/∂(at) t⟩."""
+def _quadratic_form(gradient: Tensor, at: Tensor, tangents: Tensor) -> Tensor:
+    """⟨t, ∂(gradient)/∂(at) t⟩ for tangents (1, *at.shape): (1,) float64.
+
+    A gradient that does not depend on ``at`` gives 0: the loss is linear in it, or a custom function hides the
+    dependence, which :func:`custom_functions` reports.
+    """
+    zero = torch.zeros(1, dtype=torch.float64, device=tangents.device)
     if not gradient.requires_grad:
-        return tangent.new_zeros(())
-    (product,) = torch.autograd.grad(gradient, at, tangent, retain_graph=True, allow_unused=True)
-    return tangent.new_zeros(()) if product is None else (product * tangent).sum().detach()
+        return zero
+    (product,) = torch.autograd.grad(gradient, at, tangents[0], retain_graph=True, allow_unused=True)
+    return zero if product is None else inner_products(tangents, product.detach())

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
-from spectral_ext.curvature.choose import METHODS
+from spectral_ext.curvature.choose import check_method
+from spectral_ext.curvature.directions import given_directions
 from spectral_ext.curvature.result import DirectionalCurvature
-from spectral_ext.curvature.session import Run
-from spectral_ext.layers import Layer, check_top_k, find_layers, why_no_layer
-from spectral_ext.measurement.batches import Batch, LossFunction, as_batches, to_device
-from spectral_ext.measurement.environment import measurement
+from spectral_ext.curvature.session import Session
+from spectral_ext.layers import Layer, find_layers, why_no_layer
+from spectral_ext.measurement.batches import Batch, BatchSize, LossFunction, as_batches
+from spectral_ext.measurement.checks import REDUCTION_NOTES, check_precision, check_task
+from spectral_ext.measurement.digest import digest
+from spectral_ext.measurement.environment import measurement, unwrapped
+from spectral_ext.measurement.options import check_options
+from spectral_ext.measurement.ranks import agree, check_group, together
 
 
 def directional_curvature(
@@ -28,6 +34,7 @@ def directional_curvature(
     split: bool = False,
     memory_budget: int | None = None,
     progress: bool = False,
+    batch_size: BatchSize | None = None,
     process_group: Any = None,
     grouped: bool = False,
     shared: bool = False,
@@ -58,6 +65,8 @@ def directional_curvature(
         memory_budget: bytes for the measurement; directions, then samples are taken in turns to fit. None: no limit
             on a CPU; on a GPU directions are taken in turns to fit what is free.
         progress: show a progress bar.
+        batch_size: the number of samples of a batch, or a function that tells it of a batch; None: as
+            :func:`spectral_ext.measurement.batches.count_samples` finds it.
         process_group: a ``torch.distributed`` group whose ranks each bring their own batches; all get the same result.
         grouped: measure grouped convolutions too, D_k in ``weight.flatten(1)``.
         shared: measure layers too whose weight is shared with other modules; h counts every use of the weight.
@@ -71,21 +80,34 @@ def directional_curvature(
             not a finite scalar, dropout in train mode, autocast, half precision, directions of a wrong shape, no
             batch, a memory budget too small, a method that does not apply.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    check_top_k(top_k)
-    chosen, skipped = _layers(model, layers, directions, grouped, shared)
-    first = next(iter(chosen.values())).weight
-    data = [to_device(batch, first.device) for batch in as_batches(batches)]
-    with measurement(model):
-        run = Run(model, loss_fn, chosen, skipped, process_group)
-        check = method == "auto" if self_check is None else self_check
-        run.together(lambda: run.first_pass(data, memory_budget, method, check))
-        found = run.find_directions(directions, top_k)
-        run.together(lambda: run.measure(found, method, check, progress))
-        results = run.results(found, split)
-    mode = "train" if model.training else "eval"
-    return DirectionalCurvature(results, skipped, run.loss, run.samples, mode)
+    check_group(process_group)
+    layers = layers if layers is None or isinstance(layers, str) else list(layers)
+    with contextlib.ExitStack() as stack:
+        with together(process_group):
+            check_method(method)
+            check_options(top_k=top_k, split=split, memory_budget=memory_budget, layers=layers, progress=progress)
+            model = unwrapped(model)
+            stack.enter_context(measurement(model))
+            chosen, skipped = _layers(model, layers, directions, grouped, shared)
+            device = next(iter(chosen.values())).weight.device
+            data = as_batches(batches, model, batch_size=batch_size, device=device)
+            given = None if directions is None else given_directions(directions, chosen)
+            session = Session(model, loss_fn, chosen, method, self_check, process_group)
+        options = {"method": method, "top_k": top_k, "split": split, "self_check": session.check}
+        if process_group is not None and directions is not None:
+            options["directions"] = digest(directions)
+        agree(model, chosen, options, process_group)
+        with together(process_group):
+            if check_task(model, loss_fn, data) == "unknown" and (len(data) > 1 or process_group is not None):
+                warnings.warn(REDUCTION_NOTES["unknown"], stacklevel=2)
+            session.cut(data, memory_budget)
+            session.pass_over_data()
+        found = session.directions_of(session.local, given, top_k)
+        with together(process_group):
+            session.measure(found, progress)
+        result = session.results(found, split)
+    result.skipped.update({name: why for name, why in skipped.items() if name not in result})
+    return result
 
 
 def _layers(
@@ -101,11 +123,7 @@ def _layers(
             del skipped[name]
     if not chosen:
         raise ValueError(why_no_layer(skipped))
-    for name, layer in chosen.items():
-        if layer.weight.dtype not in (torch.float32, torch.float64):
-            raise TypeError(
-                f"the weight of {name!r} is {layer.weight.dtype}: measure a float32 or float64 copy, model.float()"
-            )
+    check_precision(chosen)
     if directions is not None:
         for name in [name for name in chosen if name not in directions]:
             skipped[name] = "no directions were given for it"

@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from spectral_ext.curvature.rules import RULES, operands
-from spectral_ext.curvature.sites import Site, curved, site_of
+from spectral_ext.curvature.sites import Site, has_second_derivative, site_of
 from spectral_ext.curvature.trace import Program, trace
 from spectral_ext.layers import Layer, find_layers
-from spectral_ext.measurement.batches import Batch, LossFunction
-from spectral_ext.measurement.environment import measurement
+from spectral_ext.measurement.batches import LossFunction, as_batches
+from spectral_ext.measurement.environment import measurement, unwrapped
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "select",
           "slice", "unbind", "split", "split_with_sizes", "alias", "detach"}  # fmt: skip
@@ -25,39 +25,42 @@ class MemoryEstimate:
     """Bytes beyond the model, its weights and the data."""
 
     base: int
-    """Held whatever the number of lanes: values, adjoints and constants of the rules; grows with the samples."""
-    per_lane: dict[str, int]
+    """Held whatever the number of directions at once: values, adjoints and constants of the rules. It grows with the
+    samples."""
+    per_direction: dict[str, int]
     """Layer → the most that one direction's tangents take at once."""
     samples: int
     self_check: int
     """What ``auto`` takes besides, in turn: a double backward through the whole graph."""
 
-    def total(self, lanes: int = 1) -> int:
-        """Peak bytes with ``lanes`` directions at a time."""
-        return self.base + lanes * max(self.per_lane.values(), default=0)
+    def total(self, directions_at_once: int = 1) -> int:
+        """Peak bytes with ``directions_at_once`` directions at a time."""
+        return self.base + directions_at_once * max(self.per_direction.values(), default=0)
 
-    def lanes(self, name: str, budget: int) -> int:
+    def directions_at_once(self, name: str, budget: int) -> int:
         """How many directions fit beside the base; 0: not one."""
-        return max(0, (budget - self.base) // max(self.per_lane[name], 1))
+        return max(0, (budget - self.base) // max(self.per_direction[name], 1))
 
 
 def estimate_memory(
-    model: nn.Module, loss_fn: LossFunction, batch: Batch, *, layers: str | Iterable[str] | None = None
+    model: nn.Module, loss_fn: LossFunction, batch: Any, *, layers: str | Iterable[str] | None = None
 ) -> MemoryEstimate:
     """What a measurement would take on this batch, from a trace of it.
 
     Raises:
         UntraceableError: the model or loss cannot be traced.
     """
-    chosen, _ = find_layers(model, layers)
+    model = unwrapped(model)
     with measurement(model):
-        program = trace(model, loss_fn, batch)
-    return estimate(program, model, chosen, _samples(batch))
+        chosen, _ = find_layers(model, layers)
+        (one,) = as_batches([batch], model)
+        program = trace(model, loss_fn, one)
+        return estimate(program, model, chosen, one.samples)
 
 
 def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], samples: int) -> MemoryEstimate:
     sites = {name: site_of(program, model, layer) for name, layer in layers.items()}
-    reached = {node for site in sites.values() for node in (site.entry, *site.schedule)}
+    reached = {node for site in sites.values() for node in (site.seed_node, *site.schedule)}
     base = weights = sum(2 * _bytes(layer.weight) for layer in layers.values())  # the gradients: the sum, and a piece's
     values = 0
     for node in program.nodes:
@@ -67,9 +70,11 @@ def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], sa
         base += size
         values += size
         if node in reached:
-            # The adjoint and two constants of a curved operation; the slope or mask of any other that is not a product.
-            base += 3 * size if curved(node, reached) else size if _has_slope(node) else 0
-    return MemoryEstimate(base, {name: _lane(site) for name, site in sites.items()}, samples, weights + 5 * values)
+            # The adjoint and two constants of an operation with a second derivative; the slope or mask of any other,
+            # unless it is a product.
+            base += 3 * size if has_second_derivative(node, reached) else size if _has_slope(node) else 0
+    per_direction = {name: _per_direction(site) for name, site in sites.items()}
+    return MemoryEstimate(base, per_direction, samples, weights + 5 * values)
 
 
 def allocated(node: fx.Node) -> int:
@@ -88,10 +93,10 @@ def _has_slope(node: fx.Node) -> bool:
     return rule is not None and rule.build.__name__ == "piecewise_linear"
 
 
-def _lane(site: Site) -> int:
+def _per_direction(site: Site) -> int:
     """The high-water mark of live tangents, with two temporaries of an operation's own size."""
-    live = {site.entry: sum(_bytes(v) for v in pytree.tree_leaves(site.entry.meta.get("val")))}
-    peak = 2 * live[site.entry]
+    live = {site.seed_node: sum(_bytes(v) for v in pytree.tree_leaves(site.seed_node.meta.get("val")))}
+    peak = 2 * live[site.seed_node]
     for node in site.schedule:
         size = allocated(node)
         inside = max([size, *(live.get(i, 0) for i in operands(node))])
@@ -102,9 +107,3 @@ def _lane(site: Site) -> int:
         for done in site.last_use.get(node, ()):
             live.pop(done, None)
     return peak
-
-
-def _samples(batch: Batch) -> int:
-    from spectral_ext.measurement.batches import batch_size
-
-    return batch_size(batch)

@@ -11,26 +11,33 @@ from torch import Tensor
 from spectral_ext.curvature.chunks import Plan
 from spectral_ext.curvature.directions import Directions
 from spectral_ext.curvature.double_backward import double_backward_output, double_backward_weight
-from spectral_ext.curvature.gradients import Piece
+from spectral_ext.curvature.finite_difference import Difference, central_differences
 from spectral_ext.curvature.sqrt_gauss_newton import SqrtGaussNewton
 from spectral_ext.curvature.tangent_adjoint import TangentAdjoint
+from spectral_ext.measurement.gradients import Piece
 
 
 @dataclass
-class Measured:
-    """One layer's sums over this rank's pieces, float64."""
+class MethodResult:
+    """One layer's sums over this process's pieces, float64."""
 
     parts: dict[str, Tensor] = field(default_factory=dict)
-    """h by mechanism, or under "total" where the method does not split."""
+    """Σ weight · h by mechanism, or under "total" where the method does not split h."""
     slope: Tensor | None = None
-    """L̇_k = ⟨∂L/∂W, D_k⟩ as the method saw it."""
+    """Σ weight · ⟨∂L/∂W, D_k⟩ as the method saw it."""
     first: Tensor | None = None
     """h on the first piece alone, of weight 1."""
     terms: Tensor | None = None
     """Σ |part| on the first piece: what h's round-off is measured against where the parts cancel."""
+    error: Tensor | None = None
+    """Σ weight · error estimate; of central differences only."""
     note: str | None = None
+    """Why double backward in the output does not apply to the layer."""
+    custom: set[str] = field(default_factory=set)
+    """Custom autograd functions that the second derivative passes: nothing proves that they have one."""
 
-    def add(self, weight: float, parts: dict[str, Tensor], slope: Tensor | None) -> None:
+    def add(self, weight: float, parts: dict[str, Tensor], slope: Tensor | None = None) -> None:
+        """Add one piece's h by part, and its slope."""
         if self.first is None:
             every = torch.stack(list(parts.values()))
             self.first, self.terms = every.sum(0), every.abs().sum(0)
@@ -44,14 +51,14 @@ class Measured:
 Step = Callable[[str], None]
 
 
-def tangent_adjoint(plan: Plan, directions: dict[str, Directions], done: Step) -> dict[str, Measured]:
-    found = {name: Measured() for name in directions}
+def tangent_adjoint(plan: Plan, directions: dict[str, Directions], done: Step) -> dict[str, MethodResult]:
+    found = {name: MethodResult() for name in directions}
     layers = {name: plan.layers[name] for name in directions}
     for piece in plan.pieces:
         engine = TangentAdjoint(plan.program(piece.batch), plan.model, piece.batch, layers)
         for name, all_directions in directions.items():
-            lanes = plan.lanes(name, piece.batch)
-            chunks = [engine.curvature(name, part) for part in _chunks(all_directions, lanes)]
+            at_once = plan.directions_at_once(name, piece.batch)
+            chunks = [engine.curvature(name, part) for part in _chunks(all_directions, at_once)]
             kinds = dict.fromkeys(kind for parts, _ in chunks for kind in parts)
             zero = [torch.zeros_like(slope) for _, slope in chunks]
             parts = {
@@ -62,8 +69,8 @@ def tangent_adjoint(plan: Plan, directions: dict[str, Directions], done: Step) -
     return found
 
 
-def sqrt_gn(plan: Plan, directions: dict[str, Directions], done: Step) -> dict[str, Measured]:
-    found = {name: Measured() for name in directions}
+def sqrt_gn(plan: Plan, directions: dict[str, Directions], done: Step) -> dict[str, MethodResult]:
+    found = {name: MethodResult() for name in directions}
     layers = {name: plan.layers[name] for name in directions}
     for piece in plan.pieces:
         engine = SqrtGaussNewton(plan.program(piece.batch), plan.model, piece.batch, layers)
@@ -75,26 +82,44 @@ def sqrt_gn(plan: Plan, directions: dict[str, Directions], done: Step) -> dict[s
 
 def double_backward(
     plan: Plan, directions: dict[str, Directions], done: Step, *, weight: bool, pieces: Iterable[Piece] | None = None
-) -> dict[str, Measured]:
+) -> dict[str, MethodResult]:
     """In the outputs, or in the weight where a layer's output will not do (noted) or ``weight`` asks for it."""
-    found = {name: Measured() for name in directions}
+    found = {name: MethodResult() for name in directions}
     for piece in plan.pieces if pieces is None else pieces:
         case = plan.model, plan.loss_fn, piece.batch
 
-        def add(forms: dict[str, Tensor], share: float = piece.weight) -> None:
+        def add(forms: dict[str, Tensor], custom: dict[str, set[str]], share: float = piece.weight) -> None:
             for name, h in forms.items():
-                found[name].add(share, {"total": h.double()}, None)
+                found[name].add(share, {"total": h})
+                found[name].custom |= custom[name]
                 done(name)
 
         together = [name for name in directions if not weight and found[name].note is None]
         if together:
-            forms, refused = double_backward_output(*case, *_pick(plan, directions, together))
+            forms, custom, refused = double_backward_output(*case, *_pick(plan, directions, together))
             for name, why in refused.items():
                 found[name].note = why
-            add(forms)
+            add(forms, custom)
         for name in directions:
             if name not in together or found[name].note is not None:
-                add(double_backward_weight(*case, *_pick(plan, directions, [name])))
+                add(*double_backward_weight(*case, *_pick(plan, directions, [name])))
+    return found
+
+
+def finite_difference(
+    plan: Plan, directions: dict[str, Directions], done: Step, pieces: list[Piece] | None = None
+) -> dict[str, MethodResult]:
+    """Central differences of the gradient, with an error estimate."""
+    pieces = plan.pieces if pieces is None else pieces
+    total = sum(piece.weight for piece in pieces)
+    found = {}
+    for name, along in directions.items():
+        result = MethodResult()
+        h: Difference = central_differences(plan.model, plan.loss_fn, pieces, plan.layers[name], along)
+        result.first, result.parts, result.error = h.value, {"total": total * h.value}, total * h.error
+        for _ in pieces:
+            done(name)
+        found[name] = result
     return found
 
 
@@ -102,5 +127,5 @@ def _pick(plan: Plan, directions: dict[str, Directions], names: list[str]) -> tu
     return {name: plan.layers[name] for name in names}, {name: directions[name] for name in names}
 
 
-def _chunks(directions: Directions, lanes: int) -> list[Directions]:
-    return [directions[start : start + lanes] for start in range(0, len(directions), lanes)]
+def _chunks(directions: Directions, at_once: int) -> list[Directions]:
+    return [directions[start : start + at_once] for start in range(0, len(directions), at_once)]

@@ -12,13 +12,16 @@ MECHANISMS = ("gauss_newton", "norm", "softmax", "bilinear", "activation", "othe
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """A comparison of a layer's h_k with double backward, on the first piece of data."""
+    """A comparison of a layer's h_k with another method, on the first piece of data."""
 
     k: tuple[int, ...]
     """The directions that were compared, counted from 0."""
     error: float
-    """max_k |h_k − ĥ_k| / max(|ĥ_k|, 10⁻³ max|ĥ|, 10⁻³ Σ|parts of h_k|), ĥ by double backward."""
+    """max_k |h_k − ĥ_k| / max(|ĥ_k|, 10⁻³ max|ĥ|, 10⁻³ Σ|parts of h_k|), ĥ by the reference; three times the error
+    estimate of central differences is deducted."""
     tolerance: float
+    reference: str = "double backward"
+    """What ĥ was computed by, and in which precision."""
 
     @property
     def passed(self) -> bool:
@@ -39,14 +42,19 @@ class LayerCurvature:
     h: Tensor
     """(K,): h_k = vec(D_k)ᵀ H vec(D_k), H the Hessian of the mean loss in this weight."""
     method: str
-    """How h was computed: tangent_adjoint, sqrt_gn, double_backward_output or double_backward_weight."""
+    """How h was computed: tangent_adjoint, sqrt_gn, double_backward_output, double_backward_weight or
+    finite_difference."""
     reason: str
     """Why this method."""
     parts: dict[str, Tensor] | None = None
-    """With ``split``: h by mechanism, each (K,), adding up to h; None where double backward had to measure."""
+    """With ``split``: h by mechanism, each (K,), adding up to h; None where the method does not split h."""
     directions: Tensor | None = field(default=None, repr=False)
     """(K, *weight.shape) where the directions are not of rank one."""
     check: SelfCheck | None = None
+    error: Tensor | None = None
+    """(K,): with finite_difference, an estimate of the absolute error of h; None where h is exact up to rounding."""
+    notes: list[str] = field(default_factory=list)
+    """What the caller should know, for example that the gradient has fewer directions than were asked for."""
 
 
 class DirectionalCurvature(Mapping[str, LayerCurvature]):

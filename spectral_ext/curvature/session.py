@@ -1,4 +1,4 @@
-"""One measurement: its data, the first pass, the directions, the methods with their checks, and the sums over ranks."""
+"""One measurement: the directions, the methods with their checks, and the sums over ranks."""
 
 from __future__ import annotations
 
@@ -11,152 +11,269 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral_ext.curvature import methods
-from spectral_ext.curvature.choose import Choice, choose
+from spectral_ext.curvature.choose import AFTER, FAST, Choice, choose
 from spectral_ext.curvature.chunks import Plan
-from spectral_ext.curvature.directions import Directions, given_directions, singular_directions
-from spectral_ext.curvature.distributed import all_sum, directions_from_first, raise_together
+from spectral_ext.curvature.directions import Directions, given_directions
 from spectral_ext.curvature.double_backward import NotApplicableError
-from spectral_ext.curvature.gradients import pieces_of, summed_gradients
-from spectral_ext.curvature.methods import Measured
-from spectral_ext.curvature.result import MECHANISMS, LayerCurvature, SelfCheck
-from spectral_ext.curvature.self_check import CannotCheckError, check_curvature, check_slopes
+from spectral_ext.curvature.methods import MethodResult
+from spectral_ext.curvature.result import MECHANISMS, DirectionalCurvature, LayerCurvature, SelfCheck
+from spectral_ext.curvature.self_check import (
+    CannotCheckError,
+    check_curvature,
+    check_double_backward,
+    check_slopes,
+    converged,
+)
 from spectral_ext.curvature.trace import first_line
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.batches import Batch, LossFunction
+from spectral_ext.measurement.gradients import GradientPass, gradient_pass, pieces_of
+from spectral_ext.measurement.ranks import all_sum, from_first
+from spectral_ext.measurement.singular_directions import singular_directions
 
 Found = dict[str, tuple[Tensor, Directions]]
+"""Layer → ⟨G, D_k⟩ and the directions D_k."""
 
 
-class Run:
+def measure_layers(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: list[Batch],
+    layers: dict[str, Layer],
+    directions: Mapping[str, Any],
+    gradient_pass: GradientPass,
+    *,
+    method: str = "auto",
+    split: bool = False,
+    memory_budget: int | None = None,
+    self_check: bool | None = None,
+    progress: bool = False,
+) -> DirectionalCurvature:
+    """:func:`directional_curvature` for a caller that has passed over the data already.
+
+    Call it under ``measurement(model)``, with batches on the model's device that have been checked; ``directions`` as
+    there, ``gradient_pass`` over the same data with a gradient for each of the ``layers``.
+    """
+    session = Session(model, loss_fn, layers, method, self_check)
+    session.cut(data, memory_budget)
+    found = session.directions_of(gradient_pass, given_directions(directions, layers), 0)
+    session.measure(found, progress)
+    return session.results(found, split)
+
+
+class Session:
+    """The state of one measurement; ``group`` is a process group whose ranks each bring their own data, or None."""
+
     def __init__(
-        self, model: nn.Module, loss_fn: LossFunction, layers: dict[str, Layer], skipped: dict[str, str], group: Any
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        layers: dict[str, Layer],
+        method: str,
+        self_check: bool | None,
+        group: Any = None,
+        planned_directions: int | None = None,
     ) -> None:
-        self.model, self.loss_fn, self.layers, self.skipped, self.group = model, loss_fn, layers, skipped, group
+        self.model, self.loss_fn, self.layers, self.method, self.group = model, loss_fn, layers, method, group
+        self.planned_directions = planned_directions
         weight = next(iter(layers.values())).weight
         self.device, self.dtype = weight.device, weight.dtype
+        self.check = (method == "auto" or method in FAST) if self_check is None else self_check
         self.loss, self.samples = 0.0, 0
+        self.skipped: dict[str, str] = {}
+        self.notes: dict[str, list[str]] = {}
         self.choices: dict[str, Choice] = {}
-        self.measured: dict[str, Measured] = {}
+        self.measured: dict[str, MethodResult] = {}
         self.checks: dict[str, SelfCheck] = {}
 
-    def together(self, step: Callable[[], None]) -> None:
-        """A step without communication; if it fails on one rank it raises on all."""
-        error = None
-        try:
-            step()
-        except Exception as problem:
-            error = problem
-        raise_together(error, self.device, self.group)
-
-    def first_pass(self, data: list[Batch], memory_budget: int | None, method: str, check: bool) -> None:
-        self.plan = Plan(self.model, self.loss_fn, pieces_of(data), self.layers, memory_budget, check)
-        if not method.startswith("double_backward"):
+    def cut(self, data: list[Batch], memory_budget: int | None) -> None:
+        """Cut the data into pieces that fit the memory budget."""
+        self.plan = Plan(self.model, self.loss_fn, pieces_of(data), self.layers, memory_budget, self.check)
+        if self.method == "auto" or self.method in FAST:
             self.plan.cut_samples()
-        self.sums = summed_gradients(self.model, self.loss_fn, self.plan.pieces, self.layers)
 
-    def find_directions(self, directions: Mapping[str, Any] | None, top_k: int) -> Found:
-        """The mean gradient over all ranks, and the directions of each layer that has one."""
-        loss, gradients = self.sums
-        local = sum(piece.weight for piece in self.plan.pieces)
-        total, summed = all_sum(
-            torch.tensor([local, loss], dtype=torch.float64, device=self.device), self.group
+    def pass_over_data(self) -> None:
+        """This rank's loss and gradients, kept for :meth:`directions_of`."""
+        self.local = gradient_pass(self.model, self.loss_fn, self.plan.pieces, self.layers)
+
+    def directions_of(self, local: GradientPass, given: Mapping[str, Directions] | None, top_k: int) -> Found:
+        """The directions of each layer that has any; the others are entered in ``skipped``.
+
+        Args:
+            local: this rank's means.
+            given: the caller's directions; None takes the singular directions of the mean gradient over all ranks.
+        """
+        self.local = local
+        weight = float(local.samples)
+        total, loss = all_sum(
+            torch.tensor([weight, weight * local.loss], dtype=torch.float64, device=self.device), self.group
         ).tolist()
-        self.samples, self.loss = round(total), summed / total
-        given = None if directions is None else given_directions(directions, self.layers)
+        self.samples, self.loss = round(total), loss / total
         found: Found = {}
         for name, layer in self.layers.items():
-            own = gradients[name]
+            own = local.gradients[name]
             used = all_sum(torch.tensor([0.0 if own is None else 1.0], device=self.device), self.group)
-            gradient = all_sum(torch.zeros_like(layer.weight) if own is None else own, self.group) / total
+            share = torch.zeros_like(layer.weight) if own is None else own.reshape(layer.weight.shape)
+            gradient = share if self.group is None else all_sum(share * (weight / total), self.group)
             if given is not None and name not in given:
                 continue
             if not used.item():
                 self.skipped[name] = "the loss does not depend on its weight"
             elif not bool(gradient.isfinite().all()):
-                raise ValueError(f"the gradient of {name!r} holds NaN or Inf: check the data and the weights")
+                raise ValueError(
+                    f"the gradient of {name!r} holds NaN or Inf: check the data and the weights, and the scale of the "
+                    f"loss ({self.loss:.3g})"
+                )
             elif given is not None:
-                found[name] = given[name].along(gradient), given[name]
+                found[name] = given[name].along(gradient).to(self.dtype), given[name]
             elif not bool(gradient.any()):
                 self.skipped[name] = "its gradient is zero: there are no singular directions"
             else:
-                sigma, pairs = singular_directions(gradient, top_k)
-                found[name] = sigma, directions_from_first(pairs, self.group)
+                found[name] = self._singular(name, gradient, top_k)
         return found
 
-    def measure(self, found: Found, method: str, check: bool, progress: bool) -> None:
-        """Σ weight · h of every layer over this rank's pieces, by its method; checked where ``check``."""
+    def _singular(self, name: str, gradient: Tensor, top_k: int) -> tuple[Tensor, Directions]:
+        triplets = singular_directions(gradient, top_k)
+        assert triplets is not None
+        self.notes[name] = triplets.notes
+        sigma, U, V = (t.to(self.dtype) for t in (triplets.sigma, triplets.U, triplets.V))
+        if self.group is not None:
+            # Pairs are unique only up to their sign, and the rank up to rounding: all take the first rank's.
+            k = int(from_first(torch.tensor([len(sigma)], device=self.device), self.group))
+            if k != len(sigma):
+                sigma, U, V = sigma.new_empty(k), U.new_empty(U.shape[0], k), V.new_empty(V.shape[0], k)
+            sigma, U, V = (from_first(t, self.group) for t in (sigma, U, V))
+        return sigma, Directions(gradient.shape, U, V)
+
+    def measure(self, found: Found, progress: bool) -> None:
+        """Σ weight · h of every layer in ``found`` over this rank's pieces, by its method, with the checks.
+
+        It may be called for some layers at a time: their results do not depend on the others, as long as
+        ``planned_directions`` is given.
+        """
         directions = {name: pair[1] for name, pair in found.items()}
-        self.choices = choose(method, self.plan, {name: self.layers[name] for name in found}, directions)
+        if not directions:
+            return
+        layers = {name: self.layers[name] for name in found}
+        self.choices |= choose(self.method, self.plan, layers, directions, self.planned_directions)
         with tqdm(
             total=len(found) * len(self.plan.pieces), desc="directional curvature", unit="layer", disable=not progress
         ) as bar:
 
-            def step(name: str) -> None:
+            def done(name: str) -> None:
                 bar.set_postfix_str(name, refresh=False)
                 bar.update()
 
-            self._by("sqrt_gn", methods.sqrt_gn, directions, step, method)
-            self._by("tangent_adjoint", methods.tangent_adjoint, directions, step, method)
-            self._check(directions, method, check)
-            for weight in (False, True):
-                chosen = self._chosen(f"double_backward_{'weight' if weight else 'output'}", directions)
-                for name, measured in methods.double_backward(self.plan, chosen, step, weight=weight).items():
-                    self.measured[name] = measured
-                    if measured.note:
-                        if method == "double_backward_output":
-                            raise ValueError(f"method='double_backward_output' does not apply: {measured.note}")
-                        self.choices[name] = Choice(
-                            "double_backward_weight", f"{self.choices[name].reason}; {measured.note}"
-                        )
+            self._fast("sqrt_gn", methods.sqrt_gn, directions, done)
+            self._fast("tangent_adjoint", methods.tangent_adjoint, directions, done)
+            self._check_fast(directions)
+            self._double_backward(directions, done, weight=False)
+            self._double_backward(directions, done, weight=True)
+            self.measured |= methods.finite_difference(self.plan, self._chosen("finite_difference", directions), done)
 
     def _chosen(self, method: str, directions: dict[str, Directions]) -> dict[str, Directions]:
         return {name: d for name, d in directions.items() if self.choices[name].method == method}
 
-    def _by(self, name: str, engine: Callable, directions: dict[str, Directions], step: Callable, method: str) -> None:
-        """Measure what a fast method was chosen for; under ``auto`` an operation it cannot pass sends the layers on."""
+    def _fast(self, name: str, engine: Callable, directions: dict[str, Directions], done: Callable) -> None:
+        """Measure by a fast method the layers that it was chosen for; under ``auto`` an error chooses the next one."""
         chosen = self._chosen(name, directions)
         if not chosen:
             return
         try:
-            self.measured.update(engine(self.plan, chosen, step))
+            self.measured.update(engine(self.plan, chosen, done))
         except Exception as why:
-            if method != "auto" and isinstance(why, NotApplicableError):
-                raise ValueError(f"method={method!r} does not apply: {why}; use method='auto'") from why
-            if method != "auto" or isinstance(why, torch.OutOfMemoryError):
+            if isinstance(why, torch.OutOfMemoryError):
                 raise
-            after = "tangent_adjoint" if name == "sqrt_gn" else "double_backward_output"
+            if self.method != "auto":
+                raise ValueError(f"method={name!r} does not apply: {_text(why)}; use method='auto'") from why
             for layer in chosen:
-                self.choices[layer] = Choice(after, f"{name} failed: {first_line(why)}")
+                self.choices[layer] = Choice(AFTER[name], f"{name} failed: {_text(why)}")
 
-    def _check(self, directions: dict[str, Directions], method: str, check: bool) -> None:
-        fast = {name: measured for name, measured in self.measured.items() if measured.slope is not None}
+    def _check_fast(self, directions: dict[str, Directions]) -> None:
+        measured = {name: self.measured[name] for name in directions if name in self.measured}
+        fast = {name: result for name, result in measured.items() if result.slope is not None}
         if not fast:
             return
         complaints = {}
+        checks: dict[str, SelfCheck] = {}
         precision = self.plan.program(self.plan.pieces[0].batch).precision
-        for name, measured in fast.items():
-            if complaint := check_slopes(measured, directions[name], self.sums[1][name], precision):
+        for name, result in fast.items():
+            gradient, samples = self.local.gradients[name], self.local.samples
+            if complaint := check_slopes(result, directions[name], gradient, samples, precision):
                 complaints[name] = complaint
-        if check:
+        if self.check:
             try:
-                self.checks = check_curvature(self.plan, fast, {name: directions[name] for name in fast}, precision)
+                checks = check_curvature(self.plan, fast, {name: directions[name] for name in fast}, precision)
             except CannotCheckError as why:
                 for name in fast:
                     self.choices[name].reason += f"; not checked by double backward: {why}"
-            for name, result in self.checks.items():
-                if not result.passed:
+            self.checks |= checks
+            for name, check in checks.items():
+                if not check.passed:
                     complaints.setdefault(
-                        name,
-                        f"h differs from double backward's by {result.error:.1e} (tolerance {result.tolerance:.0e})",
+                        name, f"h differs from {check.reference} by {check.error:.1e} (tolerance {check.tolerance:.0e})"
                     )
         for name, complaint in complaints.items():
             used = self.choices[name].method
-            if method != "auto":
-                raise RuntimeError(f"method={method!r} is wrong for {name!r}: {complaint}; use method='auto'")
+            if self.method != "auto":
+                raise ValueError(f"method={used!r} is wrong for {name!r}: {complaint}; use method='auto'")
             warnings.warn(f"{name}: {used} is not used: {complaint}; falling back to double backward", stacklevel=6)
-            self.choices[name] = Choice("double_backward_output", f"{used} failed its check: {complaint}")
+            self.choices[name] = Choice(AFTER["tangent_adjoint"], f"{used} failed its check: {complaint}")
 
-    def results(self, found: Found, split: bool) -> dict[str, LayerCurvature]:
+    def _double_backward(self, directions: dict[str, Directions], done: Callable, *, weight: bool) -> None:
+        """Double backward; central differences where an operation has no second derivative, or only seems to have."""
+        name = f"double_backward_{'weight' if weight else 'output'}"
+        chosen = self._chosen(name, directions)
+        if not chosen:
+            return
+        try:
+            results = methods.double_backward(self.plan, chosen, done, weight=weight)
+        except RuntimeError as why:
+            if isinstance(why, torch.OutOfMemoryError):
+                raise
+            reason = f"double backward failed: {_text(why)}"
+            if self.method != "auto":
+                raise ValueError(f"method={name!r} does not apply: {reason}; use method='finite_difference'") from why
+            for layer in chosen:
+                self._choose_next(layer, "finite_difference", reason)
+            return
+        for layer, result in results.items():
+            if result.note:
+                if self.method == "double_backward_output":
+                    raise ValueError(f"method='double_backward_output' does not apply: {result.note}")
+                self._choose_next(layer, "double_backward_weight", result.note)
+            self.measured[layer] = result
+            if result.custom:
+                self._check_double_backward(layer, result, chosen[layer])
+
+    def _check_double_backward(self, layer: str, result: MethodResult, directions: Directions) -> None:
+        functions = ", ".join(sorted(result.custom))
+        check = check_double_backward(self.plan, layer, result, directions)
+        if check is not None:
+            self.checks[layer] = check
+            if check.passed:
+                return
+            complaint = f"{functions} has no second derivative: h differs from {check.reference} by {check.error:.1e}"
+            if self.method != "auto":
+                raise ValueError(
+                    f"method={self.choices[layer].method!r} is wrong for {layer!r}: {complaint}; use "
+                    "method='finite_difference', or give the function a backward pass that autograd can differentiate"
+                )
+            del self.measured[layer]
+            self._choose_next(layer, "finite_difference", complaint)
+            return
+        complaint = (
+            f"h of {layer!r} by double backward passes {functions}, and whether its backward pass is differentiable "
+            "could not be checked, because central differences of the gradient do not converge here"
+        )
+        warnings.warn(f"{complaint}; compare with an unfused function", stacklevel=7)
+        self.choices[layer].reason += f"; {complaint}"
+
+    def _choose_next(self, layer: str, method: str, reason: str) -> None:
+        before = self.choices[layer].reason
+        self.choices[layer] = Choice(method, reason if before == "asked for" else f"{before}; {reason}")
+
+    def results(self, found: Found, split: bool) -> DirectionalCurvature:
         """Means over all ranks' samples."""
         results = {}
         for name, (sigma, along) in found.items():
@@ -164,13 +281,36 @@ class Run:
             zero = torch.zeros(len(along), dtype=torch.float64, device=self.device)
             kinds = {kind: measured.parts.get(kind, zero) for kind in (*MECHANISMS, "total")}
             kinds = {kind: (all_sum(value, self.group) / self.samples) for kind, value in kinds.items()}
-            total = torch.stack(list(kinds.values())).sum(0).to(self.dtype)
+            error = all_sum(zero if measured.error is None else measured.error, self.group) / self.samples
+            total = torch.stack(list(kinds.values())).sum(0)
+            self._refuse_bad_values(name, choice, total, error)
             parts, reason = None, choice.reason
-            if split and choice.method.startswith("double_backward"):
-                reason += "; double backward does not split h"
+            if split and choice.method not in FAST:
+                reason += f"; {choice.method} does not split h"
             elif split:
                 parts = {kind: kinds[kind].to(self.dtype) for kind in MECHANISMS}
             results[name] = LayerCurvature(
-                name, sigma, along.U, along.V, total, choice.method, reason, parts, along.dense, self.checks.get(name)
+                name, sigma, along.U, along.V, total.to(self.dtype), choice.method, reason, parts, along.dense,
+                self.checks.get(name), error.to(self.dtype) if bool(error.any()) else None, self.notes.get(name, []),
+            )  # fmt: skip
+        mode = "train" if self.model.training else "eval"
+        return DirectionalCurvature(results, self.skipped, self.loss, self.samples, mode)
+
+    def _refuse_bad_values(self, name: str, choice: Choice, h: Tensor, error: Tensor) -> None:
+        if not converged(h, error):
+            raise ValueError(
+                f"h of {name!r} cannot be measured: central differences of the gradient do not converge (estimated "
+                f"error {float((error / h.abs().max()).max()):.1e} of the largest h), and {choice.reason}; leave the "
+                "layer out by layers=, or give the operation a backward pass that autograd can differentiate"
             )
-        return results
+        if not bool(h.to(self.dtype).isfinite().all()):
+            raise ValueError(
+                f"h of {name!r} by {choice.method} does not fit {str(self.dtype).removeprefix('torch.')} (largest "
+                f"{float(h.abs().max()):.1e}): scale the loss down, or measure a float64 copy of the model"
+            )
+
+
+def _text(error: Exception) -> str:
+    """The first line of a message; with the name of the error unless it is ours."""
+    line = first_line(error)
+    return line if isinstance(error, NotApplicableError) else f"{type(error).__name__}: {line}"

@@ -25,13 +25,13 @@ class Site:
     """Where a layer's tangents start."""
 
     weight: fx.Node
-    entry: fx.Node
+    seed_node: fx.Node
     """The node whose tangent is seeded: the layer's output, or its weight where ``input`` is None."""
     input: fx.Node | None
     transposed: bool
     """The weight is stored (n, m): y = x W + b."""
     schedule: list[fx.Node]
-    """The nodes that its tangents pass, in order, without ``entry``."""
+    """The nodes that its tangents pass, in order, without ``seed_node``."""
     last_use: dict[fx.Node, list[fx.Node]]
     """Node → those whose tangents nobody needs after it."""
 
@@ -49,14 +49,14 @@ def site_of(program: Program, model: nn.Module, layer: Layer) -> Site:
 
 
 def _find(weight: fx.Node, nodes: list[fx.Node]) -> Site:
-    entry, source, transposed = _product(weight, set(nodes))
-    reached, schedule = {entry}, []
+    start, source, transposed = _product(weight, set(nodes))
+    reached, schedule = {start}, []
     for node in nodes:
-        passes = node is not entry and node.target not in CONSTANT and floating(node)
+        passes = node is not start and node.target not in CONSTANT and floating(node)
         if passes and any(i in reached for i in operands(node)):
             reached.add(node)
             schedule.append(node)
-    last: dict[fx.Node, fx.Node] = {entry: entry}
+    last: dict[fx.Node, fx.Node] = {start: start}
     for node in schedule:
         last[node] = node
         for i in operands(node):
@@ -66,7 +66,7 @@ def _find(weight: fx.Node, nodes: list[fx.Node]) -> Site:
     for node, user in last.items():
         if user is not nodes[-1]:
             last_use.setdefault(user, []).append(node)
-    return Site(weight, entry, source, transposed, schedule, last_use)
+    return Site(weight, start, source, transposed, schedule, last_use)
 
 
 def _product(weight: fx.Node, nodes: set[fx.Node]) -> tuple[fx.Node, fx.Node | None, bool]:
@@ -99,17 +99,18 @@ def floating(node: fx.Node) -> bool:
 def rule_of(node: fx.Node, reached: set[fx.Node]) -> Rule:
     """The rule for the operands among ``reached``; the generic one where the table has none."""
     rule = RULES.get(node.target, GENERIC)
-    if rule.moves is not None and any(i in reached and at not in rule.moves for at, i in enumerate(operands(node))):
+    allowed = rule.differentiable_operands
+    if allowed is not None and any(i in reached and at not in allowed for at, i in enumerate(operands(node))):
         return GENERIC
     return rule
 
 
-def curved(node: fx.Node, reached: set[fx.Node]) -> bool:
+def has_second_derivative(node: fx.Node, reached: set[fx.Node]) -> bool:
     """Whether f″ can add to h where the tangents of ``reached`` arrive."""
     rule = rule_of(node, reached)
     if rule.mechanism is None:
         return False
-    return not rule.joint or sum(i in reached for i in operands(node)) > 1
+    return not rule.bilinear or sum(i in reached for i in operands(node)) > 1
 
 
 def mechanism(node: fx.Node, loss_operations: set[fx.Node]) -> str:
@@ -119,11 +120,11 @@ def mechanism(node: fx.Node, loss_operations: set[fx.Node]) -> str:
 
 
 def seed(site: Site, values: dict[fx.Node, Tensor], directions: Directions) -> Tensor:
-    """The tangents (K, …) at the site's entry."""
+    """The tangents (K, …) at the site's ``seed_node``."""
     if site.input is None:
         return directions.weight_tangents()
-    x, entry = values[site.input], site.entry
-    if entry.target is aten.convolution.default:
-        geometry = entry.args[3:]
-        return directions.convolution_output(lambda w: aten.convolution(x, w, None, *geometry), entry.args[8])  # type: ignore[arg-type]
+    x, start = values[site.input], site.seed_node
+    if start.target is aten.convolution.default:
+        geometry = start.args[3:]
+        return directions.convolution_output(lambda w: aten.convolution(x, w, None, *geometry), start.args[8])  # type: ignore[arg-type]
     return (directions.transposed if site.transposed else directions).linear_output(x)

@@ -20,10 +20,10 @@ from torch import Tensor, fx, nn
 from spectral_ext.curvature.directions import Directions
 from spectral_ext.curvature.double_backward import NotApplicableError
 from spectral_ext.curvature.evaluate import Environment, evaluate, run
-from spectral_ext.curvature.sites import Site, curved, site_of
+from spectral_ext.curvature.sites import Site, has_second_derivative, site_of
 from spectral_ext.curvature.trace import Program
 from spectral_ext.layers import Layer
-from spectral_ext.measurement.batches import Batch, batch_size
+from spectral_ext.measurement.batches import Batch
 
 aten = torch.ops.aten
 
@@ -48,19 +48,19 @@ def why_not(program: Program, site: Site, samples: int) -> str | None:
         return f"the output has {count} numbers a sample"
     if site.input is None:
         return "its weight is used more than once"
-    if not _rows(site.entry, samples):
+    if not _rows(site.seed_node, samples):
         return "its output has no row a sample"
-    reached = {site.entry, *site.schedule}
+    reached = {site.seed_node, *site.schedule}
     for node in site.schedule:
-        if node not in program.loss_operations and curved(node, reached):
+        if node not in program.loss_operations and has_second_derivative(node, reached):
             owner = node.meta.get("owner")
             return f"{node.target} follows it" + (f" in {owner}" if owner else "")
     return None
 
 
-def _rows(entry: fx.Node, samples: int) -> bool:
-    shape = entry.meta["val"].shape
-    if entry.target is aten.convolution.default:
+def _rows(start: fx.Node, samples: int) -> bool:
+    shape = start.meta["val"].shape
+    if start.target is aten.convolution.default:
         return len(shape) > 2 and shape[0] == samples
     return shape[0] % samples == 0
 
@@ -70,7 +70,7 @@ class SqrtGaussNewton:
 
     def __init__(self, program: Program, model: nn.Module, batch: Batch, layers: Mapping[str, Layer]) -> None:
         self.program = program
-        self.samples = batch_size(batch)
+        self.samples = batch.samples
         self.sites = {name: site_of(program, model, layer) for name, layer in layers.items()}
         for name, site in self.sites.items():
             if reason := why_not(program, site, self.samples):
@@ -94,7 +94,7 @@ class SqrtGaussNewton:
 
     def _back(self, cotangent: Tensor) -> dict[str, Tensor]:
         """The cotangent of the output, carried back to every layer's output."""
-        z = [self.env[site.entry] for site in self.sites.values()]
+        z = [self.env[site.seed_node] for site in self.sites.values()]
         y = self.env[self.program.outputs[0]]
         found = torch.autograd.grad(y, z, cotangent.reshape(y.shape), retain_graph=True, allow_unused=True)
         return {n: torch.zeros_like(v) if g is None else g for n, g, v in zip(self.sites, found, z, strict=True)}
@@ -150,11 +150,11 @@ class _Projection:
     def __init__(self, site: Site, env: Environment, directions: Directions, samples: int) -> None:
         directions = directions.transposed if site.transposed else directions
         self.directions, self.samples = directions, samples
-        x, entry = env[site.input].detach(), site.entry  # type: ignore[index]
+        x, start = env[site.input].detach(), site.seed_node  # type: ignore[index]
         self.groups = 1
-        if entry.target is aten.convolution.default:
-            geometry = entry.args[3:]
-            self.groups = int(entry.args[8])  # type: ignore[arg-type]
+        if start.target is aten.convolution.default:
+            geometry = start.args[3:]
+            self.groups = int(start.args[8])  # type: ignore[arg-type]
 
             def convolve(weight: Tensor) -> Tensor:
                 return aten.convolution(x, weight, None, *geometry)
@@ -170,7 +170,7 @@ class _Projection:
             self.z = directions.linear_output(x)
         else:
             self.z = (x @ directions.V).reshape(samples, 1, -1, len(directions)).mT
-        self.convolution = entry.target is aten.convolution.default
+        self.convolution = start.target is aten.convolution.default
 
     def __call__(self, delta: Tensor) -> Tensor:
         """(B, K), float64."""

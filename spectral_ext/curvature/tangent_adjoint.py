@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from spectral_ext.curvature.directions import Directions
 from spectral_ext.curvature.evaluate import Environment, arguments_of, detached, evaluate
 from spectral_ext.curvature.rules import Operation, Push, operands
-from spectral_ext.curvature.sites import Site, curved, mechanism, rule_of, seed, site_of
+from spectral_ext.curvature.sites import Site, has_second_derivative, mechanism, rule_of, seed, site_of
 from spectral_ext.curvature.trace import Program
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.batches import Batch
@@ -32,8 +32,9 @@ class TangentAdjoint:
     def __init__(self, program: Program, model: nn.Module, batch: Batch, layers: Mapping[str, Layer]) -> None:
         self.program = program
         self.sites: dict[str, Site] = {name: site_of(program, model, layer) for name, layer in layers.items()}
-        self.reached = {node for site in self.sites.values() for node in (site.entry, *site.schedule)}
-        self.curved = {node for site in self.sites.values() for node in site.schedule if curved(node, self.reached)}
+        self.reached = {node for site in self.sites.values() for node in (site.seed_node, *site.schedule)}
+        passed = (node for site in self.sites.values() for node in site.schedule)
+        self.second_order = {node for node in passed if has_second_derivative(node, self.reached)}
         env = evaluate(program, program.arguments(model, batch), {site.weight for site in self.sites.values()})
         self.loss = env[program.loss].detach()
         self._prepare(env)
@@ -53,7 +54,7 @@ class TangentAdjoint:
                 self.rules[node] = rule_of(node, self.reached).build(operation)
 
     def _adjoints(self, env: Environment) -> dict[fx.Node, Any]:
-        wanted = [(node, i, value) for node in self.curved for i, value in enumerate(_outputs(env[node]))]
+        wanted = [(node, i, value) for node in self.second_order for i, value in enumerate(_outputs(env[node]))]
         wanted = [(node, i, value) for node, i, value in wanted if isinstance(value, Tensor) and value.requires_grad]
         if not wanted or not env[self.program.loss].requires_grad:
             return {}
@@ -72,7 +73,7 @@ class TangentAdjoint:
         """``({mechanism: (K,)}, L̇ (K,))`` of one layer: h_k is the sum of the parts, L̇_k = ⟨∂L/∂W, D_k⟩. In float64."""
         site, program = self.sites[name], self.program
         with torch.no_grad():
-            tangents: dict[fx.Node, Any] = {site.entry: seed(site, self.values, directions)}
+            tangents: dict[fx.Node, Any] = {site.seed_node: seed(site, self.values, directions)}
             parts: dict[str, Tensor] = {}
             for node in site.schedule:
                 given = [tangents.get(i) for i in operands(node)]

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.functional_tensor import FunctionalTensor, dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot, make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral_ext.curvature.normal_form import bring_to_normal_form
+from spectral_ext.curvature.objective import call_with
 from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, split_batch
 
 
@@ -68,24 +70,24 @@ def trace(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> Program:
     """
     leaves, tree = pytree.tree_flatten(batch)
     where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    objective = _Objective(model, loss_fn)
-    parameters = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-    buffers = {f"model.{name}": b.detach().clone() for name, b in model.named_buffers()}
-
+    parameters = dict(model.named_parameters())
+    held = [*parameters.values(), *model.buffers()]
     reads = _Reads(len(parameters))
 
-    def evaluate(parameters: dict, buffers: dict, tensors: list[Tensor]) -> tuple:
+    def evaluate(state: list[Tensor], tensors: list[Tensor]) -> tuple:
         full = list(leaves)
         for i, tensor in zip(where, tensors, strict=True):
             full[i] = tensor
+        replaced = {id(old): new for old, new in zip(held, state, strict=True)}
         with reads:
-            return torch.func.functional_call(
-                objective, {**parameters, **buffers}, (pytree.tree_unflatten(full, tree),)
+            return call_with(
+                model, replaced, lambda: _loss_and_outputs(model, loss_fn, pytree.tree_unflatten(full, tree))
             )
 
+    state = [p.detach() for p in parameters.values()] + [b.detach().clone() for b in model.buffers()]
     try:
         with torch.no_grad(), _owners_recorded(model) as owners:
-            module = make_fx(torch.func.functionalize(evaluate))(parameters, buffers, [leaves[i] for i in where])
+            module = make_fx(dispatch_functionalize(evaluate))(state, [leaves[i] for i in where])
     except Exception as error:
         raise UntraceableError(
             f"the model or loss cannot be traced ({type(error).__name__}: {first_line(error)})"
@@ -98,7 +100,7 @@ def trace(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> Program:
     program = Program(
         module=module,
         nodes=_ancestors(nodes, loss),
-        parameters=dict(zip((name.removeprefix("model.") for name in parameters), placeholders, strict=False)),
+        parameters=dict(zip(parameters, placeholders, strict=False)),
         placeholders=placeholders,
         loss=loss,
         outputs=[],
@@ -110,24 +112,16 @@ def trace(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> Program:
     return program
 
 
-class _Objective(nn.Module):
-    """The loss as a module, so that weights which the loss function reads from the model are traced as weights too."""
+def _loss_and_outputs(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> tuple[Tensor, ...]:
+    outputs: list[Tensor] = []
 
-    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
-        super().__init__()
-        self.model = model
-        self.loss_fn: Callable = loss_fn
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        output = model(*args, **kwargs)
+        outputs.extend(t for t in _tensors(output) if t.is_floating_point())
+        return output
 
-    def forward(self, batch: Batch) -> tuple[Tensor, ...]:
-        outputs: list[Tensor] = []
-
-        def model(*args: Any, **kwargs: Any) -> Any:
-            output = self.model(*args, **kwargs)
-            outputs.extend(t for t in _tensors(output) if t.is_floating_point())
-            return output
-
-        loss = batch_loss(model, self.loss_fn, batch)  # type: ignore[arg-type]
-        return (loss, *outputs)
+    loss = batch_loss(recorded, loss_fn, batch)  # type: ignore[arg-type]
+    return (loss, *outputs)
 
 
 class _Reads(TorchDispatchMode):
@@ -143,14 +137,15 @@ class _Reads(TorchDispatchMode):
             self.data = True
         mode = get_proxy_mode()
         if torch.Tag.data_dependent_output in func.tags and mode is not None:
+            args = pytree.tree_map_only(FunctionalTensor, FunctionalTensor.from_functional, args)
             proxies = [get_proxy_slot(x, mode.tracer, None) for x in pytree.tree_leaves(args) if isinstance(x, Tensor)]
-            if not any(self._moves(p.proxy.node) for p in proxies if p is not None):
+            if not any(self._depends_on_weights(p.proxy.node) for p in proxies if p is not None):
                 self.data = True
                 with disable_proxy_modes_tracing():
                     return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-    def _moves(self, node: fx.Node) -> bool:
+    def _depends_on_weights(self, node: fx.Node) -> bool:
         weights = {n for i, n in enumerate(node.graph.nodes) if i < self.parameters}
         seen, stack = set(), [node]
         while stack:

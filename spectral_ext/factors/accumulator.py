@@ -44,6 +44,14 @@ class RunningSum:
         self.rows = self.decay * self.rows + rows
         self.decay = 1.0
 
+    def add(self, total: Tensor, samples: int, rows: int) -> None:
+        """Adds a factor that was summed elsewhere; layers that are fed by the same input share one."""
+        if self.total is None:
+            self.total = total.clone()
+        else:
+            self.total.mul_(self.decay).add_(total)
+        self.count(samples, rows)
+
     def expanded(self, order: str) -> Tensor:
         """The total as a factor; ``total`` itself where it is one."""
         assert self.total is not None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spectral_ext.capture import LayerFactors, Quotients
+from spectral_ext.curvature.result import LayerCurvature
 from spectral_ext.factors.eigen import top_eigenpairs
 from spectral_ext.landscape.derive import derive
 from spectral_ext.landscape.mechanisms import layer_norm_diagnostic, residual_diagnostic, softmax_diagnostic
@@ -30,55 +31,69 @@ def empty_row(layer: Layer, depth: int, reason: str, samples: int) -> LayerLands
 def build_row(
     layer: Layer,
     depth: int,
-    factors: LayerFactors,
     directions: SingularDirections,
-    quotients: Quotients,
-    curvature: Any,
+    curvature: LayerCurvature,
     *,
+    samples: int,
+    factors: LayerFactors | None = None,
+    quotients: Quotients | None = None,
+    missing: str = "",
     level: float = 0.95,
     seed: int = 0,
 ) -> LayerLandscape:
-    """Everything about one layer; ``curvature`` is an item of ``directional_curvature``'s result."""
-    h = _numpy(curvature.h)
+    """Everything about one layer.
+
+    Args:
+        factors, quotients: None where the layer has no Kronecker factors; ``missing`` says why, and the row has what
+            follows from σ and h alone.
+    """
     arrays = DirectionArrays(
-        sigma=_numpy(directions.sigma),
-        h=h,
-        h_sop=_numpy(quotients.sum_of_products),
-        output_quotient=_numpy(quotients.output),
-        input_quotient=_numpy(quotients.input),
-        sigma_all=_numpy(directions.sigma_all),
+        sigma=_numpy(directions.sigma), h=_numpy(curvature.h), sigma_all=_numpy(directions.sigma_all)
     )
-    if quotients.gauss_newton is not None:
-        arrays.gn_sample = _numpy(quotients.gauss_newton)
     row = LayerLandscape(
         layer.name,
         layer.kind,
         layer.matrix_shape,
         depth,
-        samples=factors.samples,
-        positions=factors.positions,
+        samples=samples,
+        positions=math.nan if factors is None else factors.positions,
         arrays=arrays,
         method=curvature.method,
-        notes=[*directions.notes, *factors.notes],
+        notes=[*directions.notes, *curvature.notes],
     )
     _split(row, curvature)
     k = len(arrays.sigma)
-    m, n = row.shape
-    delta, A = eigenvalues(factors.C_delta, k), eigenvalues(factors.C_A, k)
+    delta = A = None
+    if factors is not None and quotients is not None:
+        row.notes += factors.notes
+        arrays.h_sop = _numpy(quotients.sum_of_products)
+        arrays.output_quotient, arrays.input_quotient = _numpy(quotients.output), _numpy(quotients.input)
+        if quotients.gauss_newton is not None:
+            arrays.gn_sample = _numpy(quotients.gauss_newton)
+        delta, A = eigenvalues(factors.C_delta, k), eigenvalues(factors.C_A, k)
+    else:
+        row.notes.append(f"no Kronecker factors, and nothing that follows from them: {missing}")
     derive(row, eigenvalues_delta=delta, eigenvalues_A=A, level=level, seed=seed)
+    try:
+        row.weight = weight_spectrum(layer.weight, top_k=max(k, 20))
+    except FitError as error:
+        row.notes.append(f"weight spectrum: {error}")
+    if factors is not None and delta is not None and A is not None:
+        _ranks_of_large_factors(row, factors, delta, A)
+        _mechanisms(row, factors, A)
+    return row
+
+
+def _ranks_of_large_factors(row: LayerLandscape, factors: LayerFactors, delta: np.ndarray, A: np.ndarray) -> None:
+    m, n = row.shape
     for factor, values, size, name in ((factors.C_delta, delta, m, "C_δ"), (factors.C_A, A, n, "C_A")):
         if len(values) < size:
             row.notes.append(
                 f"{name} is {size} × {size}: top {len(values)} eigenvalues, no entropy rank, no predicted spectrum"
             )
-            rank = EffectiveRank(participation=float(factor.trace()) ** 2 / float(factor.square().sum()), count=size)
+            squares = float(factor.norm(dtype=torch.float64)) ** 2
+            rank = EffectiveRank(participation=float(factor.trace()) ** 2 / squares, count=size)
             setattr(row, "effective_rank_delta" if name == "C_δ" else "effective_rank_A", rank)
-    try:
-        row.weight = weight_spectrum(layer.weight, top_k=max(k, 20))
-    except FitError as error:
-        row.notes.append(f"weight spectrum: {error}")
-    _mechanisms(row, factors, A)
-    return row
 
 
 def eigenvalues(C: Tensor, k: int) -> np.ndarray:
@@ -89,7 +104,7 @@ def eigenvalues(C: Tensor, k: int) -> np.ndarray:
     return top_eigenpairs(C, max(k, 100)).values.cpu().double().numpy()
 
 
-def _split(row: LayerLandscape, curvature: Any) -> None:
+def _split(row: LayerLandscape, curvature: LayerCurvature) -> None:
     parts = curvature.parts
     if not parts:
         row.notes.append(f"h is not split into Gauss–Newton and residual: {curvature.reason or 'not asked for'}")

@@ -104,8 +104,8 @@ def _exponents(row: LayerLandscape, level: float, seed: int) -> None:
     )
     row.alpha_quartiles = alpha_by_quartile(sigma, h, level=level)
     row.rank_models = _attempt(row, lambda: fit_rank_models(sigma), RankModels.empty)
-    if row.negative:
-        row.notes.append(f"{row.negative} of {len(h)} h_k are ≤ 0: kept, left out of the log fits")
+    if row.num_nonpositive:
+        row.notes.append(f"{row.num_nonpositive} of {len(h)} h_k are ≤ 0: kept, left out of the log fits")
 
 
 def _decomposition(row: LayerLandscape, level: float) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +14,35 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from spectral_ext import __version__
-from spectral_ext.capture import Capture, capture_factors, capture_quotients
-from spectral_ext.curvature import directional_curvature
+from spectral_ext._version import __version__
+from spectral_ext.capture import Capture, Quotients, sum_factors, sum_quotients
+from spectral_ext.curvature.choose import check_method
+from spectral_ext.curvature.directions import given_directions
+from spectral_ext.curvature.session import Session
 from spectral_ext.landscape.build import build_row, empty_row
 from spectral_ext.landscape.resume import RowStore, fingerprint
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape
-from spectral_ext.layers import Layer, check_top_k, find_layers, why_no_layer
-from spectral_ext.measurement.batches import Batch, LossFunction, as_batches, batch_size, to_device
-from spectral_ext.measurement.checks import batch_norm_mode, check_deterministic, check_reduction
-from spectral_ext.measurement.environment import measurement
+from spectral_ext.layers import Layer, find_layers, why_no_layer
+from spectral_ext.measurement.batches import Batch, BatchSize, LossFunction, as_batches, batch_loss
+from spectral_ext.measurement.checks import REDUCTION_NOTES, batch_norm_mode, check_precision, check_task
+from spectral_ext.measurement.digest import digest
+from spectral_ext.measurement.environment import measurement, unwrapped
+from spectral_ext.measurement.options import check_options
+from spectral_ext.measurement.ranks import agree, check_group, from_first, gathered, together
 from spectral_ext.measurement.singular_directions import SingularDirections, singular_directions
 
 GROUP = 8
-"""Layers a curvature call takes when rows are kept for a resumed run."""
+"""Layers whose curvature is measured at a time when rows are kept for a resumed run."""
+BATCH_NORM_NOTE = (
+    "batch norm uses batch statistics: h and d are those of the batch-coupled loss, not of the eval-mode one"
+)
 
 
 def measure(
     model: nn.Module,
     loss_fn: LossFunction,
-    batches: Iterable[Batch],
+    batches: Iterable[Any],
     *,
     top_k: int = 20,
     layers: str | Iterable[str] | None = None,
@@ -42,189 +52,228 @@ def measure(
     level: float = 0.95,
     memory_budget: int | None = None,
     progress: bool = True,
+    batch_size: BatchSize | None = None,
     resume: str | Path | None = None,
+    process_group: Any = None,
 ) -> Landscape:
     """Measure every layer: G = UΣVᵀ, h_k along u_k v_kᵀ, C_A, C_δ, and all that the paper derives from them.
 
-    Two forward-backward passes over the data (factors, then second moments along the directions) and one call of
-    ``directional_curvature``. The model is measured in the mode it is in: under train-mode batch norm h is the
-    curvature of the batch-coupled loss and d includes the coupling (``meta["batch_norm"]`` says so); running
-    statistics do not move. Model, gradients, hooks, buffers, RNG and flags are as before afterwards, also after an
-    error.
+    There are two forward-backward passes over the data, one for gradients and factors and one for second moments along
+    the directions, and then the passes of :func:`~spectral_ext.directional_curvature`. The model is measured in the
+    mode it is in: under train-mode batch norm h is the curvature of the batch-coupled loss and d includes the coupling
+    (``meta["batch_norm"]`` says so); running statistics do not move. Model, gradients, hooks, buffers, random number
+    generators and flags are as before afterwards, also after an error.
 
     Args:
-        model: the module; ``loss_fn`` and ``batches`` as in ``spectral_ext.measurement.batches``. All batches together
-            are the data: the loss is the mean over all samples. Smaller batches take less memory; under train-mode
-            batch norm they are part of the definition.
-        top_k: singular directions a layer; fewer where the gradient has lower rank (the row's notes say so).
-        layers: names or shell patterns; None for all.
-        method, split, memory_budget: as in ``directional_curvature``; ``split`` asks for Gauss–Newton and residual
-        parts.
+        model: the module; of a model that ``torch.compile`` or ``DistributedDataParallel`` wraps, the module inside.
+        loss_fn: ``loss_fn(output, target) → scalar``, a mean over the samples of a batch.
+        batches: pairs ``(inputs, target)`` or mappings, see :mod:`spectral_ext.measurement.batches`. All batches
+            together are the data: the loss is the mean over all samples. Smaller batches take less memory; under
+            train-mode batch norm they are part of the definition.
+        top_k: singular directions per layer; fewer where the gradient has lower rank (the row's notes say so).
+        layers: names or shell patterns; None takes all. A row does not depend on which other layers are measured.
+        method: how h is measured, see :func:`~spectral_ext.directional_curvature`.
+        split: also measure the Gauss–Newton part of h and its residual by mechanism.
         seed: of the bootstrap.
-        level: coverage of all intervals.
+        level: coverage of all intervals, between 0 and 1.
+        memory_budget: bytes for the curvature, see :func:`~spectral_ext.directional_curvature`.
         progress: show progress bars.
-        resume: a folder that keeps each finished layer; an interrupted run goes on from there when called again
-        with the
-            same model, data and options.
+        batch_size: the number of samples of a batch, or a function that tells it of a batch. None compares inputs and
+            target, see :func:`spectral_ext.measurement.batches.count_samples`.
+        resume: a folder that keeps each finished layer. An interrupted run goes on from there when it is called again
+            with the same model, loss, data and options.
+        process_group: a ``torch.distributed`` group whose ranks each bring their own batches; all ranks end with the
+            same landscape. The first rank keeps the rows of ``resume``.
 
     Returns:
-        The landscape. A layer with nothing to measure has a row with ``empty_reason``; modules that cannot be
-        measured are in
-        ``.skipped``.
+        The landscape. A layer whose Kronecker factors cannot be had (its weight is used more than once, for example)
+        has a row without them, whose notes say why; a layer with nothing to measure has a row with ``empty_reason``;
+        modules that cannot be measured are in ``.skipped``.
 
     Raises:
-        TypeError, ValueError: batches or loss are unusable (not finite, no scalar, a sum over samples, random), an
-        option is
-            out of range, or ``resume`` holds another run; the message names the batch or layer and the remedy.
+        TypeError, ValueError, RuntimeError: batches, loss or model are unusable (not finite, no scalar, a sum over
+            samples, random, lazy, sharded, autocast), an option is out of range, ``resume`` holds another run, or the
+            ranks differ; the message names the batch, layer, option or rank and the remedy.
         KeyError: a pattern in ``layers`` matches nothing.
     """
-    check_top_k(top_k)
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, not {level}")
-    chosen, skipped = find_layers(model, layers)
-    if not chosen:
-        raise ValueError(why_no_layer(skipped))
-    device = next(iter(chosen.values())).weight.device
-    data = [to_device(batch, device) for batch in as_batches(batches)]
-    if sum(batch_size(batch) for batch in data) == 0:
-        raise ValueError("the batches hold no samples")
-    options = dict(top_k=top_k, method=method, split=split, seed=seed, level=level)
-    store = RowStore(resume, fingerprint(model, data, list(chosen), options)) if resume is not None else None
-    rows: dict[str, LayerLandscape] = store.load() if store else {}
-    todo = {name: layer for name, layer in chosen.items() if name not in rows}
-    clock = _Clock()
-    meta: dict[str, Any] = {"version": __version__, "torch": torch.__version__}
-    meta |= {"model": type(model).__name__, "device": str(device)}
-    meta |= {
-        "dtype": str(next(iter(chosen.values())).weight.dtype).removeprefix("torch."),
-        "batches": len(data),
-        **options,
-    }
-    meta |= {"mode": "train" if model.training else "eval", "batch_norm": batch_norm_mode(model), "scale": "expand"}
-    notes: list[str] = []
-    with measurement(model):
-        reduction = check_reduction(model, loss_fn, data[0])
-        check_deterministic(model, loss_fn, data[0])
-        if reduction != "mean":
-            notes.append(_REDUCTION_NOTES[reduction])
+    check_group(process_group)
+    with contextlib.ExitStack() as stack:
+        with together(process_group):
+            layers = layers if layers is None or isinstance(layers, str) else _listed(layers)
+            options = dict(top_k=top_k, method=method, split=split, seed=seed, level=level)
+            check_options(
+                top_k=top_k, layers=layers, split=split, seed=seed, level=level, memory_budget=memory_budget,
+                progress=progress, resume=resume,
+            )  # fmt: skip
+            check_method(method)
+            model = unwrapped(model)
+            stack.enter_context(measurement(model))
+            run = _Run(model, loss_fn, layers, options, process_group, progress)
+            data = as_batches(batches, model, batch_size=batch_size, device=run.device)
+        agree(model, run.chosen, options, process_group)
+        with together(process_group):
+            reduction = check_task(model, loss_fn, data)
+            run.plan(data, memory_budget)
+        rows = run.resume(resume)
+        todo = {name: layer for name, layer in run.chosen.items() if name not in rows}
         if todo:
-            with clock("factors"), _bar("factors", len(data), progress) as bar:
-                capture = capture_factors(model, loss_fn, data, todo, on_batch=bar.update)
-            skipped |= capture.missing
-            if not capture.layers and not rows:
-                raise ValueError(why_no_layer(skipped))
-            meta |= {"loss": capture.loss, "samples": capture.samples}
-            with clock("directions"):
-                found = {name: singular_directions(f.gradient, top_k) for name, f in capture.layers.items()}
-            directions = {name: d for name, d in found.items() if d is not None}
-            depth = {name: index for index, name in enumerate(chosen)}
-            for name in found.keys() - directions.keys():
-                rows[name] = empty_row(chosen[name], depth[name], "its gradient is zero", capture.samples)
-            for row in _rows(
-                model,
-                loss_fn,
-                data,
-                todo,
-                depth,
-                capture,
-                directions,
-                options,
-                memory_budget,
-                progress,
-                clock,
-                bool(store),
-            ):
-                rows[row.name] = row
-                if store:
-                    store.save(row)
-    if batch_norm_mode(model) in ("train", "mixed"):
-        notes.append(
-            "batch norm uses batch statistics: h and d are those of the batch-coupled loss, not of the eval-mode one"
-        )
-    meta |= {"samples": sum(batch_size(batch) for batch in data), "seconds": clock.seconds, "notes": notes}
-    return Landscape({name: rows[name] for name in chosen if name in rows}, skipped, meta)
+            rows |= run.measure(todo)
+        notes = [] if reduction == "mean" else [REDUCTION_NOTES[reduction]]
+        if batch_norm_mode(model) in ("train", "mixed"):
+            notes.append(BATCH_NORM_NOTE)
+        return run.landscape(rows, notes)
 
 
-def _rows(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    data: list[Batch],
-    layers: dict[str, Layer],
-    depth: dict[str, int],
-    capture: Capture,
-    directions: dict[str, SingularDirections],
-    options: dict[str, Any],
-    memory_budget: int | None,
-    progress: bool,
-    clock: _Clock,
-    in_groups: bool,
-) -> Iterator[LayerLandscape]:
-    pairs: dict[str, tuple[Tensor, Tensor]] = {
-        name: (d.U.to(layers[name].weight), d.V.to(layers[name].weight)) for name, d in directions.items()
-    }
-    measured = {name: layers[name] for name in pairs}
-    if not measured:
-        return
-    with clock("quotients"), _bar("alignment", len(data), progress) as bar:
-        quotients = capture_quotients(model, loss_fn, data, measured, pairs, on_batch=bar.update)
-    names = list(pairs)
-    size = GROUP if in_groups else len(names)
-    for start in range(0, len(names), size):
-        group = names[start : start + size]
-        with clock("curvature"):
-            curvature = directional_curvature(
-                model,
-                loss_fn,
-                data,
-                directions={name: pairs[name] for name in group},
-                layers=[_literal(name) for name in group],
-                top_k=options["top_k"],
-                method=options["method"],
-                split=options["split"],
-                memory_budget=memory_budget,
-                progress=progress,
-            )
-        with _bar("spectra", len(group), progress) as bar:
-            for name in group:
-                if name not in curvature:
-                    yield empty_row(layers[name], depth[name], curvature.skipped[name], capture.samples)
-                    continue
-                with clock("spectra"):
-                    row = build_row(
-                        layers[name], depth[name], capture.layers[name], directions[name], quotients[name],
-                        curvature[name], level=options["level"], seed=options["seed"],
-                    )  # fmt: skip
-                yield row
-                bar.update()
+def _listed(layers: Any) -> Any:
+    return list(layers) if isinstance(layers, Iterable) else layers
 
 
-_REDUCTION_NOTES = {
-    "unknown": "the loss of a batch is neither mean nor sum of its halves' (masked tokens or coupled samples?): "
-    "h and σ are "
-    "those of this loss, but d = B × hook gradient is a per-sample error only up to that coupling",
-    "unchecked": "that the loss is a mean over samples could not be checked on this batch",
-}
+class _Run:
+    """The stages of one measurement, in their order, and what they share."""
 
-
-class _Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        layers: str | list[str] | None,
+        options: dict[str, Any],
+        group: Any,
+        progress: bool,
+    ) -> None:
+        self.model, self.loss_fn, self.options, self.group, self.progress = model, loss_fn, options, group, progress
+        every, _ = find_layers(model)
+        self.chosen, self.skipped = find_layers(model, layers)
+        if not self.chosen:
+            raise ValueError(why_no_layer(self.skipped))
+        check_precision(self.chosen)
+        self.depth = {name: index for index, name in enumerate(every)}
+        self.planned = sum(min(options["top_k"], *layer.matrix_shape) for layer in every.values())
+        weight = next(iter(self.chosen.values())).weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.loss, self.samples = math.nan, 0
+        self.store: RowStore | None = None
         self.seconds: dict[str, float] = {}
 
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
+    def plan(self, data: list[Batch], memory_budget: int | None) -> None:
+        """Trace the model, and cut the data to the memory budget, before any pass."""
+        self.data = data
+        self.session = Session(
+            self.model, self.loss_fn, self.chosen, self.options["method"], None, self.group, self.planned
+        )
+        with self.stage("trace"):
+            self.session.cut(data, memory_budget)
+
+    def resume(self, folder: str | Path | None) -> dict[str, LayerLandscape]:
+        """The rows that an earlier run of the same task has finished."""
+        if folder is None:
+            return {}
+        rows: dict[str, LayerLandscape] = {}
+        with together(self.group):
+            identity = fingerprint(self.model, self.loss_fn, self.data, self.chosen, self.options)
+        if self.group is not None:
+            identity["data"] = digest(gathered(identity["data"], self.group))
+        with together(self.group):
+            if self.group is None or torch.distributed.get_rank(self.group) == 0:
+                self.store = RowStore(folder, identity)
+                rows = self.store.load()
+        return gathered(rows, self.group)[0]
+
+    def measure(self, todo: dict[str, Layer]) -> dict[str, LayerLandscape]:
+        """The rows of these layers; layers without any are entered in ``skipped``."""
+        model, loss_fn, data, group = self.model, self.loss_fn, self.data, self.group
+        with together(group), self.stage("factors"), self.bar("factors", len(data)) as bar:
+            sums = sum_factors(model, loss_fn, data, todo, on_batch=bar.update)
+        capture = sums.reduced(group)
+        self.loss, self.samples = capture.loss, capture.samples
+        rows: dict[str, LayerLandscape] = {}
+        with self.stage("directions"):
+            directions = {}
+            for name, gradient in capture.gradients.items():
+                along = _first_rank(singular_directions(gradient, self.options["top_k"]), group)
+                if along is not None:
+                    directions[name] = along
+                elif name in capture.layers:
+                    rows[name] = empty_row(todo[name], self.depth[name], "its gradient is zero", capture.samples)
+                else:
+                    self.skipped[name] = capture.missing[name]
+        if not rows and not directions and not self.store:
+            raise ValueError(why_no_layer(self.skipped))
+        pairs = {name: (d.U.to(self.dtype), d.V.to(self.dtype)) for name, d in directions.items()}
+        with together(group), self.stage("quotients"), self.bar("alignment", len(data)) as bar:
+            known = {name: todo[name] for name in pairs if name in capture.layers}
+            moments = sum_quotients(model, loss_fn, data, known, pairs, on_batch=bar.update) if known else {}
+        quotients = {name: held.reduced(group) for name, held in moments.items()}
+        for row in self._curvature(capture, directions, pairs, quotients):
+            rows[row.name] = row
+            if self.store:
+                self.store.save(row)
+        return rows
+
+    def _curvature(
+        self,
+        capture: Capture,
+        directions: dict[str, SingularDirections],
+        pairs: dict[str, tuple[Tensor, Tensor]],
+        quotients: dict[str, Quotients],
+    ) -> Iterator[LayerLandscape]:
+        if not pairs:
+            return
+        session, names = self.session, list(pairs)
+        local = replace(capture.local, gradients={name: capture.local.gradients.get(name) for name in self.chosen})
+        found = session.directions_of(local, given_directions(pairs, self.chosen), self.options["top_k"])
+        size = GROUP if self.store else len(names)
+        for start in range(0, len(names), size):
+            part = {name: found[name] for name in names[start : start + size] if name in found}
+            with together(self.group), self.stage("curvature"):
+                session.measure(part, self.progress)
+            curvature = session.results(part, self.options["split"])
+            with self.bar("spectra", len(part)) as bar:
+                for name in part:
+                    with self.stage("spectra"):
+                        row = build_row(
+                            self.chosen[name], self.depth[name], directions[name], curvature[name],
+                            factors=capture.layers.get(name), quotients=quotients.get(name),
+                            missing=capture.missing.get(name, ""), samples=capture.samples,
+                            level=self.options["level"], seed=self.options["seed"],
+                        )  # fmt: skip
+                    yield row
+                    bar.update()
+
+    def landscape(self, rows: dict[str, LayerLandscape], notes: list[str]) -> Landscape:
+        if math.isnan(self.loss):  # all rows were there
+            with torch.no_grad():
+                losses = [batch.samples * batch_loss(self.model, self.loss_fn, batch).item() for batch in self.data]
+            sums = gathered((sum(losses), sum(batch.samples for batch in self.data)), self.group)
+            self.samples = sum(samples for _, samples in sums)
+            self.loss = sum(loss for loss, _ in sums) / self.samples
+        model = self.model
+        meta: dict[str, Any] = {"version": __version__, "torch": torch.__version__, "model": type(model).__name__}
+        meta |= {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
+        meta |= {"batches": sum(gathered(len(self.data), self.group)), **self.options}
+        meta |= {"mode": "train" if model.training else "eval", "batch_norm": batch_norm_mode(model)}
+        meta |= {"scale": "expand", "loss": self.loss, "samples": self.samples, "seconds": self.seconds, "notes": notes}
+        return Landscape({name: rows[name] for name in self.chosen if name in rows}, self.skipped, meta)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the seconds of the block to the stage."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def bar(self, name: str, total: int) -> Any:
+        return tqdm(total=total, desc=name, disable=not self.progress, leave=False)
 
 
-def _bar(name: str, total: int, progress: bool) -> Any:
-    return tqdm(total=total, desc=name, disable=not progress, leave=False)
-
-
-def _literal(name: str) -> str:
-    """A shell pattern that matches this name alone."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+def _first_rank(along: SingularDirections | None, group: Any) -> SingularDirections | None:
+    """The first rank's directions: a singular pair is unique only up to its sign, and the rank up to rounding."""
+    if group is None or along is None:  # None on all ranks, as the gradient is the same on all
+        return along
+    k, notes = gathered((len(along.sigma), along.notes), group)[0]
+    sigma, U, V = along.sigma, along.U, along.V
+    if k != len(sigma):
+        sigma, U, V = sigma.new_empty(k), U.new_empty(U.shape[0], k), V.new_empty(V.shape[0], k)
+    sigma, U, V, sigma_all = (from_first(t, group) for t in (sigma, U, V, along.sigma_all))
+    return SingularDirections(sigma, U, V, sigma_all, notes)

@@ -23,7 +23,7 @@ class Recommendation:
     alpha: float
     """Exponent for T(σ; α) = σ/(σ^α + d)."""
     alpha_interval: tuple[float, float]
-    kronecker: str
+    kronecker_justified: str
     """``yes``, ``no`` or ``undecided``: whether a Kronecker preconditioner is justified."""
     rank: int
     """Directions that carry ``share`` of the positive curvature among those measured."""

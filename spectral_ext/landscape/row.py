@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from spectral_ext.landscape.mechanisms import LayerNormDiagnostic, ResidualDiagn
 from spectral_ext.landscape.recommendation import Recommendation
 from spectral_ext.spectra.couillet_hachem import SpectrumPrediction
 from spectral_ext.spectra.participation import EffectiveRank
-from spectral_ext.spectra.rank_models import RankModels
+from spectral_ext.spectra.rank_models import COEFFICIENTS, RankModels
 from spectral_ext.spectra.regression import Fit
 from spectral_ext.spectra.transfer_identity import TransferCheck
 from spectral_ext.spectra.weights import WeightSpectrum
@@ -72,6 +72,19 @@ class DirectionArrays:
     """Largest eigenvalues of C_A, decreasing."""
     sigma_all: np.ndarray = field(default_factory=_none)
     """All min(m, n) singular values of G."""
+
+    def problem(self) -> str:
+        """Which array does not hold one value per direction; "" if all fit."""
+        k = len(self.sigma)
+        lengths = {f.name: len(getattr(self, f.name)) for f in fields(self) if f.name not in _NOT_PER_DIRECTION}
+        lengths |= {f"h_residual[{name!r}]": len(part) for name, part in self.h_residual.items()}
+        wrong = [f"{name} has {length}" for name, length in lengths.items() if length not in (0, k)]
+        if k and not len(self.h):
+            wrong.append("h has none")
+        return f"sigma has {k} values, but {', '.join(wrong)}" if wrong else ""
+
+
+_NOT_PER_DIRECTION = ("h_residual", "spectrum_delta", "spectrum_A", "sigma_all")
 
 
 @dataclass(frozen=True)
@@ -166,15 +179,42 @@ class LayerLandscape:
 
     @property
     def weight_tail_below_s(self) -> bool | None:
-        """Whether α_weight < s (Corollary 8); None where either is missing."""
-        return self.weight.alpha_weight.value < self.s.value if self.weight and self.s.ok else None
+        """Whether α_weight < s (Corollary 8), judged by both intervals.
+
+        True: the interval of α_weight lies below that of s. False: it lies above. None: they overlap, so that the
+        measurement does not decide, or either is missing.
+        """
+        if self.weight is None or not self.weight.alpha_weight.ok or not self.s.ok:
+            return None
+        low, high = self.weight.alpha_weight.interval
+        if high < self.s.interval[0]:
+            return True
+        return False if low > self.s.interval[1] else None
+
+    def problem(self) -> str:
+        """What in the row does not fit together, for rows from a file; "" if all does."""
+        if min(*self.shape, self.depth, self.samples) < 0:
+            return f"shape {self.shape}, depth {self.depth} and samples {self.samples} must not be negative"
+        if self.prediction is not None and len(self.prediction.sigma) != len(self.arrays.sigma_all):
+            return (
+                f"prediction.sigma has {len(self.prediction.sigma)} values and arrays.sigma_all "
+                f"{len(self.arrays.sigma_all)}"
+            )
+        for name in ("rank_models", "rank_models_delta", "rank_models_A"):
+            models: RankModels = getattr(self, name)
+            wanted = {} if not models.best else COEFFICIENTS
+            if models.best not in ("", *COEFFICIENTS) or {k: len(v) for k, v in models.coefficients.items()} != wanted:
+                return f"{name} does not hold the coefficients of {', '.join(COEFFICIENTS)}"
+            if set(models.bic) != set(wanted):
+                return f"{name} does not hold a BIC per model"
+        return ""
 
     @property
-    def negative(self) -> int:
+    def num_nonpositive(self) -> int:
         """How many h_k are ≤ 0."""
         return int((self.arrays.h <= 0).sum())
 
     @property
-    def top_k(self) -> int:
+    def num_directions(self) -> int:
         """Number of directions measured."""
         return len(self.arrays.sigma)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spectral_ext._figures import draw
+from spectral_ext.landscape.columns import COLUMNS, TERMINAL, Column, summary
+from spectral_ext.landscape.files import write_atomically
 from spectral_ext.landscape.row import LayerLandscape
+from spectral_ext.landscape.storage import encode_landscape, load_document, save_document
+
+TERMINAL_LAYERS = 200
+"""A table in the terminal shows at most so many layers and says how many it leaves out."""
 
 
 class Landscape(Mapping[str, LayerLandscape]):
-    """One row a layer, keyed by name, in order of definition.
+    """One row per layer, keyed by name, in order of definition.
 
     Attributes:
         skipped: module name to the reason why it is not measured.
         meta: how it was measured: versions, device, dtype, samples, top_k, seed, mode of the batch norms, scale,
-            seconds a stage, and ``notes`` that hold for all rows.
+            seconds per stage, and ``notes`` that hold for all rows.
     """
 
     def __init__(
@@ -34,10 +42,13 @@ class Landscape(Mapping[str, LayerLandscape]):
             return self._rows[name]
         except KeyError:
             why = self.skipped.get(name)
-            detail = (
-                f"{name!r} was not measured: {why}" if why else f"no layer {name!r}; there are {', '.join(self._rows)}"
-            )
+            detail = f"{name!r} was not measured: {why}" if why else f"no layer {name!r}; there are {self._names()}"
             raise KeyError(detail) from None
+
+    def _names(self, limit: int = 20) -> str:
+        names = list(self._rows)
+        more = f" and {len(names) - limit} more" if len(names) > limit else ""
+        return ", ".join(names[:limit]) + more if names else "none"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
@@ -46,7 +57,7 @@ class Landscape(Mapping[str, LayerLandscape]):
         return len(self._rows)
 
     def to_frame(self) -> Any:
-        """A pandas DataFrame, one row a layer, indexed by name.
+        """A pandas DataFrame: one row per layer, indexed by name, one column per entry of ``columns.COLUMNS``.
 
         Raises:
             ImportError: pandas is not installed.
@@ -54,15 +65,36 @@ class Landscape(Mapping[str, LayerLandscape]):
         try:
             import pandas
         except ImportError as error:
-            raise ImportError("Landscape.to_frame needs pandas: pip install pandas, or spectral-ext[frame]") from error
-        frame = pandas.DataFrame([summary(row) for row in self.values()], columns=list(_columns()))
+            raise ImportError(
+                "Landscape.to_frame needs pandas: pip install pandas, or spectral-ext[frame]; "
+                "Landscape.to_csv needs nothing"
+            ) from error
+        frame = pandas.DataFrame([summary(row) for row in self.values()], columns=["name", *_keys()])
         return frame.set_index("name")
 
-    def save(self, folder: str | Path) -> Path:
-        """Write ``landscape.json`` into ``folder`` (made if need be) and return its path."""
-        from spectral_ext.landscape.storage import save
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """The same table as comma-separated text, without pandas; with ``path`` it is also written there.
 
-        return save(self, folder)
+        Floats have all their digits; what could not be measured is ``nan`` or empty.
+
+        Raises:
+            OSError: ``path`` cannot be written.
+        """
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["name", *_keys()])
+        writer.writerows(summary(row).values() for row in self.values())
+        if path is not None:
+            write_atomically(path, buffer.getvalue())
+        return buffer.getvalue()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``landscape.json`` into ``folder`` (made if need be) and return its path.
+
+        Raises:
+            OSError: the folder cannot be written to; a file that was there is as before.
+        """
+        return save_document(encode_landscape(self), folder)
 
     @classmethod
     def load(cls, path: str | Path) -> Landscape:
@@ -70,162 +102,81 @@ class Landscape(Mapping[str, LayerLandscape]):
 
         Raises:
             FileNotFoundError: there is no landscape.
-            LandscapeFileError: truncated, edited, or of another version.
+            LandscapeFileError: the file is truncated, edited, of another version, or holds rows that do not fit
+                together. The message names the file, the place and the remedy.
         """
-        from spectral_ext.landscape.storage import load
-
-        return load(path)
+        return cls(*load_document(path))
 
     def plot(self, folder: str | Path | None = None, **options: Any) -> Any:
         """The figures of the paper for this landscape; see ``spectral_ext.plots.plot``."""
-        from spectral_ext.plots import plot
-
-        return plot(self, folder, **options)
+        return draw("landscape", self, folder, **options)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        yield _table(self)
-        if self.skipped:
-            yield f"{len(self.skipped)} modules not measured (landscape.skipped says why)"
+        yield rich_table(self, TERMINAL)
+        yield from remarks(self)
 
     def __str__(self) -> str:
         from rich.console import Console
 
         buffer = io.StringIO()
-        Console(file=buffer, width=165 + max(map(len, self), default=0), no_color=True).print(self)
+        shown = list(self.values())[:TERMINAL_LAYERS]
+        Console(file=buffer, width=table_width(shown, TERMINAL), no_color=True).print(self)
         return buffer.getvalue().rstrip()
 
     def __repr__(self) -> str:
         return f"<Landscape of {len(self)} layers, {len(self.skipped)} modules skipped>"
 
 
-def summary(row: LayerLandscape) -> dict[str, Any]:
-    """The row as scalars: one value and, for α, γ and s, the interval."""
-    flat: dict[str, Any] = {
-        "name": row.name,
-        "kind": row.kind,
-        "m": row.shape[0],
-        "n": row.shape[1],
-        "depth": row.depth,
-        "directions": row.top_k,
-        "negative": row.negative,
-    }
-    for name in ("alpha", "gamma", "s"):
-        fit = getattr(row, name)
-        flat |= {
-            name: fit.value,
-            f"{name}_low": fit.interval[0],
-            f"{name}_high": fit.interval[1],
-            f"{name}_r2": fit.r2,
-        }
-    flat |= {
-        "beta": row.beta.value,
-        "phi": row.phi.value,
-        "chi_slope": row.chi_slope.value,
-        "alpha_gamma": row.alpha_gamma,
-        "transfer_error": row.transfer.relative_error,
-        "rank_model": row.rank_models.best,
-        "factor_match": row.factor_match,
-        "predicted_law": row.predicted_law,
-        "pr_curvature": row.pr_curvature,
-        "pr_gradient": row.pr_gradient,
-        "zeta_bound": row.zeta_bound,
-        "rank_bound": row.rank_bound,
-        "effective_rank_delta": row.effective_rank_delta.entropy,
-        "effective_rank_A": row.effective_rank_A.entropy,
-        "concentration": _median(row.arrays.concentration),
-        "chi": _median(row.arrays.chi),
-        "gauss_newton_share": _share(row),
-        "spectrum_ks": row.prediction.ks if row.prediction else float("nan"),
-        "alpha_weight": row.weight.alpha_weight.value if row.weight else float("nan"),
-        "s_weight": row.weight.s_weight.value if row.weight else float("nan"),
-        "r2_h_sigma2": row.r2_h_sigma2,
-        "r2_gn_sigma2": row.r2_gn_sigma2,
-        "r2_h_gn": row.r2_h_gn,
-        "log_correlation": row.log_correlation,
-        "recommended_alpha": row.recommendation.alpha if row.recommendation else float("nan"),
-        "kronecker": row.recommendation.kronecker if row.recommendation else "",
-        "recommended_rank": row.recommendation.rank if row.recommendation else 0,
-        "method": row.method,
-        "empty_reason": row.empty_reason,
-        "notes": "; ".join(row.notes),
-    }
-    return flat
+def _keys() -> list[str]:
+    return [column.key for column in COLUMNS]
 
 
-def _columns() -> tuple[str, ...]:
-    return tuple(summary(LayerLandscape("", "", (0, 0), 0)))
-
-
-def _median(values: Any) -> float:
-    import numpy as np
-
-    return float(np.median(values)) if len(values) else float("nan")
-
-
-def _share(row: LayerLandscape) -> float:
-    """Σ|GN part| over Σ|GN part| + Σ|residual parts|."""
-    import numpy as np
-
-    gauss_newton = np.abs(row.arrays.h_gauss_newton).sum()
-    if not len(row.arrays.h_gauss_newton):
-        return float("nan")
-    total = gauss_newton + sum(np.abs(part).sum() for part in row.arrays.h_residual.values())
-    return float(gauss_newton / total) if total > 0 else float("nan")
-
-
-def _table(landscape: Landscape) -> Any:
+def rich_table(landscape: Landscape, columns: Sequence[Column]) -> Any:
+    """The measured layers, up to ``TERMINAL_LAYERS`` of them, as a ``rich`` table of these columns."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"Spectral landscape of {len(landscape)} layers")
-    for heading, justify in (
-        ("layer", "left"), ("kind", "left"), ("shape", "right"), ("α", "right"), ("R²", "right"), ("β", "right"),
-        ("φ", "right"), ("γ", "right"), ("s", "right"), ("αγ", "right"), ("law in rank", "left"), ("PR h", "right"),
-        ("PR G", "right"), ("SoP/PoS", "right"), ("h ≤ 0", "right"), ("T(σ; α)", "right"), ("Kronecker", "left"),
-    ):  # fmt: skip
-        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for row in landscape.values():
-        if row.empty_reason:
+    table = Table(title=f"Spectral landscape of {len(landscape)} layers", title_justify="left", header_style="bold")
+    table.add_column("layer", no_wrap=True, overflow="ellipsis")
+    for column in columns:
+        table.add_column(column.symbol, justify="right" if column.numeric else "left", no_wrap=True)
+    for row in list(landscape.values())[:TERMINAL_LAYERS]:
+        if not row.empty_reason:
+            cells = [column.cell(row) for column in columns]
             table.add_row(
-                row.name,
-                row.kind,
-                f"{row.shape[0]}×{row.shape[1]}",
-                f"– {row.empty_reason}",
+                Text(layer_label(row)), *(Text(cell.text, style="dim italic" if cell.doubt else "") for cell in cells)
             )
-            continue
-        advice = row.recommendation
-        table.add_row(
-            row.name,
-            row.kind,
-            f"{row.shape[0]}×{row.shape[1]}",
-            _with_interval(row),
-            *(
-                _number(v)
-                for v in (
-                    row.alpha.r2,
-                    row.beta.value,
-                    row.phi.value,
-                    row.gamma.value,
-                    row.s.value,
-                )
-            ),
-            _number(row.alpha_gamma),
-            row.rank_models.best.replace("_", " ") or "–",
-            _number(row.pr_curvature),
-            _number(row.pr_gradient),
-            _number(_median(row.arrays.concentration)),
-            str(row.negative),
-            _number(advice.alpha) if advice else "–",
-            advice.kronecker if advice else "–",
-        )
     return table
 
 
-def _with_interval(row: LayerLandscape) -> str:
-    if not row.alpha.ok:
-        return "–"
-    half = (row.alpha.interval[1] - row.alpha.interval[0]) / 2
-    return f"{row.alpha.value:.2f} ± {half:.2f}"
+def table_width(rows: Sequence[LayerLandscape], columns: Sequence[Column]) -> int:
+    """Width of ``rich_table`` with every cell on one line."""
+    from rich.cells import cell_len
+
+    rows = [row for row in rows if not row.empty_reason]
+    widths = [max([len("layer"), *(cell_len(layer_label(row)) for row in rows)])]
+    for column in columns:
+        widths.append(max([cell_len(column.symbol), *(cell_len(column.cell(row).text) for row in rows)]))
+    return sum(widths) + 3 * len(widths) + 1
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}" if value == value else "–"
+def layer_label(row: LayerLandscape, limit: int = 60) -> str:
+    """The layer's name for one line of a table: control characters replaced, the front of a long name cut."""
+    name = "".join(c if c.isprintable() else "�" for c in row.name) or "(model)"
+    return name if len(name) <= limit else "…" + name[-(limit - 1) :]
+
+
+def remarks(landscape: Landscape) -> list[Any]:
+    """What the table in the terminal leaves out, one line each."""
+    from rich.text import Text
+
+    lines = []
+    rows = list(landscape.values())
+    if len(rows) > TERMINAL_LAYERS:
+        further = len(rows) - TERMINAL_LAYERS
+        lines.append(f"{further} further layers are not shown here: to_csv, the page's folder and the JSON hold them.")
+    for row in [row for row in rows[:TERMINAL_LAYERS] if row.empty_reason]:
+        lines.append(f"{layer_label(row)}: not measured, {row.empty_reason}.")
+    if landscape.skipped:
+        lines.append(f"{len(landscape.skipped)} modules are not measured; landscape.skipped and the page say why.")
+    return [Text(line, style="dim") for line in lines]

@@ -1,6 +1,15 @@
 """The layers of a model: what one is, which are measured, and why the others are not."""
 
-from spectral_ext.layers.find import NOT_ASKED, check_top_k, find_layers, why_no_layer
-from spectral_ext.layers.kinds import CONVOLUTIONS, MEASURABLE_TYPES, Layer
+from spectral_ext.layers.find import NOT_ASKED, find_layers, why_no_layer
+from spectral_ext.layers.kinds import CONVOLUTIONS, KINDS, MEASURABLE_TYPES, Layer, layer_of
 
-__all__ = ["CONVOLUTIONS", "MEASURABLE_TYPES", "NOT_ASKED", "Layer", "check_top_k", "find_layers", "why_no_layer"]
+__all__ = [
+    "CONVOLUTIONS",
+    "KINDS",
+    "MEASURABLE_TYPES",
+    "NOT_ASKED",
+    "Layer",
+    "find_layers",
+    "layer_of",
+    "why_no_layer",
+]

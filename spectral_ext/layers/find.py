@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from spectral_ext.layers.kinds import MEASURABLE_TYPES, Layer
+from spectral_ext.layers.kinds import Layer, layer_of
 
 NOT_ASKED = "not asked for"
 
@@ -18,14 +18,15 @@ def find_layers(
     """The measurable layers of a model by name, and the other parameters' owners with the reason why not.
 
     Args:
-        model: any module.
+        model: any module. No weight is computed: a parametrized module is known by its parameters.
         layers: names or shell patterns (``"blocks.*.attn"``) to choose from; None takes all.
         grouped: choose grouped convolutions too.
         shared: choose layers too whose weight other modules share.
 
     Returns:
-        ``(chosen, skipped)``: ``skipped`` maps a module name to a reason, one entry for every module that owns a
-        parameter and is not in ``chosen``.
+        ``(chosen, skipped)``: ``skipped`` has an entry for every module that owns a parameter and is not in
+        ``chosen``, by the module's name, and for every matrix beside the weight of a chosen module, by the
+        parameter's name; its value is the reason.
 
     Raises:
         KeyError: a pattern matches no module that owns parameters.
@@ -41,26 +42,24 @@ def find_layers(
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(name)
     for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
-        if not own:
+        own = dict(module.named_parameters(recurse=False))
+        if not own and not _computed(module):
             continue
         if patterns is not None and not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
             skipped[name] = NOT_ASKED
-        elif not isinstance(module, MEASURABLE_TYPES):
-            skipped[name] = f"{type(module).__name__} has no weight matrix that is measured"
-        elif not module.weight.requires_grad:
-            skipped[name] = "its weight does not require a gradient"
-        elif id(module.weight) not in owners:
-            skipped[name] = "its weight is computed from other parameters (parametrization, weight norm): remove that"
-        elif len(owners[id(module.weight)]) > 1 and not shared:
-            others = ", ".join(other or "(model)" for other in owners[id(module.weight)] if other != name)
-            skipped[name] = f"its weight is shared with {others}"
-        elif getattr(module, "padding_mode", "zeros") != "zeros":
-            skipped[name] = f"padding_mode={module.padding_mode!r} is not measured"
-        elif getattr(module, "groups", 1) != 1 and not grouped:
-            skipped[name] = f"grouped convolution (groups={module.groups}): each group is a matrix of its own"
-        else:
-            chosen[name] = Layer(name, module)
+            continue
+        layer = layer_of(name, module)
+        reason = _why_not(module, own, owners, layer, grouped=grouped, shared=shared)
+        if reason is not None or layer is None:
+            skipped[name] = reason or f"{type(module).__name__} has no weight matrix that is measured"
+            continue
+        chosen[name] = layer
+        for other, parameter in own.items():
+            if other not in ("weight", "bias") and parameter.dim() > 1:
+                skipped[f"{name}.{other}" if name else other] = (
+                    f"{type(module).__name__} holds it beside the weight that is measured: move it into a module of "
+                    "its own to measure it"
+                )
     for pattern in patterns or ():
         if not any(fnmatch.fnmatchcase(name, pattern) for name in (*chosen, *skipped)):
             known = ", ".join([*chosen, *skipped][:8])
@@ -68,16 +67,45 @@ def find_layers(
     return chosen, skipped
 
 
+def _computed(module: nn.Module) -> bool:
+    """Whether the module's weight is computed from other parameters."""
+    return nn.utils.parametrize.is_parametrized(module, "weight")
+
+
+def _why_not(
+    module: nn.Module,
+    own: dict[str, nn.Parameter],
+    owners: dict[int, list[str]],
+    layer: Layer | None,
+    *,
+    grouped: bool,
+    shared: bool,
+) -> str | None:
+    if layer is None:
+        return None
+    weight = own.get("weight")
+    if weight is None:
+        return (
+            "its weight is computed from other parameters: remove the parametrization "
+            "(torch.nn.utils.parametrize.remove_parametrizations) or the weight or spectral norm in a copy of the model"
+        )
+    if not weight.requires_grad:
+        return "its weight does not require a gradient"
+    if weight.numel() == 0:
+        return f"its weight has no entries, shape {tuple(weight.shape)}"
+    if len(owners[id(weight)]) > 1 and not shared:
+        here = next(iter(owners[id(weight)]))
+        others = ", ".join(other or "(model)" for other in owners[id(weight)] if other != layer.name)
+        return f"its weight is shared with {others or here}"
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return f"padding_mode={module.padding_mode!r} is not measured"
+    if layer.groups != 1 and not grouped:
+        return f"grouped convolution (groups={layer.groups}): each group is a matrix of its own"
+    return None
+
+
 def why_no_layer(skipped: dict[str, str]) -> str:
     """What to say where no layer is chosen: the first reasons, without the modules that nobody asked for."""
     reasons = [f"{name or '(model)'}: {why}" for name, why in skipped.items() if why != NOT_ASKED]
     more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
     return "no layer can be measured: " + ("; ".join(reasons[:5]) + more if reasons else "the model has no parameters")
-
-
-def check_top_k(top_k: int) -> None:
-    """Raises ValueError or TypeError unless ``top_k`` is a positive integer."""
-    if not isinstance(top_k, int):
-        raise TypeError(f"top_k must be an integer, not {top_k!r}")
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, not {top_k}")

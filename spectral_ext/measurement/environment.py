@@ -1,53 +1,133 @@
-"""The state a measurement runs under: deterministic, full precision, twice differentiable; restored afterwards."""
+"""The state that a measurement runs under: deterministic, full precision, twice differentiable; restored afterwards."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from spectral_ext.measurement.preserve import preserved
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile`` and ``DistributedDataParallel``, whose names the layers keep.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, not {type(model).__name__}")
+    while True:
+        if type(model).__name__ == "OptimizedModule" and hasattr(model, "_orig_mod"):
+            inner: Any = model._orig_mod
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        else:
+            return model
+        model = inner
+
+
 @contextlib.contextmanager
 def measurement(model: nn.Module) -> Iterator[None]:
-    """:func:`preserved`, and inside the block: attention by the math kernel (the fused ones have no second derivative),
-    the fused transformer-encoder path off, TF32 off, float32 matmul precision "highest",
-    gradients on, and batch norm in train mode leaves its running statistics alone.
+    """:func:`.preserved`, and inside the block: attention by the math kernel (the fused ones have no second
+    derivative), the fused transformer-encoder path off, TF32 off, float32 matrix products at "highest" precision,
+    compiled parts run uncompiled (compiled code has no second derivative), gradients on, and batch norm in train mode
+    leaves its running statistics alone. Enter it before anything reads a weight.
 
     Raises:
         RuntimeError: autocast is on.
-        ValueError: a dropout module is in train mode.
+        TypeError, ValueError: a parameter is lazy, sharded (DTensor) or on the meta device, the model is wrapped by
+            FSDP, or dropout is in train mode; the message names the module or parameter.
     """
     refuse_autocast()
+    refuse_parameters_without_values(model)
     refuse_dropout(model)
-    tracking = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    with preserved(model), sdpa_kernel(SDPBackend.MATH), torch.inference_mode(False), torch.enable_grad():
+    with (
+        preserved(model),
+        _uncompiled(),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.inference_mode(False),
+        batch_norm_needs_samples(model),
+    ):
+        torch.set_grad_enabled(True)
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.mha.set_fastpath_enabled(False)
+        tracking = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
         try:
             for module in tracking:
                 module.track_running_stats = False
             yield
         finally:
-            torch.backends.mha.set_fastpath_enabled(fastpath)
             for module in tracking:
                 module.track_running_stats = True
+
+
+def _uncompiled() -> contextlib.AbstractContextManager:
+    """Compiled modules and functions run as plain Python. Nothing is compiled where Dynamo was never imported."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def batch_norm_needs_samples(model: nn.Module) -> Iterator[None]:
+    """Inside the block, batch norm in train mode over one value per channel raises an error that names the module."""
+
+    def check(name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple) -> None:
+            x = args[0]
+            if module.training and x.dim() > 1 and x.numel() == x.shape[1]:
+                raise ValueError(
+                    f"{name} normalises over one value per channel in train mode, so that its variance is 0: use a "
+                    "larger batch, or model.eval()"
+                )
+
+        return hook
+
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, _NormBase) and "Instance" not in type(m).__name__}
+    handles = [module.register_forward_pre_hook(check(name)) for name, module in norms.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def refuse_autocast() -> None:
     devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
     if devices:
         raise RuntimeError(
-            f"directional curvature under torch.autocast({devices[0]!r}) would mix precisions: leave the autocast "
-            "block; float32 is enough"
+            f"a measurement under torch.autocast({devices[0]!r}) would mix precisions: leave the autocast block; "
+            "float32 is enough"
         )
+
+
+def refuse_parameters_without_values(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise TypeError(
+                f"{name or 'the model'} is wrapped by FullyShardedDataParallel, whose weights are flat shards: measure "
+                "an unsharded copy of the model with the full state dict"
+            )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(
+                f"{name!r} is lazy and has no shape yet: run a batch through the model before you measure it"
+            )
+        if type(tensor).__name__ == "DTensor" or hasattr(tensor, "device_mesh"):
+            raise TypeError(
+                f"{name!r} is a DTensor, sharded by FSDP2 or tensor parallelism: measure an unsharded copy of the "
+                "model with the full state dict (torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+                "full_state_dict=True)"
+            )
+        if tensor.is_meta:
+            raise ValueError(f"{name!r} is on the meta device and has no values: load the weights first")
 
 
 def refuse_dropout(model: nn.Module) -> None:

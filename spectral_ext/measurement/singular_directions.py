@@ -1,4 +1,4 @@
-"""The gradient's singular directions of one layer, and which of them can be measured."""
+"""The singular directions of a layer's gradient, with the one rule that tells which of them are rounding error."""
 
 from __future__ import annotations
 
@@ -8,34 +8,45 @@ import torch
 from torch import Tensor
 
 DOUBLE_BELOW = 2**20
-"""Matrices with fewer entries are decomposed in float64: cheap, and it removes the decomposition's own rounding."""
-CUTOFF = {torch.float64: 1e-12}
-SINGLE_CUTOFF = 1e-6
+"""Matrices with fewer entries are decomposed in float64, whatever the gradient's dtype: it costs little, and then the
+decomposition adds no rounding error of its own."""
+CUTOFF = {torch.float64: 1e-12, torch.float32: 1e-6}
+"""By the gradient's dtype: a direction with σ_k ≤ CUTOFF · σ_1 is not distinguished from rounding error of the gradient
+and is dropped."""
 
 
 @dataclass
 class SingularDirections:
+    """The K leading singular triplets of a gradient G (m, n), K at most its numerical rank."""
+
     sigma: Tensor
-    """(K,), decreasing."""
+    """(K,), decreasing, float64 or float32."""
     U: Tensor
-    """(m, K)."""
+    """(m, K), columns u_k."""
     V: Tensor
-    """(n, K)."""
+    """(n, K), columns v_k."""
     sigma_all: Tensor
-    """(min(m, n),)."""
+    """(min(m, n),): all singular values, also those below the cutoff."""
     notes: list[str] = field(default_factory=list)
 
 
 def singular_directions(gradient: Tensor, top_k: int) -> SingularDirections | None:
-    """Top-k singular triplets of G (m, n), less those with σ_k < 1e-6 σ_1 (1e-12 in float64); None if G is zero.
+    """The ``top_k`` leading singular triplets of G (m, n), without those with σ_k ≤ 1e-6 σ_1 (1e-12 in float64).
 
-    A classifier's gradient has rank ≤ C − 1, and a batch of B rows gives rank ≤ B: what lies beyond is rounding error.
+    A classifier's gradient has rank ≤ C − 1, and a batch of B rows gives rank ≤ B: singular values beyond the rank are
+    rounding error, their directions are arbitrary, and they must not enter a fit.
+
+    Returns:
+        None if G is zero or has no entries.
     """
-    small = gradient.numel() < DOUBLE_BELOW
-    U, sigma, Vh = torch.linalg.svd(gradient.double() if small else gradient.float(), full_matrices=False)
-    if sigma.numel() == 0 or float(sigma[0]) == 0.0:
+    if gradient.numel() == 0:
         return None
-    rank = int((sigma > CUTOFF.get(gradient.dtype, SINGLE_CUTOFF) * sigma[0]).sum())
+    matrix = gradient.flatten(1)
+    small = matrix.numel() < DOUBLE_BELOW
+    U, sigma, Vh = torch.linalg.svd(matrix.double() if small else matrix, full_matrices=False)
+    if float(sigma[0]) == 0.0:
+        return None
+    rank = int((sigma > CUTOFF.get(gradient.dtype, CUTOFF[torch.float32]) * sigma[0]).sum())
     k = min(top_k, rank)
     notes = []
     if k < min(top_k, len(sigma)):

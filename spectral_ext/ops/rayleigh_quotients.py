@@ -10,8 +10,8 @@ from spectral_ext.reference import RayleighQuotients
 
 __all__ = ["RayleighQuotients", "rayleigh_quotients"]
 
-DEFAULT_MEMORY_BUDGET = 1 << 20
-"""Bytes of scratch a CPU thread works in: half an L2 cache of the common sizes."""
+DEFAULT_SCRATCH_BYTES = 1 << 20
+"""Bytes of scratch of each CPU thread: half an L2 cache of the common sizes."""
 
 
 def rayleigh_quotients(
@@ -29,7 +29,7 @@ def rayleigh_quotients(
     transposed: bool = False,
     output_padding: IntOrTuple = 0,
     padding_mode: str = "zeros",
-    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    scratch_bytes: int = DEFAULT_SCRATCH_BYTES,
 ) -> RayleighQuotients:
     r"""u_kᵀ C_δ u_k, v_kᵀ C_A v_k, the sum of products and the Gauss–Newton form for K pairs (u_k, v_k) in one pass.
 
@@ -41,7 +41,7 @@ def rayleigh_quotients(
         gauss_newton    Σ_b (Σ_s (u_k·d_bs)(v_k·a_bs))² / B         u_kᵀ G_b v_k squared, G_b the gradient of sample b
 
     Definition: :func:`spectral_ext.reference.rayleigh_quotients`. On CPU neither patches nor the N × K projections
-    exist: extra memory is ``memory_budget`` a thread and a copy of U and V. The result does not depend on the number
+    exist: extra memory is ``scratch_bytes`` per thread and a copy of U and V. The result does not depend on the number
     of threads, bit by bit. No gradient is recorded.
 
     Args:
@@ -56,7 +56,7 @@ def rayleigh_quotients(
             ``output_padding`` and ``padding_mode`` as in :func:`spectral_ext.ops.input_factor`. Each group has
             directions of its own.
         bias: patches end with a 1.
-        memory_budget: bytes of scratch for each CPU thread. A single position's patch may exceed it.
+        scratch_bytes: bytes of scratch for each CPU thread. A single position's patch may exceed it.
 
     Returns:
         Four float64 tensors on the device of x, (K,), or (groups, K) where groups > 1. Zeros if there is no sample.
@@ -71,8 +71,8 @@ def rayleigh_quotients(
             raise TypeError(f"{name} must be a float32, float64, bfloat16 or float16 tensor")
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device} and x on {x.device}: move them to one device")
-    if memory_budget < 0:
-        raise ValueError(f"memory_budget must not be negative, and is {memory_budget}")
+    if scratch_bytes < 0:
+        raise ValueError(f"scratch_bytes must not be negative, and is {scratch_bytes}")
     x, geometry = prepare(
         x.detach(),
         kernel_size=kernel_size,
@@ -99,7 +99,7 @@ def rayleigh_quotients(
     if U.shape[2] != V.shape[2]:
         raise ValueError(f"U has {U.shape[2]} directions and V {V.shape[2]}: they are pairs")
     result = torch.ops.spectral_ext.rayleigh_quotients(
-        x, delta, U.detach().to(compute), V.detach().to(compute), *geometry.arguments, memory_budget
+        x, delta, U.detach().to(compute), V.detach().to(compute), *geometry.arguments, scratch_bytes
     )
     return RayleighQuotients(*(result[:, 0] if groups == 1 else result).unbind(0))
 

@@ -24,7 +24,7 @@ PANELS: dict[str, Panel] = {
     "alpha_quartiles": _layers.quartiles,
     "predicted_spectrum": _layers.predicted_spectrum,
 }
-"""Figures with one panel a layer."""
+"""Figures with one panel per layer."""
 
 PANEL_TITLES = {
     "power_law": "curvature against σ",
@@ -45,6 +45,11 @@ SUMMARIES: dict[str, Callable[[Landscape, Theme], Figure]] = {
 """Figures over all layers."""
 
 NAMES = (*PANELS, *SUMMARIES)
+
+PANEL_LAYERS = 120
+"""A figure of panels holds at most so many layers, evenly spaced in depth: a larger PNG file cannot be opened."""
+SUMMARY_LAYERS = 400
+"""A figure over all layers draws at most so many of them, evenly spaced in depth."""
 
 
 def figure(landscape: Landscape, name: str, *, theme: str = "light") -> Figure:
@@ -71,9 +76,7 @@ def plot(
     figures = {name: figure(landscape, name, theme=theme) for name in names}
     if folder is None:
         return figures
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return {name: save_png(drawing, folder / f"{name}.png") for name, drawing in figures.items()}
+    return {name: save_png(drawing, Path(folder) / f"{name}.png") for name, drawing in figures.items()}
 
 
 def plot_track(
@@ -91,9 +94,7 @@ def plot_track(
         figures = track_figures(track, THEMES[theme], unit)
     if folder is None:
         return figures
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return {name: save_png(drawing, folder / f"{name}.png") for name, drawing in figures.items()}
+    return {name: save_png(drawing, Path(folder) / f"{name}.png") for name, drawing in figures.items()}
 
 
 def svg(landscape: Landscape, name: str, identity: str) -> str:
@@ -112,10 +113,22 @@ def _draw(landscape: Landscape, name: str, theme: Theme) -> Figure:
         raise KeyError(f"no figure {name!r}: there are {', '.join(NAMES)}")
     if not len(landscape):
         raise ValueError("the landscape holds no layer, so there is nothing to draw")
+    shown = evenly_spaced(landscape, PANEL_LAYERS if name in PANELS else SUMMARY_LAYERS)
     with drawn_in(theme):
-        if name in PANELS:
-            return _layers.panels(landscape, PANELS[name], theme)
-        return SUMMARIES[name](landscape, theme)
+        drawing = _layers.panels(shown, PANELS[name], theme) if name in PANELS else SUMMARIES[name](shown, theme)
+        if len(shown) < len(landscape):
+            text = f"{len(shown)} of {len(landscape):,} layers, evenly spaced in depth"
+            drawing.text(0.995, 0.005, text, ha="right", va="bottom", fontsize=8, color=theme.muted)
+    return drawing
+
+
+def evenly_spaced(landscape: Landscape, limit: int) -> Landscape:
+    """The landscape itself, or ``limit`` of its layers evenly spaced in depth, the first and the last among them."""
+    if len(landscape) <= limit:
+        return landscape
+    rows = sorted(landscape.items(), key=lambda item: item[1].depth)
+    chosen = [rows[round(index * (len(rows) - 1) / (limit - 1))] for index in range(limit)]
+    return Landscape(dict(chosen), landscape.skipped, landscape.meta)
 
 
 __all__ = [
@@ -127,6 +140,7 @@ __all__ = [
     "VARIABLE",
     "Theme",
     "drawn_in",
+    "evenly_spaced",
     "exponents_over_time",
     "figure",
     "learning_curves",

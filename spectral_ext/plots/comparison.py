@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from spectral_ext.plots.style import Theme, message, new_figure
+from spectral_ext.plots.style import Theme, message, new_figure, plain, whiskers
 from spectral_ext.spectra import Fit
 
 
 def alpha_comparison(pairs: Sequence[tuple[str, Fit, Fit]], names: tuple[str, str], theme: Theme) -> Figure:
-    """α with its interval before and after, one line a layer, in the order given.
+    """α with its interval before and after, one line per layer, in the order given.
 
     Args:
         pairs: layer name, fit before, fit after; pairs without both fits are left out.
@@ -26,20 +26,19 @@ def alpha_comparison(pairs: Sequence[tuple[str, Fit, Fit]], names: tuple[str, st
     for place, (_, *fits) in enumerate(kept):
         axes.plot([fit.value for fit in fits], [place, place], color=theme.rule, lw=2.5, zorder=1)
         for fit, role, marker, shift in zip(fits, ("blue", "red"), ("o", "s"), (-0.1, 0.1)):
-            low, high = fit.interval
             axes.errorbar(
                 fit.value,
                 place + shift,
-                xerr=[[fit.value - low], [high - fit.value]],
+                xerr=whiskers(fit),
                 fmt=marker,
                 ms=6,
                 lw=1.1,
                 capsize=2,
                 color=theme[role],
                 mec=theme.paper,
-                label=names[role == "red"] if place == 0 else None,
+                label=plain(names[role == "red"]) if place == 0 else None,
             )
-    axes.set_yticks(range(len(kept)), [name if len(name) <= 30 else "…" + name[-29:] for name, _, _ in kept])
+    axes.set_yticks(range(len(kept)), [plain(name, 30) for name, _, _ in kept])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("curvature exponent α")

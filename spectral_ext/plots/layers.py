@@ -1,4 +1,4 @@
-"""Figures with one panel a layer: power law (Figure 1), rank profile (Figure 4), α by quartiles (App. F), App. L."""
+"""Figures with one panel per layer: power law (Figure 1), rank profile (Figure 4), α by quartiles (App. F), App. L."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from spectral_ext.landscape import Landscape, LayerLandscape
-from spectral_ext.plots.style import MODEL_NAMES, MODEL_ROLES, Theme, message, new_grid
+from spectral_ext.plots.style import MODEL_ROLES, Theme, message, new_grid, plain, whiskers
 from spectral_ext.spectra import Fit
+from spectral_ext.spectra.rank_models import MODEL_NAMES
 
 Panel = Callable[[Axes, LayerLandscape, Theme], None]
 
@@ -20,10 +21,13 @@ Panel = Callable[[Axes, LayerLandscape, Theme], None]
 def power_law(axes: Axes, row: LayerLandscape, theme: Theme) -> None:
     """log h_k against log σ_k with the fit, its exponent and interval; h_k ≤ 0 are marked on the lower edge."""
     sigma, h = row.arrays.sigma, row.arrays.h
-    positive = (h > 0) & (sigma > 0)
-    axes.set_title(_short(row.name))
+    axes.set_title(plain(row.name))
+    if len(sigma) != len(h):
+        message(axes, row.empty_reason or f"{len(h)} curvatures for {len(sigma)} directions", theme)
+        return
+    positive = _drawable(h) & _drawable(sigma)
     if not positive.any():
-        message(axes, row.empty_reason or "no positive curvature", theme)
+        message(axes, row.empty_reason or "no positive finite curvature", theme)
         return
     axes.loglog(sigma[positive], h[positive], "o", ms=4.5, color=theme.blue, mec=theme.paper, mew=0.5)
     ends = np.array([sigma[positive].min(), sigma[positive].max()])
@@ -34,11 +38,11 @@ def power_law(axes: Axes, row: LayerLandscape, theme: Theme) -> None:
         axes.loglog(ends, middle * (ends / centre) ** 2, "--", color=theme.muted, lw=0.9)
     if (~positive).any():
         level = h[positive].min() * 0.5
-        where = sigma[~positive & (sigma > 0)]
+        where = sigma[~positive & _drawable(sigma)]
         axes.loglog(where, np.full(len(where), level), "v", ms=4.5, mfc="none", mec=theme.orange)
     text = f"α = {_value(row.alpha)}"
-    if row.negative:
-        text += f"\n{row.negative} of {len(h)} h ≤ 0 (▽)"
+    if row.num_nonpositive:
+        text += f"\n{row.num_nonpositive} of {len(h)} h ≤ 0 (▽)"
     axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=8.5)
     axes.set_xlabel("gradient singular value σₖ")
     axes.set_ylabel("curvature hₖ")
@@ -48,10 +52,10 @@ def power_law(axes: Axes, row: LayerLandscape, theme: Theme) -> None:
 def rank_profile(axes: Axes, row: LayerLandscape, theme: Theme) -> None:
     """σ_k against k with the three rank models; the BIC winner is drawn bold."""
     sigma, fits = row.arrays.sigma, row.rank_models
-    axes.set_title(_short(row.name))
-    positive = sigma > 0
-    if not fits.ok:
-        message(axes, row.empty_reason or fits.reason, theme)
+    axes.set_title(plain(row.name))
+    positive = _drawable(sigma)
+    if not fits.ok or not positive.any():
+        message(axes, row.empty_reason or fits.reason or "no positive finite σ", theme)
         return
     rank = np.arange(1, len(sigma) + 1)
     axes.loglog(rank[positive], sigma[positive], "o", ms=4, color=theme.ink, mec=theme.paper, mew=0.5, zorder=3)
@@ -73,17 +77,17 @@ def rank_profile(axes: Axes, row: LayerLandscape, theme: Theme) -> None:
 
 def predicted_spectrum(axes: Axes, row: LayerLandscape, theme: Theme) -> None:
     """All singular values of G against the Couillet–Hachem prediction from the two factor spectra."""
-    axes.set_title(_short(row.name))
+    axes.set_title(plain(row.name))
     prediction, measured = row.prediction, row.arrays.sigma_all
-    if prediction is None or not len(measured):
+    if prediction is None or len(measured) != len(prediction.sigma) or not _drawable(measured).any():
         message(axes, row.empty_reason or "not predicted (needs all eigenvalues of both factors)", theme)
         return
-    measured = np.sort(measured)[::-1]
+    measured = np.sort(np.where(_drawable(measured), measured, 0.0))[::-1]
     floor = measured[0] * 1e-5
     rank = np.arange(1, len(measured) + 1)
     kept = measured > floor
     axes.loglog(rank[kept], measured[kept], "o", ms=3.5, color=theme.ink, mec=theme.paper, mew=0.4, label="measured")
-    shown = prediction.sigma > floor
+    shown = (prediction.sigma > floor) & _drawable(prediction.sigma)
     axes.loglog(rank[shown], prediction.sigma[shown], color=theme.green, lw=2, label="predicted")
     axes.text(0.03, 0.04, f"KS distance {prediction.ks:.2f}", transform=axes.transAxes, fontsize=8.5)
     axes.set_xlabel("rank k")
@@ -93,7 +97,7 @@ def predicted_spectrum(axes: Axes, row: LayerLandscape, theme: Theme) -> None:
 
 def quartiles(axes: Axes, row: LayerLandscape, theme: Theme) -> None:
     """α in each quarter of the rank index with its interval, over the α of all directions (App. F)."""
-    axes.set_title(_short(row.name))
+    axes.set_title(plain(row.name))
     fits = row.alpha_quartiles
     usable = [index for index, fit in enumerate(fits) if fit.ok]
     if not usable:
@@ -113,7 +117,7 @@ def quartiles(axes: Axes, row: LayerLandscape, theme: Theme) -> None:
 
 
 def panels(landscape: Landscape, panel: Panel, theme: Theme, *, columns: int = 4) -> Figure:
-    """One figure of all layers, ``columns`` panels a row."""
+    """One figure of all layers, ``columns`` panels per line."""
     rows = list(landscape.values())
     columns = max(1, min(columns, len(rows)))
     lines = max(1, math.ceil(len(rows) / columns))
@@ -143,8 +147,7 @@ def _legend(figure: Figure, axes: Sequence[Axes], theme: Theme) -> None:
 
 
 def _with_bar(axes: Axes, x: float, fit: Fit, colour: str) -> None:
-    low, high = fit.interval
-    axes.errorbar(x, fit.value, [[fit.value - low], [high - fit.value]], fmt="o", ms=5, color=colour, lw=1.2, capsize=2)
+    axes.errorbar(x, fit.value, whiskers(fit), fmt="o", ms=5, color=colour, lw=1.2, capsize=2)
 
 
 def _value(fit: Fit) -> str:
@@ -153,9 +156,9 @@ def _value(fit: Fit) -> str:
     return f"{fit.value:.2f} [{fit.interval[0]:.2f}, {fit.interval[1]:.2f}], R² {fit.r2:.2f}"
 
 
-def _short(name: str, limit: int = 34) -> str:
-    name = name or "(model)"
-    return name if len(name) <= limit else "…" + name[-(limit - 1) :]
+def _drawable(values: np.ndarray) -> np.ndarray:
+    """Which values a logarithmic axis can hold with a margin around them."""
+    return (values > 1e-290) & (values < 1e290)
 
 
 def _tame_log_ticks(axes: Axes) -> None:

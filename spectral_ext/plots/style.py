@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from spectral_ext.landscape.files import write_atomically
+from spectral_ext.spectra import Fit
 
 ROLES = ("paper", "ink", "muted", "rule", "band", "blue", "orange", "green", "red", "purple", "sky", "yellow")
 
@@ -75,7 +79,6 @@ VARIABLE = Theme("variable", **_SENTINELS)
 THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
 MODEL_ROLES = {"power_law": "orange", "exponential": "purple", "lognormal": "blue"}
-MODEL_NAMES = {"power_law": "power law", "exponential": "exponential", "lognormal": "log-normal"}
 KIND_ROLES = {"Linear": "red", "Conv1d": "sky", "Conv2d": "blue", "Conv3d": "purple"}
 KIND_MARKERS = {"Linear": "s", "Conv1d": "^", "Conv2d": "o", "Conv3d": "D"}
 
@@ -146,12 +149,31 @@ def new_grid(rows: int, columns: int, *, legend: bool) -> tuple[Figure, list[Axe
 def message(axes: Axes, text: str, theme: Theme) -> None:
     """Say in the axes why they are empty."""
     axes.set_axis_off()
-    axes.text(0.5, 0.5, text, ha="center", va="center", color=theme.muted, fontsize=9, wrap=True)
+    axes.text(0.5, 0.5, plain(text, 300), ha="center", va="center", color=theme.muted, fontsize=9, wrap=True)
+
+
+def plain(text: str, limit: int = 34) -> str:
+    """Text of a user, such as a layer's name, as matplotlib shows it literally: no mathematics, one line, at most
+    ``limit`` characters, of which the last are kept.
+    """
+    text = "".join(c if c.isprintable() else " " for c in text) or "(model)"
+    text = text if len(text) <= limit else "…" + text[-(limit - 1) :]
+    return text.replace("$", r"\$")
+
+
+def whiskers(fit: Fit) -> list[list[float]]:
+    """The two lengths of an error bar for the interval of a fit, as ``errorbar`` takes them; 0 where an end is not
+    finite.
+    """
+    ends = (fit.value - fit.interval[0], fit.interval[1] - fit.value)
+    return [[max(end, 0.0) if math.isfinite(end) else 0.0] for end in ends]
 
 
 def save_png(figure: Figure, path: Path, *, dpi: int = 150) -> Path:
-    figure.savefig(path, dpi=dpi, metadata={"Software": None})
-    return path
+    """Write the figure as a PNG file, by ``write_atomically``."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return write_atomically(path, buffer.getvalue())
 
 
 def to_svg(figure: Figure, name: str) -> str:

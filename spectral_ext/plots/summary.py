@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spectral_ext.landscape import Landscape, LayerLandscape
-from spectral_ext.plots.style import KIND_MARKERS, KIND_ROLES, Theme, message, new_figure
+from spectral_ext.landscape.cells import WEAK_R2
+from spectral_ext.landscape.columns import finite_median
+from spectral_ext.plots.style import KIND_MARKERS, KIND_ROLES, Theme, message, new_figure, plain, whiskers
 from spectral_ext.spectra import Fit
 
-TRUSTED_R2 = 0.8
-"""Below this R² a marker is hollow: h is no clear power of σ."""
 MAX_NAMES = 40
 
 
@@ -31,6 +31,7 @@ def alpha_by_depth(landscape: Landscape, theme: Theme) -> Figure:
     for row in rows:
         _point(axes, row.depth, row.alpha, row, theme)
     values = np.array([value for row in rows for value in (row.alpha.value, *row.alpha.interval)])
+    values = values[np.isfinite(values)]
     centre = np.array([row.alpha.value for row in rows])
     axes.set_ylim(max(values.min(), centre.min() - 2) - 0.15, min(values.max(), centre.max() + 2) + 0.15)
     axes.set_ylabel("curvature exponent α")
@@ -41,7 +42,7 @@ def alpha_by_depth(landscape: Landscape, theme: Theme) -> Figure:
 
 def transfer_triangle(landscape: Landscape, theme: Theme) -> Figure:
     """s against αγ; bars are the bootstrap interval of s − αγ, the band is ±10 %, the colour is the verdict."""
-    rows = [row for row in landscape.values() if row.transfer.ok]
+    rows = [row for row in landscape.values() if row.transfer.ok and _finite(row.alpha_gamma, row.transfer.s)]
     figure, (axes,) = new_figure(5.6, 4.4)
     if not rows:
         message(axes, "no layer has α, γ and s", theme)
@@ -59,12 +60,13 @@ def transfer_triangle(landscape: Landscape, theme: Theme) -> Figure:
         x = np.array([row.alpha_gamma for row in chosen])
         y = np.array([row.transfer.s for row in chosen])
         ends = np.array([row.transfer.deviation_interval for row in chosen])
-        bars = np.abs(np.stack([y - (x + ends[:, 0]), x + ends[:, 1] - y]).clip(0))
+        bars = np.stack([y - (x + ends[:, 0]), x + ends[:, 1] - y])
+        bars = np.where(np.isfinite(bars), bars, 0.0).clip(0)
         label = f"{verdict} ({len(chosen)})"
         axes.errorbar(x, y, bars, fmt=marker, ms=6, color=theme[role], mec=theme.paper, lw=1.1, capsize=2, label=label)
     for row in [row for row in rows if row.transfer.relative_error > 0.1][:8]:
         axes.annotate(
-            row.name, (row.alpha_gamma, row.transfer.s), xytext=(7, -3), textcoords="offset points", fontsize=8
+            plain(row.name), (row.alpha_gamma, row.transfer.s), xytext=(7, -3), textcoords="offset points", fontsize=8
         )
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
@@ -84,11 +86,13 @@ def kronecker_slack(landscape: Landscape, theme: Theme) -> Figure:
         return figure
     advice = {"yes": ("green", "o"), "undecided": ("orange", "s"), "no": ("red", "X")}
     for answer, (role, marker) in advice.items():
-        chosen = [row for row in rows if row.recommendation is not None and row.recommendation.kronecker == answer]
+        chosen = [
+            row for row in rows if row.recommendation is not None and row.recommendation.kronecker_justified == answer
+        ]
         if not chosen:
             continue
         distance = [abs(row.alpha.value - 2) for row in chosen]
-        slack = [abs(_median(row.arrays.concentration) - 1) for row in chosen]
+        slack = [abs(finite_median(row.arrays.concentration) - 1) for row in chosen]
         style: dict[str, Any] = dict(ms=6.5, color=theme[role], mec=theme.paper, ls="none", marker=marker)
         axes[0].plot(distance, slack, label=f"{answer} ({len(chosen)})", **style)
         axes[1].plot(distance, [row.alpha.r2 for row in chosen], **style)
@@ -105,16 +109,19 @@ def kronecker_slack(landscape: Landscape, theme: Theme) -> Figure:
 
 def mechanism_split(landscape: Landscape, theme: Theme) -> Figure:
     """Shares of Σ_k |part of h_k|: Gauss–Newton, and the residual by mechanism."""
-    rows = [row for row in landscape.values() if len(row.arrays.h_gauss_newton)]
+    rows = [row for row in landscape.values() if _splits(row)]
     figure, (axes,) = new_figure(_width(landscape), 3.8)
     if not rows:
         message(axes, "the method that measured h does not split it", theme)
         return figure
     names = sorted({name for row in rows for name, part in row.arrays.h_residual.items() if np.any(part)})
     roles = ["orange", "purple", "green", "red", "sky", "yellow"]
-    parts = {"Gauss–Newton": [float(np.abs(row.arrays.h_gauss_newton).sum()) for row in rows]}
+    peaks = [max(float(np.abs(part).max(initial=0.0)) for part in _parts(row)) or 1.0 for row in rows]
+    parts = {"Gauss–Newton": [float(np.abs(row.arrays.h_gauss_newton / p).sum()) for row, p in zip(rows, peaks)]}
     for name in names:
-        parts[name] = [float(np.abs(row.arrays.h_residual.get(name, np.zeros(1))).sum()) for row in rows]
+        parts[plain(name)] = [
+            float(np.abs(row.arrays.h_residual.get(name, np.zeros(1)) / p).sum()) for row, p in zip(rows, peaks)
+        ]
     total = np.maximum(np.sum(list(parts.values()), axis=0), np.finfo(float).tiny)
     base = np.zeros(len(rows))
     for index, (name, values) in enumerate(parts.items()):
@@ -124,7 +131,7 @@ def mechanism_split(landscape: Landscape, theme: Theme) -> Figure:
         axes.bar(
             [row.depth for row in rows],
             share,
-            0.75,
+            0.75 * _step(rows),
             base,
             color=colour,
             label=name,
@@ -157,7 +164,7 @@ def decomposition(landscape: Landscape, theme: Theme) -> Figure:
     for label, role, hatch, values in parts:
         value = np.array(values)
         base = np.where(value >= 0, above, below)
-        axes.bar(x, value, 0.7, base, color=theme[role], hatch=hatch, ec=theme.paper, lw=0.4, label=label)
+        axes.bar(x, value, 0.7 * _step(rows), base, color=theme[role], hatch=hatch, ec=theme.paper, lw=0.4, label=label)
         above += value.clip(min=0)
         below += value.clip(max=0)
     axes.plot(x, [row.alpha.value for row in rows], "D", ms=5, color=theme.ink, mec=theme.paper, label="α")
@@ -182,13 +189,18 @@ def participation_ratios(landscape: Landscape, theme: Theme) -> Figure:
     axes.plot(x, gradient, "s", ms=5.5, color=theme.orange, mec=theme.paper, label="gradient, all σ")
     axes.plot(x, curvature, "o", ms=6, color=theme.blue, mec=theme.paper, label="curvature, h > 0")
     axes.set_yscale("log")
-    top = 3 * float(np.nanmax([*curvature, *gradient]))
+    drawn = np.concatenate([curvature, gradient])
+    drawn = drawn[(drawn > 0) & (drawn < 1e290)]
+    if not len(drawn):
+        message(axes, "no participation ratio is positive and finite", theme)
+        return figure
+    top = 3 * float(drawn.max())
     inside = bound <= top
     axes.plot(x[inside], bound[inside], "_", ms=13, mew=1.8, color=theme.red, label="ζ(αγ)²/ζ(2αγ)")
     beyond = np.isfinite(bound) & ~inside
     if beyond.any():
         axes.plot(x[beyond], np.full(beyond.sum(), top), "^", ms=6, color=theme.red, label="bound above the axis")
-    axes.set_ylim(top=1.15 * top)
+    axes.set_ylim(0.7 * float(drawn.min()), 1.15 * top)
     axes.set_ylabel("participation ratio")
     _names(axes, landscape)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
@@ -217,12 +229,11 @@ def weight_exponents(landscape: Landscape, theme: Theme) -> Figure:
 
 def _point(axes: Axes, x: float, fit: Fit, row: LayerLandscape, theme: Theme) -> None:
     colour = theme[KIND_ROLES.get(row.kind, "green")]
-    low, high = fit.interval
-    face = colour if fit.r2 >= TRUSTED_R2 else theme.paper
+    face = colour if fit.r2 >= WEAK_R2 else theme.paper
     axes.errorbar(
         x,
         fit.value,
-        [[fit.value - low], [high - fit.value]],
+        whiskers(fit),
         fmt=KIND_MARKERS.get(row.kind, "P"),
         ms=6.5,
         color=colour,
@@ -243,13 +254,13 @@ def _kind_legend(axes: Axes, rows: Sequence[LayerLandscape], theme: Theme) -> No
             ls="none",
             marker=KIND_MARKERS.get(kind, "P"),
             color=theme[KIND_ROLES.get(kind, "green")],
-            label=kind,
+            label=plain(kind),
         )
         for kind in dict.fromkeys(row.kind for row in rows)
     ]
-    if any(row.alpha.r2 < TRUSTED_R2 for row in rows):
+    if any(not row.alpha.r2 >= WEAK_R2 for row in rows):
         hollow = dict(ls="none", marker="o", mfc=theme.paper, mec=theme.muted)
-        handles.append(Line2D([], [], label=f"hollow: R² < {TRUSTED_R2}", **hollow))  # type: ignore[arg-type]
+        handles.append(Line2D([], [], label=f"hollow: R² < {WEAK_R2}", **hollow))  # type: ignore[arg-type]
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=5)
 
 
@@ -260,7 +271,7 @@ def _names(axes: Axes, landscape: Landscape) -> None:
     axes.grid(visible=False, axis="x")
     if len(rows) <= MAX_NAMES:
         longest = max(len(row.name) for row in rows)
-        names = [row.name if len(row.name) <= 22 else "…" + row.name[-21:] for row in rows]
+        names = [plain(row.name, 22) for row in rows]
         axes.set_xticks([row.depth for row in rows], names, rotation=90 if len(rows) > 14 or longest > 14 else 45)
         for label in axes.get_xticklabels():
             label.set(ha="center" if label.get_rotation() == 90 else "right", rotation_mode="anchor")
@@ -274,6 +285,19 @@ def _width(landscape: Landscape) -> float:
     return min(11.0, max(5.6, 1.8 + 0.34 * len(landscape)))
 
 
-def _median(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else float("nan")
+def _step(rows: Sequence[LayerLandscape]) -> float:
+    """Smallest distance between neighbours on the depth axis, for the width of bars."""
+    gaps = np.diff(np.unique([row.depth for row in rows]))
+    return float(gaps.min()) if len(gaps) else 1.0
+
+
+def _finite(*values: float) -> bool:
+    return all(np.isfinite(values)) and max(map(abs, values)) < 1e290
+
+
+def _parts(row: LayerLandscape) -> list[np.ndarray]:
+    return [row.arrays.h_gauss_newton, *row.arrays.h_residual.values()]
+
+
+def _splits(row: LayerLandscape) -> bool:
+    return bool(len(row.arrays.h_gauss_newton)) and all(np.isfinite(part).all() for part in _parts(row))

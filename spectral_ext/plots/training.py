@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from spectral_ext.plots.style import MODEL_NAMES, MODEL_ROLES, Theme, message, new_figure
+from spectral_ext.plots.style import MODEL_ROLES, Theme, message, new_figure
+from spectral_ext.spectra.rank_models import MODEL_NAMES
 from spectral_ext.tracker import Track
+
+DRAWN_LAYERS = 400
+"""Beyond this many layers only every second, third, … is drawn as a thin line; the median is over all of them."""
 
 
 def track_figures(track: Track, theme: Theme, unit: str = "step") -> dict[str, Figure]:
@@ -78,18 +83,18 @@ def exponents_over_time(
     """Each layer's exponents over training as thin lines, and their median bold.
 
     Args:
-        series: exponent name (``"α"``, ``"γ"``, ``"s"``) to layer name to one value a step (NaN where there is none).
+        series: exponent name (``"α"``, ``"γ"``, ``"s"``) to layer name to one value per step (NaN where there is none).
     """
     figure, axes = new_figure(2.3 * max(1, len(series)), 3.3, 1, max(1, len(series)))
     if not series:
         message(axes[0], "no exponent was tracked", theme)
     for place, (name, layers), role in zip(axes, series.items(), ("blue", "orange", "green", "purple") * 4):
         values = np.array([list(one) for one in layers.values()], dtype=float)
-        for line in values:
+        for line in values[:: math.ceil(max(len(values), 1) / DRAWN_LAYERS)]:
             place.plot(steps, line, color=theme[role], lw=0.8, alpha=0.5)
         if len(values) and np.isfinite(values).any():
             middle = [np.nanmedian(column) if np.isfinite(column).any() else np.nan for column in values.T]
-            place.plot(steps, middle, color=theme.ink, lw=2.2, marker="o", ms=3.5, label="median of the layers")
+            place.plot(steps, middle, color=theme.ink, lw=2.2, marker="o", ms=3.5, label="median of all layers")
             if place is axes[0]:
                 place.legend(loc="lower left", bbox_to_anchor=(0, 1.0))
         if name == "α":

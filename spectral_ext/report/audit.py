@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spectral_ext.audit import Finding, Verdict
+from spectral_ext.landscape import write_atomically
 from spectral_ext.report.templating import render_template
 
 
@@ -17,8 +18,4 @@ def write_audit(findings: Sequence[Finding], folder: str | Path) -> Path:
     page = render_template(
         "audit.html", findings=findings, counts=[(verdict, counts[verdict]) for verdict in Verdict], order=order
     )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "audit.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_atomically(Path(folder) / "audit.html", page)

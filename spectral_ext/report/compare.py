@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from spectral_ext import plots
-from spectral_ext.landscape import Landscape, LayerLandscape
+from spectral_ext.landscape import Landscape, LayerLandscape, write_atomically
+from spectral_ext.landscape.cells import Cell, number
+from spectral_ext.landscape.columns import BY_KEY
 from spectral_ext.plots.comparison import alpha_comparison
-from spectral_ext.report.table import COLUMNS, Cell, number
 from spectral_ext.report.templating import render_template
 from spectral_ext.spectra import Fit
 
@@ -67,11 +68,16 @@ def _first(landscape: Landscape, limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (", …" if len(names) > limit else "") if names else "none"
 
 
-COMPARED = ("α", "γ", "s", "law in rank", "PR h", "SoP/PoS", "GN %", "use α")
+COMPARED = tuple(
+    BY_KEY[key]
+    for key in ("alpha", "gamma", "s", "rank_model", "pr_curvature", "concentration", "gauss_newton_share",
+                "recommended_alpha")
+)  # fmt: skip
+"""The columns that a comparison shows, before and after."""
 
 
 def rows(pairs: Sequence[Pair]) -> list[list[Cell]]:
-    """A table row a pair: name, Δα with its interval, then before and after for each of ``COMPARED``."""
+    """A table row per pair: name, Δα with its interval, then before and after for each of ``COMPARED``."""
     table = []
     for pair in pairs:
         if math.isfinite(pair.change):
@@ -81,11 +87,10 @@ def rows(pairs: Sequence[Pair]) -> list[list[Cell]]:
             reason = pair.before.empty_reason or pair.after.empty_reason or "no fit on one side"
             delta = Cell("–", title=reason)
         cells = [Cell(pair.name, pair.name), delta]
-        for heading in COMPARED:
-            column = next(column for column in COLUMNS if column.heading == heading)
+        for column in COMPARED:
             for row in (pair.before, pair.after):
                 one = column.cell(row)
-                cells.append(number(row.alpha.value, 2, one.title, one.doubt) if heading == "α" else one)
+                cells.append(number(row.alpha.value, 2, one.title, one.doubt) if column.key == "alpha" else one)
         table.append(cells)
     return table
 
@@ -141,7 +146,6 @@ def write_comparison(
     """
     pairs = compare(before, after)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     values = [(pair.name, pair.before.alpha, pair.after.alpha) for pair in pairs]
     for theme, write in ((plots.THEMES["light"], True), (plots.VARIABLE, False)):
         with plots.drawn_in(theme):
@@ -152,7 +156,7 @@ def write_comparison(
         "comparison.html",
         names=names,
         summary=summary(pairs, names),
-        headings=COMPARED,
+        headings=[column.symbol for column in COMPARED],
         rows=rows(pairs),
         figure=Markup(plots.to_svg(drawing, "compare")),
         alone=[
@@ -160,6 +164,4 @@ def write_comparison(
             (names[1], [name for name in after if name not in set(before)]),
         ],
     )
-    path = folder / "comparison.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_atomically(folder / "comparison.html", page)

@@ -7,10 +7,9 @@ from collections import Counter
 import numpy as np
 
 from spectral_ext.landscape import Landscape, LayerLandscape
-from spectral_ext.plots.style import MODEL_NAMES
-from spectral_ext.report.table import gauss_newton_share
-
-WEAK_R2 = 0.8
+from spectral_ext.landscape.cells import WEAK_R2
+from spectral_ext.landscape.columns import gauss_newton_share
+from spectral_ext.spectra.rank_models import MODEL_NAMES
 
 
 def sentences(landscape: Landscape) -> list[str]:
@@ -91,14 +90,14 @@ def _participation(rows: list[LayerLandscape]) -> str:
 
 
 def _sign(rows: list[LayerLandscape]) -> str:
-    total = sum(row.top_k for row in rows)
-    negative = sum(row.negative for row in rows)
-    layers = sum(row.negative > 0 for row in rows)
+    total = sum(row.num_directions for row in rows)
+    negative = sum(row.num_nonpositive for row in rows)
+    layers = sum(row.num_nonpositive > 0 for row in rows)
     shares = [share for share in map(gauss_newton_share, rows) if np.isfinite(share)]
     where = f", in {layers} of {len(rows)} layers" if negative else ""
     text = f"{negative} of {total} measured directions have no positive curvature{where}."
     if shares:
-        text += f" Gauss–Newton makes up {np.median(shares):.0f} % of the curvature in the median layer."
+        text += f" Gauss–Newton makes up {100 * np.median(shares):.0f} % of the curvature in the median layer."
     return text
 
 
@@ -106,7 +105,7 @@ def _advice(rows: list[LayerLandscape]) -> str:
     given = [row.recommendation for row in rows if row.recommendation is not None]
     if not given:
         return ""
-    counts = Counter(one.kronecker for one in given)
+    counts = Counter(one.kronecker_justified for one in given)
     return (
         f"A Kronecker preconditioner is justified in {counts['yes']} of {len(given)} layers, not in {counts['no']}, "
         f"undecided in {counts['undecided']}."

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from spectral_ext import plots
-from spectral_ext.landscape import Landscape
+from spectral_ext.landscape import Landscape, write_atomically
+from spectral_ext.landscape.cells import WEAK_R2
+from spectral_ext.landscape.columns import COLUMNS, PAGE
+from spectral_ext.landscape.table import layer_label
 from spectral_ext.report.glossary import TERMS
 from spectral_ext.report.headline import sentences
-from spectral_ext.report.table import COLUMNS
 from spectral_ext.report.templating import render_template
 from spectral_ext.tracker import Track
 
-PANEL_LIMIT = 60
-"""Beyond this many layers the page holds one panel a layer instead of four; the PNG files hold all."""
+FOUR_PANELS = 60
+"""Up to this many layers, each has four panels on the page; beyond it, one."""
+CARDS = 120
+"""At most so many layers have a panel of their own; they are evenly spaced in depth, and the page says so."""
+TABLE_LAYERS = 1000
+"""At most so many layers stand in the table, evenly spaced in depth; a summary by kind covers all of them."""
+LISTED = 500
+"""At most so many modules that were not measured are listed."""
 
 CAPTIONS = {
     "alpha_by_depth": ("α against depth", "alpha"),
@@ -62,36 +71,68 @@ def training_section(track: Track, unit: str = "step") -> Section:
 def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()) -> str:
     """The page as a string.
 
+    Its size and the time that it takes are bounded: of a landscape with thousands of layers the table, the panels and
+    the figures show some, evenly spaced in depth, and the page says how many it leaves out.
+
     Raises:
         ValueError: the landscape holds no layer at all.
     """
     if not len(landscape):
         raise ValueError("the landscape holds no layer: see landscape.skipped for the reasons")
+    tabled, carded = (plots.evenly_spaced(landscape, limit) for limit in (TABLE_LAYERS, CARDS))
     return render_template(
         "page.html",
         title=title,
         sentences=sentences(landscape),
         measured=[row for row in landscape.values() if not row.empty_reason],
         landscape=landscape,
-        columns=COLUMNS,
+        tabled=tabled,
+        kinds=_by_kind(landscape) if len(tabled) < len(landscape) else [],
+        label=layer_label,
+        anchors={name: index for index, name in enumerate(carded, start=1)},
+        columns=PAGE,
+        every_column=COLUMNS,
         sections=sections,
         figures=[
-            (name, heading, TERMS[term], Markup(plots.svg(landscape, name, name)))
+            (name, heading, TERMS[term], _drawn(plots.svg, landscape, name, name))
             for name, (heading, term) in CAPTIONS.items()
         ],
-        cards=list(_cards(landscape)),
+        cards=list(_cards(carded)),
+        skipped=list(landscape.skipped.items())[:LISTED],
         terms=TERMS,
         meta=_flat(landscape.meta),
         notes=landscape.meta.get("notes", []),
     )
 
 
+def _drawn(draw: Callable[..., str], *arguments: Any) -> Markup:
+    """The figure, or a sentence in its place: numbers that matplotlib cannot draw must not cost the whole page."""
+    try:
+        return Markup(draw(*arguments))
+    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        return Markup('<p class="note">This figure cannot be drawn: {}</p>').format(str(error)[:200])
+
+
 def _cards(landscape: Landscape) -> Any:
-    many = len(landscape) > PANEL_LIMIT
+    many = len(landscape) > FOUR_PANELS
     for index, (name, row) in enumerate(landscape.items()):
         shown = [] if row.empty_reason else ["power_law"] if many else list(plots.PANELS)
-        svgs = [Markup(plots.panel_svg(landscape, panel, name, f"c{index}{panel}")) for panel in shown]
+        svgs = [_drawn(plots.panel_svg, landscape, panel, name, f"c{index}{panel}") for panel in shown]
         yield row, svgs[:2], svgs[2:]
+
+
+def _by_kind(landscape: Landscape) -> list[tuple[str, ...]]:
+    """One line per kind of layer: how many, how many with a fit of α, and the quartiles of α, γ and s."""
+    lines = []
+    for kind in dict.fromkeys(row.kind for row in landscape.values()):
+        rows = [row for row in landscape.values() if row.kind == kind]
+        spans = []
+        for fits in ([row.alpha for row in rows], [row.gamma for row in rows], [row.s for row in rows]):
+            values = [fit.value for fit in fits if fit.ok]
+            spans.append(" / ".join(f"{v:.2f}" for v in np.quantile(values, (0.25, 0.5, 0.75))) if values else "–")
+        weak = sum(row.alpha.ok and not row.alpha.r2 >= WEAK_R2 for row in rows)
+        lines.append((kind, str(len(rows)), str(sum(row.alpha.ok for row in rows)), str(weak), *spans))
+    return lines
 
 
 def _flat(meta: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -108,7 +149,7 @@ def _flat(meta: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
             pairs.append((f"{prefix}{key}", ", ".join(map(str, value)) or "–"))
         else:
             pairs.append((f"{prefix}{key}", str(value)))
-    return pairs
+    return [(name[:200], text[:2000]) for name, text in pairs]
 
 
 def write_report(
@@ -121,7 +162,9 @@ def write_report(
     unit: str = "step",
     figures: bool = True,
 ) -> Path:
-    """Write ``index.html``, ``landscape.json`` and ``figures/*.png`` into ``folder``; nothing is measured.
+    """Write ``landscape.json``, ``landscape.csv``, ``index.html`` and ``figures/*.png`` into ``folder``.
+
+    Nothing is measured. The numbers are written first, and each file is complete or not there at all.
 
     Args:
         landscape: what to show.
@@ -136,15 +179,17 @@ def write_report(
         The path of the page.
 
     Raises:
-        ValueError: the landscape holds no layer.
+        ValueError: the landscape holds no layer, or ``unit`` is unknown.
+        OSError: the folder cannot be written to.
     """
+    if not len(landscape):
+        raise ValueError("the landscape holds no layer: see landscape.skipped for the reasons")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
     if track is not None:
         sections = [*sections, training_section(track, unit)]
-    page.write_text(render(landscape, title=title, sections=sections), encoding="utf-8")
     landscape.save(folder)
+    landscape.to_csv(folder / "landscape.csv")
+    page = write_atomically(folder / "index.html", render(landscape, title=title, sections=sections))
     if figures:
         plots.plot(landscape, folder / "figures")
         if track is not None:

@@ -7,7 +7,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from spectral_ext import __version__, plots
+from spectral_ext import plots
+from spectral_ext._version import __version__
 
 ENVIRONMENT = Environment(
     loader=PackageLoader("spectral_ext.report"),
@@ -27,4 +28,5 @@ def render_template(name: str, **context: Any) -> str:
 
     palette = {name: {role: theme[role] for role in plots.ROLES} for name, theme in plots.THEMES.items()}
     shared = dict(version=__version__, css=source("page.css"), script=source("page.js"), palette=palette, Markup=Markup)
-    return ENVIRONMENT.get_template(name).render(**shared, **context)
+    page = ENVIRONMENT.get_template(name).render(**shared, **context)
+    return page.encode("utf-8", "replace").decode()  # a layer's name may hold half of a surrogate pair

@@ -10,7 +10,10 @@ import numpy as np
 
 from spectral_ext.spectra.regression import MIN_POINTS, FitError, as_vector
 
-MODELS = ("power_law", "exponential", "lognormal")
+COEFFICIENTS = {"power_law": 2, "exponential": 2, "lognormal": 3}
+"""Number of coefficients of each model."""
+MODELS = tuple(COEFFICIENTS)
+MODEL_NAMES = {"power_law": "power law", "exponential": "exponential", "lognormal": "log-normal"}
 
 
 @dataclass(frozen=True)

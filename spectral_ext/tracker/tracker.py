@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from spectral_ext.landscape.columns import TRACKED
 from spectral_ext.landscape.measure import measure
-from spectral_ext.landscape.table import Landscape, summary
+from spectral_ext.landscape.table import Landscape
 from spectral_ext.measurement.batches import Batch, LossFunction, as_batches
+from spectral_ext.measurement.environment import unwrapped
 from spectral_ext.measurement.preserve import preserved
 from spectral_ext.tracker.track import PREFIX, Track
-
-SCALARS = ("alpha", "gamma", "s", "alpha_gamma", "transfer_error", "pr_curvature", "negative")
 
 
 class LandscapeTracker:
@@ -42,15 +44,19 @@ class LandscapeTracker:
         every: how many units between measurements.
         unit: ``"epoch"`` or ``"step"``.
         folder: where each landscape is saved (``step_00000012/landscape.json``); None keeps them in memory only.
-            Landscapes already there are loaded, so that a resumed training goes on with its track.
+            Landscapes already there are loaded, so that a resumed training goes on with its track; one that cannot
+            be read is left out with a warning.
         mode: ``"eval"`` measures in evaluation mode (dropout off, running statistics), ``"as is"`` in the mode at hand.
             Either way the model's modes are restored.
         tensorboard: a writer with ``add_scalar``; True makes one in ``folder/tensorboard``; None does so if TensorBoard
             is installed and there is a folder; False writes nothing.
-        on_error: ``"warn"`` lets training go on when a measurement fails, ``"raise"`` does not.
-        options: further arguments of ``measure`` (``top_k``, ``layers``, …).
+        on_error: ``"warn"`` lets training go on when measuring, saving or logging fails (a full disk, a loss that is
+            not finite), ``"raise"`` does not. A landscape that could not be saved stays in ``track``.
+        options: further arguments of ``measure`` (``top_k``, ``layers``, ``process_group``, …). With
+            ``process_group`` every rank measures and the first rank of the group alone saves and logs.
 
     Raises:
+        TypeError: ``options`` holds a name that ``measure`` does not know.
         ValueError: an option is out of range.
         ImportError: ``tensorboard=True`` and TensorBoard is not installed.
     """
@@ -76,18 +82,26 @@ class LandscapeTracker:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")
-        if every < 1:
-            raise ValueError(f"every must be at least 1, not {every}")
+        known = [name for name, one in inspect.signature(measure).parameters.items() if one.kind is one.KEYWORD_ONLY]
+        for name in options:
+            if name not in known:
+                raise TypeError(f"LandscapeTracker: measure has no option {name!r}; it has {', '.join(known)}")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be a whole number of at least 1, not {every!r}")
         if tensorboard is True and folder is None:
             raise ValueError("tensorboard=True needs a folder to write to")
-        self.model, self.loss_fn, self.batches = model, loss_fn, as_batches(batches)
+        self.model, self.loss_fn, self.batches = (
+            model,
+            loss_fn,
+            as_batches(batches, unwrapped(model), batch_size=options.get("batch_size")),
+        )
         self.every, self.unit, self.mode, self.on_error = every, unit, mode, on_error
         self.folder = Path(folder) if folder is not None else None
         self.options = {"progress": False, **options}
         self.steps, self.epochs = 0, 0
-        written = self.folder is not None and any(self.folder.glob(PREFIX + "*"))
-        self.track = Track.load(self.folder) if written and self.folder is not None else Track()
-        self.writer = _writer(tensorboard, self.folder)
+        self.track = Track.resume(self.folder) if self.folder is not None else Track()
+        self.writes = _is_first(options.get("process_group"))
+        self.writer = _writer(tensorboard, self.folder) if self.writes else None
 
     def start(self) -> Landscape | None:
         """Measure now, unless the track already holds this step."""
@@ -104,24 +118,34 @@ class LandscapeTracker:
         return self.measure() if self.unit == "epoch" and self.epochs % self.every == 0 else None
 
     def measure(self) -> Landscape | None:
-        """Measure now, save and log; None if it failed and ``on_error`` is ``"warn"``."""
+        """Measure now, save and log; None if the measurement failed and ``on_error`` is ``"warn"``."""
         try:
             with preserved(self.model):
                 if self.mode == "eval":
                     self.model.eval()
                 landscape = measure(self.model, self.loss_fn, self.batches, **self.options)
         except Exception as error:
-            if self.on_error == "raise":
-                raise
-            warnings.warn(f"no landscape at step {self.steps}: {error}", RuntimeWarning, stacklevel=3)
+            self._failed("no landscape", error)
             return None
         landscape.meta["track"] = {"step": self.steps, "epoch": self.epochs}
         self.track.add(landscape)
-        if self.folder is not None:
-            landscape.save(self.folder / f"{PREFIX}{self.steps:08d}")
+        if self.folder is not None and self.writes:
+            try:
+                landscape.save(self.folder / f"{PREFIX}{self.steps:08d}")
+            except Exception as error:
+                self._failed("the landscape is not saved", error)
         if self.writer is not None:
-            _log(self.writer, landscape, self.steps, self.track.winners()[self.track.steps.index(self.steps)])
+            try:
+                _log(self.writer, landscape, self.steps, self.track.winners()[self.track.steps.index(self.steps)])
+            except Exception as error:
+                self._failed("the landscape is not logged", error)
         return landscape
+
+    def _failed(self, what: str, error: Exception) -> None:
+        """Warn, or raise ``error`` where the user asked for it; called while ``error`` is handled."""
+        if self.on_error == "raise":
+            raise error
+        warnings.warn(f"{what} at step {self.steps}: {error or type(error).__name__}", RuntimeWarning, stacklevel=4)
 
     def state_dict(self) -> dict[str, int]:
         return {"steps": self.steps, "epochs": self.epochs}
@@ -150,6 +174,11 @@ class LandscapeTracker:
         return transformers_callback(self)
 
 
+def _is_first(process_group: Any) -> bool:
+    """Whether this process writes files: with a process group only its first rank does."""
+    return process_group is None or torch.distributed.get_rank(process_group) == 0
+
+
 def _writer(tensorboard: Any, folder: Path | None) -> Any:
     if tensorboard is False or (tensorboard is None and folder is None):
         return None
@@ -167,10 +196,10 @@ def _writer(tensorboard: Any, folder: Path | None) -> Any:
 
 def _log(writer: Any, landscape: Landscape, step: int, winners: dict[str, int]) -> None:
     for name, row in landscape.items():
-        flat = summary(row)
-        for key in SCALARS:
-            if math.isfinite(flat[key]):
-                writer.add_scalar(f"{key}/{name}", flat[key], step)
+        for column in TRACKED:
+            value = column.value(row)
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                writer.add_scalar(f"{column.key}/{name}", value, step)
     for model, count in winners.items():
         writer.add_scalar(f"rank model wins/{model}", count, step)
     if hasattr(writer, "flush"):

@@ -11,7 +11,7 @@ from spectral_ext.curvature.rules.registry import Operation, Push, rule
 aten = torch.ops.aten
 
 
-@rule(aten.convolution.default, mechanism="bilinear", joint=True, moves=(0, 1))
+@rule(aten.convolution.default, mechanism="bilinear", bilinear=True, differentiable_operands=(0, 1))
 def convolution(op: Operation) -> Push:
     x, weight = op.args[:2]
     geometry = op.args[3:]

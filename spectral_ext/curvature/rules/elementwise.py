@@ -26,7 +26,7 @@ def piecewise_linear(op: Operation) -> Push:
     return lambda d: (d * slope, None)
 
 
-@rule(aten._prelu_kernel.default, moves=(0,))
+@rule(aten._prelu_kernel.default, differentiable_operands=(0,))
 def prelu(op: Operation) -> Push:
     slope = derivative(op)[1]
     return lambda d, _: (d * slope, None)

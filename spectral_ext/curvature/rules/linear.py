@@ -62,7 +62,7 @@ def negative(op: Operation) -> Push:
     return lambda d: (-d, None)
 
 
-@rule(aten.mul.Scalar, aten.div.Scalar, aten.div.Tensor, moves=(0,))
+@rule(aten.mul.Scalar, aten.div.Scalar, aten.div.Tensor, differentiable_operands=(0,))
 def scale(op: Operation) -> Push:
     factor = op.args[1] if op.target is aten.mul.Scalar else 1 / op.args[1]
     return lambda d, *_: (d * factor, None)
@@ -120,7 +120,7 @@ def product(op: Operation, multiply: Callable[[Any, Any], Tensor], first: int) -
     return push
 
 
-@rule(aten.mul.Tensor, mechanism="bilinear", joint=True)
+@rule(aten.mul.Tensor, mechanism="bilinear", bilinear=True)
 def multiply_elements(op: Operation) -> Push:
     dims = op.value.dim()
     a, b = op.args[:2]
@@ -131,12 +131,12 @@ def multiply_elements(op: Operation) -> Push:
     return product(op, multiply, 0)
 
 
-@rule(aten.mm.default, aten.bmm.default, mechanism="bilinear", joint=True)
+@rule(aten.mm.default, aten.bmm.default, mechanism="bilinear", bilinear=True)
 def multiply_matrices(op: Operation) -> Push:
     return product(op, torch.matmul, 0)
 
 
-@rule(aten.addmm.default, mechanism="bilinear", joint=True, moves=(1, 2))
+@rule(aten.addmm.default, mechanism="bilinear", bilinear=True, differentiable_operands=(1, 2))
 def affine(op: Operation) -> Push:
     if op.kwargs.get("alpha", 1) != 1:
         raise NotImplementedError("addmm with alpha ≠ 1")

@@ -55,14 +55,14 @@ def normalized(
     return push
 
 
-@rule(normal_form.layer_norm, mechanism="norm", moves=(0,))
+@rule(normal_form.layer_norm, mechanism="norm", differentiable_operands=(0,))
 def layer_norm(op: Operation) -> Push:
     x, shape, weight, _, eps = op.args
     axes = tuple(range(x.dim() - len(shape), x.dim()))
     return normalized(op, tuple(x.shape), axes, weight, tuple(shape), eps)
 
 
-@rule(normal_form.rms_norm, mechanism="norm", moves=(0,))
+@rule(normal_form.rms_norm, mechanism="norm", differentiable_operands=(0,))
 def rms_norm(op: Operation) -> Push:
     x, shape, weight, eps = op.args
     axes = tuple(range(x.dim() - len(shape), x.dim()))
@@ -70,21 +70,21 @@ def rms_norm(op: Operation) -> Push:
     return normalized(op, tuple(x.shape), axes, weight, tuple(shape), eps, centre=False)
 
 
-@rule(normal_form.group_norm, mechanism="norm", moves=(0,))
+@rule(normal_form.group_norm, mechanism="norm", differentiable_operands=(0,))
 def group_norm(op: Operation) -> Push:
     x, groups, weight, _, eps = op.args
     shape = (x.shape[0], groups, x.shape[1] // groups, math.prod(x.shape[2:]))
     return normalized(op, shape, (2, 3), weight, (groups, -1, 1), eps)
 
 
-@rule(normal_form.batch_norm, mechanism="norm", moves=(0,))
+@rule(normal_form.batch_norm, mechanism="norm", differentiable_operands=(0,))
 def batch_norm(op: Operation) -> Push:
     x, weight, _, eps = op.args
     axes = (0, *range(2, x.dim()))
     return normalized(op, tuple(x.shape), axes, weight, (-1, *(1,) * (x.dim() - 2)), eps)
 
 
-@rule(normal_form.fixed_norm, moves=(0,))
+@rule(normal_form.fixed_norm, differentiable_operands=(0,))
 def fixed_norm(op: Operation) -> Push:
     scale, _ = normal_form.fixed_norm_coefficients(*op.args)
     return lambda d, *_: (d * scale, None)

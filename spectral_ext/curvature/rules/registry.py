@@ -41,9 +41,9 @@ class Rule:
     build: Callable[[Operation], Push]
     mechanism: str | None
     """Which part of h it adds to; None: f″ = 0."""
-    joint: bool = False
+    bilinear: bool = False
     """f″ = 0 as long as only one operand has a tangent."""
-    moves: tuple[int, ...] | None = None
+    differentiable_operands: tuple[int, ...] | None = None
     """The operands that may have a tangent; None: any."""
 
 
@@ -51,13 +51,16 @@ RULES: dict[Any, Rule] = {}
 
 
 def rule(
-    *targets: Any, mechanism: str | None = None, joint: bool = False, moves: tuple[int, ...] | None = None
+    *targets: Any,
+    mechanism: str | None = None,
+    bilinear: bool = False,
+    differentiable_operands: tuple[int, ...] | None = None,
 ) -> Callable:
     """Register the decorated builder for some operations."""
 
     def register(build: Callable[[Operation], Push]) -> Callable[[Operation], Push]:
         for target in targets:
-            RULES[target] = Rule(build, mechanism, joint, moves)
+            RULES[target] = Rule(build, mechanism, bilinear, differentiable_operands)
         return build
 
     return register

@@ -123,7 +123,7 @@ def pad(op: Operation) -> Push:
     return lambda d: (aten.constant_pad_nd.default(d, width, 0), None)
 
 
-@rule(aten.masked_fill.Scalar, moves=(0,))
+@rule(aten.masked_fill.Scalar, differentiable_operands=(0,))
 def masked_fill(op: Operation) -> Push:
     mask = op.args[1]
     return lambda d, *_: (d.masked_fill(mask, 0), None)
@@ -141,7 +141,7 @@ def where(op: Operation) -> Push:
     return push
 
 
-@rule(aten.embedding.default, moves=(0,))
+@rule(aten.embedding.default, differentiable_operands=(0,))
 def embedding(op: Operation) -> Push:
     index = op.args[1]
     return lambda d, *_: (d[:, index], None)

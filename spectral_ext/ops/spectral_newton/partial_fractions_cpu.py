@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spectral_ext._extension import compiled as _compiled  # noqa: F401  (registers the op)
+from spectral_ext._extension import compiled
 from spectral_ext.ops.spectral_newton.partial_fractions import LADDER, PartialFractions, fit_partial_fractions, reach_of
 
-NEEDS_REACH, ILL_CONDITIONED = 3, 4
-MODE_NUMBER = {"absolute": 0, "spectral": 1, "mean": 2}
+NEEDS_FIT, ILL_CONDITIONED = compiled.NEWTON_STATUS["needs_fit"], compiled.NEWTON_STATUS["ill_conditioned"]
 FIT_SHARE = 0.8
 """The part of the tolerance that the fit may use; rounding is held to the whole, and is a fraction of its estimate."""
 POLE_LIMIT = 22
@@ -44,14 +43,24 @@ def _rounded_reach(y_max: float) -> float:
 def _table(alphas: set[float], tolerance: float) -> Tensor:
     rows = [fit for a in sorted(alphas) for fit in list(_levels.get((a, tolerance), {}).values()) if fit]
     width = max((len(fit.poles) for fit in rows), default=0)
-    table = torch.zeros(len(rows), 9 + 2 * width, dtype=torch.float64)
-    for index, fit in enumerate(rows):
-        row, b, count = table[index], fit.quadratic, len(fit.poles)
-        u, v = fit.pair
-        head = [fit.alpha, fit.lowest, fit.reach, fit.constant, b or 0.0, u, v, float(fit.form), float(count)]
-        row[:9] = torch.tensor(head, dtype=torch.float64)
-        row[9 : 9 + count] = torch.tensor(fit.poles, dtype=torch.float64)
-        row[9 + width : 9 + width + count] = torch.tensor(fit.residues, dtype=torch.float64)
+    header = len(compiled.NEWTON_FIT_COLUMNS)
+    table = torch.zeros(len(rows), header + 2 * width, dtype=torch.float64)
+    for row, fit in zip(table, rows):
+        count, (u, v) = len(fit.poles), fit.pair
+        values = {
+            "alpha": fit.alpha,
+            "y_min": fit.lowest,
+            "y_max": fit.reach,
+            "constant": fit.constant,
+            "b": fit.quadratic or 0.0,
+            "u": u,
+            "v": v,
+            "form": float(fit.form),
+            "poles": float(count),
+        }
+        row[:header] = torch.tensor([values[name] for name in compiled.NEWTON_FIT_COLUMNS], dtype=torch.float64)
+        row[header : header + count] = torch.tensor(fit.poles, dtype=torch.float64)
+        row[header + width : header + width + count] = torch.tensor(fit.residues, dtype=torch.float64)
     return table
 
 
@@ -85,17 +94,25 @@ def partial_fractions_(
         damping_column = torch.tensor([dampings[p] for p in pending], dtype=torch.float64)
         table = _table(set(alphas), FIT_SHARE * tolerance)
         torch.ops.spectral_ext.spectral_newton_cpu_(
-            batches, outs, alpha_column, damping_column, MODE_NUMBER[mode], tolerance, table, status, y_max
+            batches,
+            outs,
+            alpha_column,
+            damping_column,
+            compiled.NEWTON_DAMPING_MODE[mode],
+            tolerance,
+            table,
+            status,
+            y_max,
         )
         again = []
         for p, state, extent in zip(pending, status.tolist(), y_max.tolist()):
             if (
-                state == NEEDS_REACH
+                state == NEEDS_FIT
                 and mode != "spectral"
                 and level(alphas[p], _rounded_reach(extent), FIT_SHARE * tolerance)
             ):
                 again.append(p)
-            elif state in (NEEDS_REACH, ILL_CONDITIONED):
+            elif state in (NEEDS_FIT, ILL_CONDITIONED):
                 undone.append(owners[p])
         pending = again
         batches = [G[i][b : b + 1] for i, b in (owners[p] for p in pending)]

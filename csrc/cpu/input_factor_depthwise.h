@@ -7,9 +7,9 @@
 namespace spectral_ext::cpu {
 
 template <class T>
-class LaneSums {
+class DepthwiseSums {
  public:
-  LaneSums(const LagPlan& plan, const Input& input, const Context& context);
+  DepthwiseSums(const LagPlan& plan, const Input& input, const Context& context);
 
   void run();
   void expand(Update update, T* out) const;   // (groups, n, n)
@@ -18,7 +18,7 @@ class LaneSums {
  private:
   void add(int64_t piece, int64_t panel);
   double region(int64_t region, int64_t channel) const {
-    return sums_[region * packing_.panels() * kLanes<T> + channel];
+    return sums_[region * packing_.panels() * kPanel<T> + channel];
   }
 
   const LagPlan& plan_;

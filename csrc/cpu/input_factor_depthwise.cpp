@@ -1,4 +1,4 @@
-#include "cpu/input_factor_lanes.h"
+#include "cpu/input_factor_depthwise.h"
 
 #include <algorithm>
 
@@ -11,40 +11,41 @@ constexpr int64_t kRun = 256;              // products summed in T before they a
 }  // namespace
 
 template <class T>
-LaneSums<T>::LaneSums(const LagPlan& plan, const Input& input, const Context& context)
+DepthwiseSums<T>::DepthwiseSums(const LagPlan& plan, const Input& input, const Context& context)
     : plan_(plan), context_(context), packing_(plan, input, false, true) {
   const int64_t batch = plan.geometry.batch, bytes = packing_.sample_numbers() * sizeof(T);
   samples_ = std::clamp<int64_t>(kPackedBytes / std::max<int64_t>(bytes, 1), 1, std::max<int64_t>(batch, 1));
   pieces_ = (batch + samples_ - 1) / samples_;
   packed_ = static_cast<T*>(context.allocate(samples_ * bytes));
-  scratch_ = static_cast<T*>(context.allocate(context.threads * packing_.scratch_numbers() * sizeof(T)));
-  sums_.assign((plan.regions + plan.sum_regions) * packing_.panels() * kLanes<T>, 0.0);
+  scratch_ = static_cast<T*>(context.allocate(context.parallel.threads * packing_.scratch_numbers() * sizeof(T)));
+  sums_.assign((plan.regions + plan.sum_regions) * packing_.panels() * kPanel<T>, 0.0);
 }
 
 template <class T>
-void LaneSums<T>::run() {
+void DepthwiseSums<T>::run() {
   for (int64_t piece = 0; piece < pieces_; ++piece) {
     const int64_t first = piece * samples_, samples = std::min(samples_, plan_.geometry.batch - first);
-    context_.parallel(context_.threads, [&](int64_t thread) {
-      for (int64_t s = samples * thread / context_.threads; s < samples * (thread + 1) / context_.threads; ++s)
+    context_.parallel(context_.parallel.threads, [&](int64_t thread) {
+      for (int64_t s = samples * thread / context_.parallel.threads;
+           s < samples * (thread + 1) / context_.parallel.threads; ++s)
         packing_.pack(0, first + s, packed_, s, samples, scratch_ + thread * packing_.scratch_numbers());
     });
-    context_.parallel(context_.threads, [&](int64_t thread) {
-      for (int64_t panel = thread; panel < packing_.panels(); panel += context_.threads) add(piece, panel);
+    context_.parallel(context_.parallel.threads, [&](int64_t thread) {
+      for (int64_t panel = thread; panel < packing_.panels(); panel += context_.parallel.threads) add(piece, panel);
     });
   }
 }
 
 template <class T>
-void LaneSums<T>::add(int64_t piece, int64_t panel) {
+void DepthwiseSums<T>::add(int64_t piece, int64_t panel) {
   const int64_t samples = std::min(samples_, plan_.geometry.batch - piece * samples_);
   const Kernels<T>& kernel = kernels<T>();
-  alignas(64) T partial[kLanes<T>];
+  alignas(64) T partial[kPanel<T>];
   const auto flush = [&](int64_t region) {
-    double* to = sums_.data() + (region * packing_.panels() + panel) * kLanes<T>;
-    for (int l = 0; l < kLanes<T>; ++l) to[l] += partial[l], partial[l] = T(0);
+    double* to = sums_.data() + (region * packing_.panels() + panel) * kPanel<T>;
+    for (int l = 0; l < kPanel<T>; ++l) to[l] += partial[l], partial[l] = T(0);
   };
-  std::fill(partial, partial + kLanes<T>, T(0));
+  std::fill(partial, partial + kPanel<T>, T(0));
   for (const LagClass& c : plan_.classes) {
     const AxisClass &c0 = plan_.axis_class(c, 0), &c1 = plan_.axis_class(c, 1), &c2 = plan_.axis_class(c, 2);
     const int64_t fa = packing_.phase(c0.phase_a, c1.phase_a, c2.phase_a);
@@ -63,7 +64,7 @@ void LaneSums<T>::add(int64_t piece, int64_t panel) {
               const int64_t count = (s2.end - s2.begin) * samples;
               for (int64_t k = 0; k < count; k += kRun) {
                 const int64_t run = std::min(kRun, count - k);
-                kernel.multiply_lanes(run, a + (at_a + k) * kLanes<T>, b + (at_b + k) * kLanes<T>, partial);
+                kernel.multiply_lanes(run, a + (at_a + k) * kPanel<T>, b + (at_b + k) * kPanel<T>, partial);
                 if ((pending += run) >= kRun) flush(region), pending = 0;
               }
             }
@@ -81,7 +82,7 @@ void LaneSums<T>::add(int64_t piece, int64_t panel) {
           for (int64_t u0 = s0.begin; u0 < s0.end; ++u0)
             for (int64_t u1 = s1.begin; u1 < s1.end; ++u1)
               for (int64_t u2 = s2.begin; u2 < s2.end; ++u2) {
-                kernel.sum(samples, a + packing_.pixel(f, u0, u1, u2) * samples * kLanes<T>, partial);
+                kernel.sum(samples, a + packing_.pixel(f, u0, u1, u2) * samples * kPanel<T>, partial);
                 flush(region);
               }
           ++region;
@@ -90,14 +91,15 @@ void LaneSums<T>::add(int64_t piece, int64_t panel) {
 }
 
 template <class T>
-void LaneSums<T>::expand(Update update, T* out) const {
+void DepthwiseSums<T>::expand(Update update, T* out) const {
   const Geometry& g = plan_.geometry;
   const BlockTable table(plan_);
   const int64_t n = g.n();
   const double positions = static_cast<double>(g.batch) * static_cast<double>(g.positions());
-  context_.parallel(context_.threads, [&](int64_t thread) {
+  context_.parallel(context_.parallel.threads, [&](int64_t thread) {
     std::vector<double> factor(n * n);
-    for (int64_t c = g.groups * thread / context_.threads; c < g.groups * (thread + 1) / context_.threads; ++c) {
+    for (int64_t c = g.groups * thread / context_.parallel.threads;
+         c < g.groups * (thread + 1) / context_.parallel.threads; ++c) {
       std::fill(factor.begin(), factor.end(), 0.0);
       for (const auto& block : table.blocks) {
         double total = 0;
@@ -118,7 +120,7 @@ void LaneSums<T>::expand(Update update, T* out) const {
 }
 
 template <class T>
-void LaneSums<T>::store(Update update, T* state) const {
+void DepthwiseSums<T>::store(Update update, T* state) const {
   const Geometry& g = plan_.geometry;
   const double positions = static_cast<double>(g.batch) * static_cast<double>(g.positions());
   for (int64_t c = 0; c < g.groups; ++c)
@@ -128,7 +130,7 @@ void LaneSums<T>::store(Update update, T* state) const {
     }
 }
 
-template class LaneSums<float>;
-template class LaneSums<double>;
+template class DepthwiseSums<float>;
+template class DepthwiseSums<double>;
 
 }  // namespace spectral_ext::cpu

@@ -1,0 +1,11 @@
+#include <algorithm>
+#include <vector>
+
+#include "cpu/rayleigh_quotients_box.h"
+
+#define SPECTRAL_EXT_SIMD_BYTES 16
+#include "cpu/simd_vectors.h"
+
+#include "cpu/rayleigh_quotients_kernel.h"
+
+#include "cpu/simd_end.h"
