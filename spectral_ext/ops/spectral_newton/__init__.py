@@ -3,7 +3,7 @@
 from spectral_ext.ops.spectral_newton.choose_solver import SOLVERS, SolverChoice, choose_solver
 from spectral_ext.ops.spectral_newton.op import DAMPING_MODES, spectral_newton
 from spectral_ext.ops.spectral_newton.partial_fractions import PartialFractions, fit_partial_fractions
-from spectral_ext.ops.spectral_newton.spectral_map import SpectralMap, fit_map, polar, spectral_map
+from spectral_ext.ops.spectral_newton.spectral_maps import SpectralMap, fit_map, polar, spectral_map
 from spectral_ext.ops.spectral_newton.transfer_function import (
     MAX_ALPHA,
     check_damping,

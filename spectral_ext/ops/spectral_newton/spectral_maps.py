@@ -33,7 +33,10 @@ SMALLEST_POLE = 1e-12
 FUNCTIONS: dict[str, tuple[dict[str, float], Callable[..., Array]]] = {
     "spectral_newton": ({"alpha": 2.0, "damping": 0.1}, lambda s, alpha, damping: s / (s**alpha + damping)),
     "polar": ({"floor": 1e-3}, lambda s, floor: s / np.sqrt(s * s + floor * floor)),
-    "power": ({"exponent": 0.5, "floor": 1e-3}, lambda s, exponent, floor: s * (s * s + floor**2) ** (exponent / 2 - 0.5)),
+    "power": (
+        {"exponent": 0.5, "floor": 1e-3},
+        lambda s, exponent, floor: s * (s * s + floor**2) ** (exponent / 2 - 0.5),
+    ),
     "soft_threshold": ({"threshold": 0.1}, lambda s, threshold: np.maximum(s - threshold, 0.0)),
     "hard_threshold": (
         {"threshold": 0.1, "width": 0.02},
@@ -73,7 +76,9 @@ class SpectralMap:
             raise ValueError(f"unit of the map {self.name!r} must be one of {UNITS}, not {self.unit!r}")
         if self.function is None:
             if self.name not in FUNCTIONS:
-                raise ValueError(f"no spectral map is called {self.name!r}: use one of {tuple(FUNCTIONS)}, or function=")
+                raise ValueError(
+                    f"no spectral map is called {self.name!r}: use one of {tuple(FUNCTIONS)}, or function="
+                )
             known = FUNCTIONS[self.name][0]
             for key, value in self.parameters:
                 if key not in known:
@@ -97,7 +102,9 @@ class SpectralMap:
     def to_dict(self) -> dict[str, Any]:
         """What a state dict holds. ValueError for a callable, which it cannot hold."""
         if self.function is not None:
-            raise ValueError(f"the map {self.name!r} is a callable, which a state dict cannot hold: give it again on load")
+            raise ValueError(
+                f"the map {self.name!r} is a callable, which a state dict cannot hold: give it again on load"
+            )
         return {"name": self.name, "parameters": dict(self.parameters), "unit": self.unit}
 
     @classmethod
@@ -166,13 +173,15 @@ def _check_map(f: SpectralMap, x: Array, v: Array, tolerance: float) -> None:
         raise ValueError(f"the map {f.name!r} has a pole or is not finite at σ = {x[bad][0]:.3g}")
     if v.min() < -1e-12 * np.abs(v).max():
         what = "changes sign" if v.max() > 0 else "is negative"
-        raise ValueError(f"the map {f.name!r} {what} at σ = {x[v < 0][0]:.3g}: it must be positive on (0, {x.max():.3g}]")
+        raise ValueError(
+            f"the map {f.name!r} {what} at σ = {x[v < 0][0]:.3g}: it must be positive on (0, {x.max():.3g}]"
+        )
     if not v.max() > 0:
         raise ValueError(f"the map {f.name!r} is zero on (0, {x.max():.3g}]")
     if v[0] > tolerance * v.max() or v[1] > 0.25 * tolerance * v.max():
         raise ValueError(
-            f"the map {f.name!r} does not vanish at σ = 0, where the singular vectors are not defined: give it a floor, "
-            "as the map 'polar' has, σ/√(σ² + floor²)"
+            f"the map {f.name!r} does not vanish at σ = 0, where the singular vectors are not defined: give it a floor "
+            "as the map 'polar' has it, σ/√(σ² + floor²)"
         )
 
 
@@ -299,9 +308,7 @@ def _map_group(G: Sequence[Tensor], out: Sequence[Tensor], f: SpectralMap, toler
     apply_rational(batches, fit, Precision(True, math.inf, True))
 
 
-def polar(
-    G: Tensor | Sequence[Tensor], floor: float = 1e-3, tolerance: float = 1e-3
-) -> Tensor | list[Tensor]:
+def polar(G: Tensor | Sequence[Tensor], floor: float = 1e-3, tolerance: float = 1e-3) -> Tensor | list[Tensor]:
     """The polar factor U Vᵀ of G = U diag(σ) Vᵀ, regularised: U diag(σ/√(σ² + floor² ‖G‖_F²)) Vᵀ, to ``tolerance``.
 
     The flat spectrum of Muon without the error of its iteration: σ ≥ 10 floor ‖G‖_F become 1 to half a per cent, σ far
