@@ -18,7 +18,7 @@ from spectral_ext.measurement.batches import Batch, BatchSize, LossFunction, as_
 from spectral_ext.measurement.checks import REDUCTION_NOTES, check_precision, check_task
 from spectral_ext.measurement.digest import digest
 from spectral_ext.measurement.environment import measurement, unwrapped
-from spectral_ext.measurement.options import check_options
+from spectral_ext.measurement.options import check_options, pattern_list
 from spectral_ext.measurement.ranks import agree, check_group, together
 
 
@@ -81,9 +81,9 @@ def directional_curvature(
             batch, a memory budget too small, a method that does not apply.
     """
     check_group(process_group)
-    layers = layers if layers is None or isinstance(layers, str) else list(layers)
     with contextlib.ExitStack() as stack:
         with together(process_group):
+            layers = pattern_list(layers)
             check_method(method)
             if self_check not in (None, True, False):
                 raise TypeError(f"self_check must be True, False or None, not {self_check!r}")
@@ -115,7 +115,6 @@ def directional_curvature(
 def _layers(
     model: nn.Module, layers: Any, directions: Mapping[str, Any] | None, grouped: bool, shared: bool
 ) -> tuple[dict[str, Layer], dict[str, str]]:
-    layers = layers if layers is None or isinstance(layers, str) else list(layers)
     chosen, skipped = find_layers(model, layers, grouped=grouped, shared=shared)
     names = {layers} if isinstance(layers, str) else set(layers or ())
     for name in names | set(directions or ()):
