@@ -85,6 +85,8 @@ def directional_curvature(
         with together(process_group):
             layers = pattern_list(layers)
             check_method(method)
+            if self_check not in (None, True, False):
+                raise TypeError(f"self_check must be True, False or None, not {self_check!r}")
             check_options(top_k=top_k, split=split, memory_budget=memory_budget, layers=layers, progress=progress)
             model = unwrapped(model)
             stack.enter_context(measurement(model))
@@ -120,6 +122,9 @@ def _layers(
         if name in skipped and isinstance(weight, nn.Parameter) and weight.dim() > 1 and weight.requires_grad:
             chosen[name] = Layer(name, model.get_submodule(name))
             del skipped[name]
+    for name in [name for name, layer in chosen.items() if layer.weight.numel() == 0]:
+        skipped[name] = f"its weight has no entries, shape {tuple(chosen[name].weight.shape)}"
+        del chosen[name]
     if not chosen:
         raise ValueError(why_no_layer(skipped))
     check_precision(chosen)
