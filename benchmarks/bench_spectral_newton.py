@@ -188,14 +188,19 @@ def bench(quick: bool = True) -> list[Row]:
     """Rows of the quick or the full grid."""
     set18 = gradients(SETS["ResNet-18"])
     if quick:
-        rows = measure("ResNet-18", set18, 0.1, "spectral", (1.0, 1.5, 2.0, 3.0), peers=False, rounds=3)
+        asked = dict(peers=False, rounds=3, tolerance=OPTIMIZER_TOLERANCE)
+        rows = measure("ResNet-18", set18, 0.1, "rms", (0.5, 1.0, 2.0, 3.0), **asked)
+        rows += measure(
+            "ResNet-18, σ_k = 1/k", gradients(SETS["ResNet-18"], "1/k"), 0.1, "rms", (1.0, 2.0, 3.0), **asked
+        )
         return rows + measure("1024×1024", gradients([(1024, 1024)]), 0.1, "absolute", (2.0,), peers=True, rounds=3)
     rows = []
     for threads in (1, 2):
-        for d, mode in ((0.1, "absolute"), (0.1, "spectral"), (0.01, "spectral"), (0.1, "mean")):
+        for d, mode in ((0.1, "absolute"), (0.1, "spectral"), (0.01, "spectral"), (0.1, "rms")):
             rows += measure("ResNet-18", set18, d, mode, ALPHAS, peers=threads == 1, rounds=5, threads=threads)
+    rows += measure("ResNet-18", set18, 0.1, "rms", ALPHAS, peers=False, rounds=5, tolerance=OPTIMIZER_TOLERANCE)
     decay = gradients(SETS["ResNet-18"], "1/k")
-    for mode in ("spectral", "mean"):
+    for mode in ("spectral", "rms"):
         for tolerance in (None, OPTIMIZER_TOLERANCE):
             rows += measure(
                 "ResNet-18, σ_k = 1/k", decay, 0.1, mode, ALPHAS, peers=False, rounds=5, tolerance=tolerance

@@ -24,9 +24,11 @@ def damping_unit(sigma: Tensor, alpha: Tensor, mode: str) -> Tensor:
     """The unit of d, (B, 1), from all singular values (B, n): 1, σ_max^α, or (mean σ²)^{α/2} for ``rms``."""
     if mode == "absolute":
         return torch.ones_like(sigma[:, :1])
+    top = sigma.amax(-1, keepdim=True)
     if mode == "spectral":
-        return sigma.amax(-1, keepdim=True) ** alpha
-    return sigma.square().mean(-1, keepdim=True) ** (alpha / 2)
+        return top**alpha
+    relative = sigma / torch.where(top > 0, top, 1.0)  # σ² itself may leave the range of float64
+    return (top * relative.square().mean(-1, keepdim=True).sqrt()) ** alpha
 
 
 def _weights(sigma: Tensor, scale: Tensor, alpha: Tensor, damping: Tensor) -> Tensor:

@@ -291,7 +291,8 @@ def apply_rational(batches: Sequence[Batch], phi: Rational, precision: Precision
         and dtype == torch.float32
     )
     with full_float32():
-        for chunk in _split(batches, max(1, CHUNK_BYTES // (4 * n * n * dtype.itemsize))):
+        alive = 2 if is_one_solve(phi) and phi.form == 0 else 4
+        for chunk in _split(batches, max(1, CHUNK_BYTES // (alive * n * n * dtype.itemsize))):
             if fused and phi.poles:
                 _apply_fused(chunk, phi)
                 continue
