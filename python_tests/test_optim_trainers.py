@@ -105,10 +105,12 @@ def accelerated(rank, port, results):
         "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     torch.set_num_threads(1)
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="no_wrap", reshard_after_forward=True)
     accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    # accelerate shards on accelerators alone; the swap of parameters is the same on a host.
+    accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
     model = net()
     optimizer = SpectralNewton(model, 0.04)
     model, optimizer = accelerator.prepare(model, optimizer)
