@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from spectral_ext.curvature.choose import check_method
 from spectral_ext.curvature.directions import given_directions
 from spectral_ext.curvature.session import Session
 from spectral_ext.landscape.build import build_row, empty_row
+from spectral_ext.landscape.held_out import cross_fitted
 from spectral_ext.landscape.resume import RowStore, fingerprint
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape
@@ -31,6 +32,8 @@ from spectral_ext.measurement.environment import measurement, unwrapped
 from spectral_ext.measurement.options import check_options
 from spectral_ext.measurement.ranks import agree, check_group, from_first, gathered, together
 from spectral_ext.measurement.singular_directions import SingularDirections, singular_directions
+from spectral_ext.signal.groups import check_folds, make_groups
+from spectral_ext.signal.verdict import Signal
 
 GROUP = 8
 """Layers whose curvature is measured at a time when rows are kept for a resumed run."""
@@ -55,6 +58,7 @@ def measure(
     batch_size: BatchSize | None = None,
     resume: str | Path | None = None,
     process_group: Any = None,
+    folds: int | Sequence[Any] | None = None,
 ) -> Landscape:
     """Measure every layer: G = UΣVᵀ, h_k along u_k v_kᵀ, C_A, C_δ, and all that the paper derives from them.
 
@@ -84,6 +88,11 @@ def measure(
             with the same model, loss, data and options.
         process_group: a ``torch.distributed`` group whose ranks each bring their own batches; all ranks end with the
             same landscape. The first rank keeps the rows of ``resume``.
+        folds: also cross-fit every layer over groups of samples, ``row.signal``: which directions hold on other
+            samples, and α over these with intervals. A number J cuts the data, in its order, into J groups of equal
+            size (whole batches under train-mode batch norm, or where the loss is no mean over samples); a list gives
+            the label of each batch's group, None for none. At least three groups are needed, eight are usual. It costs
+            about one further measurement, and the memory of J gradients. None: α describes this batch alone.
 
     Returns:
         The landscape. A layer whose Kronecker factors cannot be had (its weight is used more than once, for example)
@@ -101,6 +110,7 @@ def measure(
         with together(process_group):
             layers = layers if layers is None or isinstance(layers, str) else _listed(layers)
             options = dict(top_k=top_k, method=method, split=split, seed=seed, level=level)
+            options |= {} if folds is None else {"folds": folds if isinstance(folds, int) else list(folds)}
             check_options(
                 top_k=top_k, layers=layers, split=split, seed=seed, level=level, memory_budget=memory_budget,
                 progress=progress, resume=resume,
@@ -112,8 +122,12 @@ def measure(
             data = as_batches(batches, model, batch_size=batch_size, device=run.device)
         agree(model, run.chosen, options, process_group)
         with together(process_group):
+            if folds is not None:
+                if process_group is not None:
+                    raise ValueError("folds are not available with process_group: measure on one process")
+                check_folds(folds, len(data))
             reduction = check_task(model, loss_fn, data)
-            run.plan(data, memory_budget)
+            run.plan(data, memory_budget, folds, reduction)
         rows = run.resume(resume)
         todo = {name: layer for name, layer in run.chosen.items() if name not in rows}
         if todo:
@@ -154,14 +168,22 @@ class _Run:
         self.store: RowStore | None = None
         self.seconds: dict[str, float] = {}
 
-    def plan(self, data: list[Batch], memory_budget: int | None) -> None:
-        """Trace the model, and cut the data to the memory budget, before any pass."""
-        self.data = data
+    def plan(self, data: list[Batch], memory_budget: int | None, folds: Any, reduction: str) -> None:
+        """Trace the model, and cut the data into groups and to the memory budget, before any pass."""
+        self.memory_budget = memory_budget
+        self.groups = None if folds is None else make_groups(data, folds, whole_batches=self._coupling(reduction))
+        self.data = data = data if self.groups is None else self.groups.data
         self.session = Session(
             self.model, self.loss_fn, self.chosen, self.options["method"], None, self.group, self.planned
         )
         with self.stage("trace"):
             self.session.cut(data, memory_budget)
+
+    def _coupling(self, reduction: str) -> str:
+        """Why a batch must not be cut into groups; "" where it may."""
+        if batch_norm_mode(self.model) in ("train", "mixed"):
+            return "batch norm in train mode couples the samples of a batch, so that the groups define the loss"
+        return "" if reduction == "mean" else "it is not known that the loss is a mean over the samples of a batch"
 
     def resume(self, folder: str | Path | None) -> dict[str, LayerLandscape]:
         """The rows that an earlier run of the same task has finished."""
@@ -203,11 +225,24 @@ class _Run:
             known = {name: todo[name] for name in pairs if name in capture.layers}
             moments = sum_quotients(model, loss_fn, data, known, pairs, on_batch=bar.update) if known else {}
         quotients = {name: held.reduced(group) for name, held in moments.items()}
+        signals = self._signals(todo, directions)
         for row in self._curvature(capture, directions, pairs, quotients):
+            row.signal = signals.get(row.name)
             rows[row.name] = row
             if self.store:
                 self.store.save(row)
         return rows
+
+    def _signals(self, todo: dict[str, Layer], directions: dict[str, SingularDirections]) -> dict[str, Signal]:
+        if self.groups is None or not directions:
+            return {}
+        with self.stage("folds"), self.bar("folds", len(self.groups.batches)) as bar:
+            return cross_fitted(
+                self.model, self.loss_fn, self.groups, todo,
+                {name: along.sigma.double().cpu().numpy() for name, along in directions.items()},
+                options=self.options, memory_budget=self.memory_budget, planned_directions=self.planned,
+                on_group=bar.update,
+            )  # fmt: skip
 
     def _curvature(
         self,

@@ -9,6 +9,7 @@ import numpy as np
 
 from spectral_ext.landscape.mechanisms import LayerNormDiagnostic, ResidualDiagnostic, SoftmaxDiagnostic
 from spectral_ext.landscape.recommendation import Recommendation
+from spectral_ext.signal.verdict import Signal
 from spectral_ext.spectra.couillet_hachem import SpectrumPrediction
 from spectral_ext.spectra.participation import EffectiveRank
 from spectral_ext.spectra.rank_models import COEFFICIENTS, RankModels
@@ -166,6 +167,8 @@ class LayerLandscape:
     residual: ResidualDiagnostic | None = None
     softmax: SoftmaxDiagnostic | None = None
     recommendation: Recommendation | None = None
+    signal: Signal | None = None
+    """What holds on other samples: the layer cross-fitted over groups; None where ``folds`` was not asked for."""
 
     method: str = ""
     """How h was measured."""
