@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1] / "spectral_ext"
 # From the bottom up. A package imports from itself and from what stands before it.
 ORDER = (
     "_version", "_figures", "_build_info", "_extension", "reference", "ops", "factors", "layers", "measurement",
-    "capture", "curvature", "spectra", "landscape", "tracker", "plots", "optim", "audit", "collect_env", "report",
+    "capture", "curvature", "spectra", "signal", "landscape", "tracker", "plots", "optim", "audit", "collect_env", "report",
     "cli",
 )  # fmt: skip
 FACE = "spectral_ext"

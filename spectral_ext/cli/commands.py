@@ -44,6 +44,7 @@ def landscape(args: Namespace, console: Console) -> None:
         split=args.split,
         seed=args.seed,
         resume=kept if args.resume else None,
+        folds=args.folds,
     )
     found.meta["specification"] = args.model
     found.meta["notes"] = [*task.notes, *found.meta.get("notes", [])]

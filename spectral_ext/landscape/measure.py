@@ -110,7 +110,7 @@ def measure(
         with together(process_group):
             layers = layers if layers is None or isinstance(layers, str) else _listed(layers)
             options = dict(top_k=top_k, method=method, split=split, seed=seed, level=level)
-            options |= {} if folds is None else {"folds": folds if isinstance(folds, int) else list(folds)}
+            options |= {} if folds is None else {"folds": list(folds) if isinstance(folds, (list, tuple)) else folds}
             check_options(
                 top_k=top_k, layers=layers, split=split, seed=seed, level=level, memory_budget=memory_budget,
                 progress=progress, resume=resume,
