@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral_ext.capture.skips import has_skip
-from spectral_ext.layers import Layer
+from spectral_ext.layers import Layer, layer_name
 from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, first_tensor
 from spectral_ext.measurement.checks import check_loss
 from spectral_ext.ops import output_factor
@@ -141,9 +141,9 @@ def recording(model: nn.Module, layers: Mapping[str, Layer], samples: int, visit
             if type(module).__name__.endswith(("LayerNorm", "RMSNorm")):
                 handles.append(module.register_forward_hook(norm_hook))
             if _has_matrix(module):
-                handles.append(module.register_forward_hook(order_hook(name)))
-            if name in blocks:
-                handles.append(module.register_forward_hook(block_hook(name)))
+                handles.append(module.register_forward_hook(order_hook(layer_name(name))))
+        for name in blocks:
+            handles.append(model.get_submodule(name).register_forward_hook(block_hook(name)))
         for name, layer in layers.items():  # before hooks of the user's, which may change the output
             handles.append(layer.module.register_forward_hook(layer_hook(name, layer), with_kwargs=True, prepend=True))
         yield calls

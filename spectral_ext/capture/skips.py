@@ -16,7 +16,7 @@ def has_skip(block_input: Tensor | None, block_output: Tensor) -> bool:
 
     A skip is a path from the block's output back to its input that passes an addition, no weight matrix, and no product
     of two tensors that need a gradient (a gate is no skip). A projected shortcut, which has a weight of its own, is
-    not counted, nor is a skip from an input that needs no gradient.
+    not counted, nor is a skip from an input that needs no gradient. A weight that needs no gradient is not seen.
     """
     if block_input is None or not block_input.requires_grad or block_output.grad_fn is None:
         return False
@@ -33,7 +33,7 @@ def has_skip(block_input: Tensor | None, block_output: Tensor) -> bool:
                 return True
             continue
         children = [child for child, _ in node.next_functions if child is not None]
-        if any(_is_matrix(child) for child in children):
+        if any(_is_matrix(child, block_input) for child in children):
             continue
         if len(children) > 1 and node.name().startswith(_PRODUCTS):
             continue
@@ -42,10 +42,10 @@ def has_skip(block_input: Tensor | None, block_output: Tensor) -> bool:
     return False
 
 
-def _is_matrix(node: Any) -> bool:
-    """Whether the node is a parameter with two or more dimensions, or its transpose."""
+def _is_matrix(node: Any, block_input: Tensor) -> bool:
+    """Whether the node is a parameter with two or more dimensions, or its transpose; the block's input is none."""
     variable = getattr(node, "variable", None)
     if variable is not None:
-        return variable.dim() >= 2
+        return variable is not block_input and variable.dim() >= 2
     children = node.next_functions
-    return node.name().startswith("TBackward") and len(children) == 1 and _is_matrix(children[0][0])
+    return node.name().startswith("TBackward") and len(children) == 1 and _is_matrix(children[0][0], block_input)
