@@ -203,7 +203,7 @@ COLUMNS: tuple[Column, ...] = (
             lambda r: _held_out(r, lambda s: s.resolved), 0, tracked=True),
     _number("sigma_share", "σ̃/σ", "Median over k of the held-out singular value over the own-batch one.",
             lambda r: _held_out(r, lambda s: s.median_share), page="more", tracked=True),
-    _number("beyond_noise", "σ > noise", "How many σ exceed what noise alone gives, by the factors' spectra "
+    _number("beyond_noise", "beyond noise", "How many σ exceed what noise alone gives, by the factors' spectra "
             "(Couillet–Hachem): cruder than folds.", lambda r: r.noise.num_beyond if r.noise else math.nan, 0,
             page="more"),
     _number("effective_positions", "S/κ", "Effective number of independent positions per sample.",

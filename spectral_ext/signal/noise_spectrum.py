@@ -108,7 +108,7 @@ def sample_correlation(gn_sample: Any, sigma: Any, h_kron: Any) -> float:
     """
     gn_sample, sigma, h_kron = as_vector(gn_sample, "gn_sample"), as_vector(sigma, "sigma"), as_vector(h_kron, "h_kron")
     variance = gn_sample - sigma**2
-    keep = (h_kron > 0) & (variance > 0)
+    keep = (h_kron > 0) & (variance > 0) & np.isfinite(variance) & np.isfinite(h_kron)
     if not keep.any():
         raise FitError("no direction has a positive variance over the samples")
     return float(np.median(variance[keep] / h_kron[keep]))
