@@ -23,7 +23,7 @@ from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape
 from spectral_ext.layers import Layer, find_layers, why_no_layer
 from spectral_ext.measurement.batches import Batch, BatchSize, LossFunction, as_batches, batch_loss
-from spectral_ext.measurement.checks import REDUCTION_NOTES, batch_norm_mode, check_precision, check_task
+from spectral_ext.measurement.checks import batch_norm_mode, check_precision, check_task, task_notes
 from spectral_ext.measurement.digest import digest
 from spectral_ext.measurement.environment import measurement, unwrapped
 from spectral_ext.measurement.options import check_options, pattern_list
@@ -33,9 +33,6 @@ from spectral_ext.measurement.singular_directions import SingularDirections, sin
 
 GROUP = 8
 """Layers whose curvature is measured at a time when rows are kept for a resumed run."""
-BATCH_NORM_NOTE = (
-    "batch norm uses batch statistics: h and d are those of the batch-coupled loss, not of the eval-mode one"
-)
 
 
 def measure(
@@ -117,10 +114,7 @@ def measure(
         todo = {name: layer for name, layer in run.chosen.items() if name not in rows}
         if todo:
             rows |= run.measure(todo)
-        notes = [] if reduction == "mean" else [REDUCTION_NOTES[reduction]]
-        if batch_norm_mode(model) in ("train", "mixed"):
-            notes.append(BATCH_NORM_NOTE)
-        return run.landscape(rows, notes)
+        return run.landscape(rows, task_notes(model, gathered(reduction, process_group)))
 
 
 class _Run:
@@ -147,14 +141,15 @@ class _Run:
         weight = next(iter(self.chosen.values())).weight
         self.device, self.dtype = weight.device, weight.dtype
         self.loss, self.samples = math.nan, 0
+        self.keeps_rows = False
+        """On all ranks alike; the first rank alone has the store."""
         self.store: RowStore | None = None
 
     def plan(self, data: list[Batch], memory_budget: int | None) -> None:
         """Trace the model, and cut the data to the memory budget, before any pass."""
         self.data = data
-        self.session = Session(
-            self.model, self.loss_fn, self.chosen, self.options["method"], None, self.group, self.planned
-        )
+        method = self.options["method"]
+        self.session = Session(self.model, self.loss_fn, self.chosen, method, None, self.group, self.planned)
         with self.progress.stage("trace"):
             self.session.cut(data, memory_budget)
 
@@ -162,6 +157,7 @@ class _Run:
         """The rows that an earlier run of the same task has finished."""
         if folder is None:
             return {}
+        self.keeps_rows = True
         rows: dict[str, LayerLandscape] = {}
         with together(self.group):
             identity = fingerprint(self.model, self.loss_fn, self.data, self.chosen, self.options)
@@ -191,7 +187,7 @@ class _Run:
                     rows[name] = empty_row(todo[name], self.depth[name], "its gradient is zero", capture.samples)
                 else:
                     self.skipped[name] = capture.missing[name]
-        if not rows and not directions and not self.store:
+        if not rows and not directions and not self.keeps_rows:
             raise ValueError(why_no_layer(self.skipped))
         pairs = {name: (d.U.to(self.dtype), d.V.to(self.dtype)) for name, d in directions.items()}
         with together(group), self.progress.stage("quotients"), self.progress.bar("alignment", len(data)) as bar:
@@ -200,8 +196,9 @@ class _Run:
         quotients = {name: held.reduced(group) for name, held in moments.items()}
         for row in self._curvature(capture, directions, pairs, quotients):
             rows[row.name] = row
-            if self.store:
-                self.store.save(row)
+            with together(group if self.keeps_rows else None):
+                if self.store:
+                    self.store.save(row)
         return rows
 
     def _curvature(
@@ -216,7 +213,7 @@ class _Run:
         session, names = self.session, list(pairs)
         local = replace(capture.local, gradients={name: capture.local.gradients.get(name) for name in self.chosen})
         found = session.directions_of(local, given_directions(pairs, self.chosen), self.options["top_k"])
-        size = GROUP if self.store else len(names)
+        size = GROUP if self.keeps_rows else len(names)
         for start in range(0, len(names), size):
             part = {name: found[name] for name in names[start : start + size] if name in found}
             with together(self.group), self.progress.stage("curvature"):
