@@ -77,6 +77,22 @@ def import_torch():
     return torch, cpp_extension
 
 
+def refuse_old_gpus(torch) -> None:
+    """The kernels use tensor-core and copy instructions that compute capability 8.0 brought."""
+    if named := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        old = [name for name in re.findall(r"\d+\.\d+", named) if float(name) < 8]
+        old += [name for name in ("Kepler", "Maxwell", "Pascal", "Volta", "Turing") if name in named]
+        where = "TORCH_CUDA_ARCH_LIST names"
+    else:
+        found = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+        old, where = [f"{major}.{minor}" for major, minor in found if major < 8], "here is a GPU of compute capability"
+    if old:
+        stop(
+            f"{where} {', '.join(old)}, and 8.0 (Ampere) or newer is needed. "
+            'Set TORCH_CUDA_ARCH_LIST to newer ones, as in "8.0;9.0", or SPECTRAL_EXT_CUDA=0 to build for the CPU only.'
+        )
+
+
 def why_no_cuda(torch) -> str | None:
     """The reason for a CPU-only build, or None where CUDA is built."""
     if os.environ.get("SPECTRAL_EXT_CUDA") == "0":
@@ -115,8 +131,10 @@ def build_options() -> dict:
     """What setup() needs beyond pyproject.toml to compile: the extension, and a build_ext that says what it builds."""
     torch, cpp_extension = import_torch()
     no_cuda = why_no_cuda(torch)
-    if no_cuda is None and not torch.cuda.is_available():
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)  # no GPU to ask; torch refuses an empty list
+    if no_cuda is None:
+        if not torch.cuda.is_available():  # no GPU to ask; torch refuses an empty list
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+        refuse_old_gpus(torch)
 
     class BuildExtension(cpp_extension.BuildExtension):
         """Says what is built, and writes it to spectral_ext/_build_info.py beside the binary."""

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from spectral_ext import collect_env
 
 
@@ -27,6 +29,13 @@ def test_runs_as_a_module():
     )
     assert done.returncode == 0, done.stderr
     assert "spectral-ext" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["spectral_ext", "spectral_ext.cli"])
+def test_the_command_line_runs_as_a_module(module):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Curvature of neural networks" in done.stdout
 
 
 def test_a_missing_binary_says_what_to_run():

@@ -290,6 +290,12 @@ def test_bad_arguments_are_errors(ops):
         ops.spectral_newton_poles_(G[:, :8], status, G[:, :8], one[0], one, one.double(), 1.0, 0.0)
 
 
+def test_gpu_older_than_the_binary_is_named(emulated, monkeypatch):
+    monkeypatch.setenv("CUDA_EMULATOR_OLD_GPU", "1")
+    with pytest.raises(RuntimeError, match=r"no code for this GPU of compute capability 7\.5: 8\.0 or newer is needed"):
+        input_factor(torch.randn(2, 3, 4))
+
+
 def test_race_checker_finds_no_race_and_would_find_one():
     program = cuda_emulator.racecheck()
     racy = subprocess.run([program, "racy"], capture_output=True, text=True)

@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parents[1] / "spectral_ext"
 # From the bottom up. A package imports from itself and from what stands before it.
 ORDER = (
     "_version", "_figures", "_build_info", "_extension", "reference", "ops", "factors", "layers", "measurement",
-    "capture", "curvature", "spectra", "landscape", "tracker", "plots", "optim", "audit", "collect_env", "report",
-    "cli",
+    "capture", "curvature", "spectra", "signal", "landscape", "tracker", "plots", "optim", "audit", "collect_env",
+    "report", "cli", "__main__",
 )  # fmt: skip
 FACE = "spectral_ext"
 """The package's own ``__init__`` stands above all: it names every package and no module imports from it."""

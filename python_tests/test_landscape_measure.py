@@ -420,3 +420,25 @@ def test_a_landscape_survives_the_disk(landscape, tmp_path):
             if isinstance(value, np.ndarray):
                 np.testing.assert_array_equal(getattr(again[name].arrays, key), value)
         assert repr(again[name]) == repr(row)
+
+
+def test_the_residual_diagnostic_is_there_only_where_there_is_a_skip():
+    class Block(nn.Module):
+        def __init__(self, skip):
+            super().__init__()
+            self.up, self.down, self.skip = nn.Linear(8, 16), nn.Linear(16, 8), skip
+
+        def forward(self, x):
+            f = self.down(torch.tanh(self.up(x)))
+            return x + f if self.skip else f
+
+    torch.manual_seed(0)
+    blocks = nn.Sequential(Block(True), Block(False), Block(True))
+    net = nn.Sequential(nn.Linear(6, 8), blocks, nn.Linear(8, 5))
+    data = [(torch.randn(60, 6), torch.randint(5, (60,)))]
+    found = measure(net, nn.CrossEntropyLoss(), data, top_k=4, progress=False)
+    have = {name: row.residual is not None for name, row in found.items()}
+    assert have["1.0.down"]
+    assert have["1.2.down"]
+    assert not any(have[name] for name in ("0", "2", "1.1.up", "1.1.down"))
+    assert found["1.0.down"].residual.block == "1.0"

@@ -1,22 +1,32 @@
 """Rows: what derives from the arrays, the diagnostics, the advice, the table."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from spectral_ext.landscape import (
+    Column,
     Landscape,
+    columns,
     layer_norm_diagnostic,
+    measure,
     recommend,
     residual_diagnostic,
     softmax_diagnostic,
     summary,
+    table,
 )
-from spectral_ext.landscape.derive import factor_match, rank_model_bound
+from spectral_ext.landscape.cells import Cell
+from spectral_ext.landscape.columns import BY_KEY
+from spectral_ext.landscape.derive import derive, factor_match, rank_model_bound
+from spectral_ext.landscape.mechanisms import normalized_spectrum
 from spectral_ext.landscape.synthetic import synthetic_landscape, synthetic_row
 from spectral_ext.spectra import Fit, RankModels, fit_alpha
+from spectral_ext.spectra.couillet_hachem import PredictionError
 
 
 @pytest.mark.parametrize("alpha", [0.8, 1.0, 2.0, 3.1])
@@ -168,3 +178,105 @@ def test_large_factors_give_their_top_eigenvalues(monkeypatch):
     top = build.eigenvalues(C, 20)
     assert (len(whole), len(top)) == (300, 100)
     np.testing.assert_allclose(top, whole[:100], rtol=1e-8)
+
+
+def test_the_weight_tail_is_compared_with_s_by_both_intervals():
+    row = synthetic_row("x")
+    for tail, expected in ((fit(0.5, 0.1), True), (fit(9.0, 0.1), False), (fit(row.s.value - 0.01, 0.5), None)):
+        row.weight = dataclasses.replace(row.weight, alpha_weight=tail)
+        assert row.weight_tail_below_s is expected
+    row.weight = None
+    assert row.weight_tail_below_s is None
+
+
+def test_the_gauss_newton_share_is_a_fraction_everywhere_and_per_cent_in_cells_only():
+    row = synthetic_row("x")
+    parts = [row.arrays.h_gauss_newton, *row.arrays.h_residual.values()]
+    share = np.abs(parts[0]).sum() / sum(np.abs(part).sum() for part in parts)
+    assert summary(row)["gauss_newton_share"] == pytest.approx(share)
+    assert BY_KEY["gauss_newton_share"].cell(row).text == f"{100 * share:.0f}"
+    row.arrays.h_residual = {}
+    assert summary(row)["gauss_newton_share"] == 1.0
+
+
+def test_one_entry_is_a_column_of_every_output(monkeypatch, tmp_path):
+    extra = Column("novelty", "ν", "Twice the number of directions.", lambda r: 2 * r.num_directions,
+                   lambda r: Cell(f"nov {2 * r.num_directions}"), page="first", terminal=1, tracked=True)  # fmt: skip
+    monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS, extra))
+    monkeypatch.setattr(table, "COLUMNS", columns.COLUMNS)
+    monkeypatch.setattr(table, "TERMINAL", (*columns.TERMINAL, extra))
+    landscape = synthetic_landscape(1)
+    assert "nov 40" in str(landscape)
+    assert ",novelty" in landscape.to_csv().splitlines()[0]
+    assert summary(landscape["blocks.0.conv"])["novelty"] == 40
+
+
+def test_numbers_out_of_range_are_said_and_cost_nothing_else():
+    row = synthetic_row("x")
+    row.notes.clear()
+    row.arrays.h_sop[:] = np.inf
+    row.arrays.input_quotient[3:] = 0.0
+    row.arrays.gn_sample[0] = np.nan
+    derive(row, eigenvalues_delta=row.arrays.spectrum_delta, eigenvalues_A=row.arrays.spectrum_A)
+    said = "; ".join(row.notes)
+    assert "20 of 20 values of h_sop overflow" in said
+    assert "1 of 20 values of gn_sample overflow or are NaN" in said
+    assert "17 of 20 values of v'C_Av are zero although σ is not" in said
+    assert row.alpha.ok
+    assert row.recommendation is not None
+
+
+@pytest.mark.parametrize("factor", [1e-150, 1e-30, 1e150])
+def test_no_exponent_depends_on_the_scale_of_the_loss(factor):
+    row, scaled = synthetic_row("x"), synthetic_row("x")
+    arrays = scaled.arrays
+    for name in ("sigma", "sigma_all", "h", "h_gauss_newton"):
+        setattr(arrays, name, getattr(arrays, name) * factor)
+    d, a = row.arrays.spectrum_delta, row.arrays.spectrum_A
+    derive(row, eigenvalues_delta=d, eigenvalues_A=a)
+    derive(scaled, eigenvalues_delta=d, eigenvalues_A=a)
+    for name in ("alpha", "beta", "gamma", "s"):
+        assert getattr(scaled, name).value == pytest.approx(getattr(row, name).value, rel=1e-9)
+    assert scaled.r2_h_sigma2 == pytest.approx(row.r2_h_sigma2, rel=1e-9)
+    assert scaled.pr_curvature == pytest.approx(row.pr_curvature)
+    assert scaled.log_correlation == pytest.approx(row.log_correlation)
+
+
+def test_a_solver_that_fails_costs_one_number_and_leaves_a_note(monkeypatch):
+    def fail(*arguments, **options):
+        raise PredictionError("Couillet–Hachem fixed point: 3 of 600 grid points did not converge")
+
+    monkeypatch.setattr("spectral_ext.landscape.derive.predict_singular_values", fail)
+    row = synthetic_row("x")
+    assert row.prediction is None
+    assert any("did not converge" in note for note in row.notes)
+    assert row.alpha.ok
+
+
+@pytest.mark.parametrize("n", [5, 64, 130])
+def test_normalized_spectrum_is_that_on_the_complement_of_the_constant_vector(n):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40 * n, n, dtype=torch.float64, generator=generator)
+    x = torch.nn.functional.layer_norm(x, (n,))
+    C = x.mT @ x / len(x)
+    found = normalized_spectrum(C, centred=True)
+    whole = torch.linalg.eigvalsh(C).flip(0).numpy()
+    np.testing.assert_allclose(found, whole[: n - 1], rtol=1e-10)
+    assert len(normalized_spectrum(C, centred=False)) == n
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_layer_norm_diagnostic_takes_out_weight_and_bias(affine):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.LayerNorm(24, elementwise_affine=affine), nn.Linear(24, 6))
+    if affine:
+        nn.init.uniform_(net[0].weight, 0.2, 3.0)
+        nn.init.normal_(net[0].bias, std=2.0)
+    x, y = torch.randn(600, 24), torch.randint(6, (600,))
+    found = measure(net, nn.CrossEntropyLoss(), [(x, y)], top_k=4, progress=False)["1"].layer_norm
+    normalized = torch.nn.functional.layer_norm(x.double(), (24,))
+    eigenvalues = torch.linalg.eigvalsh(normalized.mT @ normalized / 600)[1:]
+    assert found.behind_norm
+    assert found.rank == 23
+    assert found.condition == pytest.approx(float(eigenvalues[-1] / eigenvalues[0]), rel=1e-3)
+    assert found.reason == ""

@@ -118,7 +118,7 @@ def test_sorting_by_module_type():
 def test_a_tied_head_goes_to_adamw_and_patterns_override():
     model = Zoo()
     model.head.weight = model.embedding.weight
-    matrices, rest = parameter_groups(model, matrices="embedding", adamw=["attention.*"], head=False)
+    matrices, rest = parameter_groups(model, matrices="embedding", adamw=["attention.*"], heads=())
     assert "embedding.weight" in names(matrices) and "attention.in_proj_weight" in names(rest)
     matrices, rest = parameter_groups(model)
     assert "embedding.weight" in names(rest)

@@ -1,5 +1,6 @@
 """Figures: every one is drawn, in both themes, says why it is empty, and leaves matplotlib as it was."""
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ET
 
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from spectral_ext import plots
 from spectral_ext.landscape import Landscape, LayerLandscape
-from spectral_ext.landscape.synthetic import synthetic_landscape
+from spectral_ext.landscape.synthetic import synthetic_landscape, synthetic_row
 from spectral_ext.plots.comparison import alpha_comparison
 from spectral_ext.plots.style import DARK, LIGHT
 from spectral_ext.spectra import Fit
@@ -188,3 +189,56 @@ def test_learning_curves_and_comparison_are_drawn():
         compared = alpha_comparison(fits, ("before", "after"), LIGHT)
     np.testing.assert_array_equal(curves.axes[0].lines[-1].get_ydata(), [2.0, 3.0])
     assert [label.get_text() for label in compared.axes[0].get_yticklabels()] == ["x"]
+
+
+HOSTILE = ["$a$", "a$b_{$c", "\\frac{$", "a\nb\0", "<b>", "x" * 3000, ""]
+
+
+@pytest.mark.parametrize("name", ["alpha_by_depth", "power_law", "transfer_triangle", "mechanism_split"])
+def test_names_are_shown_literally(name):
+    rows = {one: dataclasses.replace(synthetic_row(one), depth=i) for i, one in enumerate(HOSTILE)}
+    rows["$a$"].arrays.h_residual["$part_{"] = rows["$a$"].arrays.h_residual["norm"]
+    drawing = plots.figure(Landscape(rows), name)
+    drawing.canvas.draw()
+    if name == "power_law":
+        assert r"\$a\$" in [axes.get_title(loc="left") or axes.get_title() for axes in drawing.axes]
+    assert all(len(text.get_text()) < 100 for text in drawing.findobj(matplotlib.text.Text))
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"h": np.full(20, np.inf)},
+        {"h": np.full(20, np.nan)},
+        {"h": np.zeros(20), "sigma": np.zeros(20)},
+        {"h": np.full(20, 1e308), "sigma": np.full(20, 1e308)},
+        {"h": np.full(20, 5e-324), "sigma": np.full(20, 5e-324)},
+        {"h": np.zeros(0), "sigma": np.zeros(0), "sigma_all": np.zeros(0), "h_gauss_newton": np.zeros(0)},
+        {"h": np.zeros(0)},
+        {"h_gauss_newton": np.full(20, np.inf)},
+    ],
+    ids=["inf", "nan", "zero", "huge", "tiny", "empty", "no h", "inf part"],
+)
+@pytest.mark.parametrize("interval", [(1.9, 2.1), (-np.inf, np.inf), (np.nan, np.nan)])
+def test_any_numbers_are_drawn_or_the_reason_is_said(arrays, interval):
+    row = synthetic_row("x")
+    row.arrays = dataclasses.replace(row.arrays, **arrays)
+    row.alpha = dataclasses.replace(row.alpha, interval=interval)
+    row.pr_curvature = float(arrays.get("h", np.ones(1)).max(initial=0.0))
+    for name in plots.NAMES:
+        plots.figure(Landscape({"x": row}), name).canvas.draw()
+
+
+def test_figures_of_thousands_of_layers_draw_some_and_say_how_many():
+    row = synthetic_row("x", top_k=6)
+    rows = {f"l{i}": dataclasses.replace(row, name=f"l{i}", depth=i) for i in range(3000)}
+    drawing = plots.figure(Landscape(rows), "alpha_by_depth")
+    assert len(drawing.axes[0].containers) == plots.SUMMARY_LAYERS
+    assert "400 of 3,000 layers, evenly spaced in depth" in texts(drawing)
+    chosen = list(plots.evenly_spaced(Landscape(rows), 120))
+    assert (len(chosen), chosen[0], chosen[-1]) == (120, "l0", "l2999")
+    assert plots.evenly_spaced(Landscape(rows), 3000) is not None
+
+
+def test_a_landscape_draws_itself(landscape):
+    assert set(landscape.plot(names=["alpha_by_depth"])) == {"alpha_by_depth"}

@@ -158,6 +158,26 @@ def test_nvcc_that_says_nothing(tmp_path, cuda_torch):
     assert f"`{silent}` does not say where its toolkit lies" in said
 
 
+@pytest.mark.parametrize(
+    ("named", "old"), [("7.5;8.0", "7.5"), ("6.1 7.0+PTX", "6.1, 7.0"), ("Turing;Ampere", "Turing")]
+)
+def test_architectures_that_are_too_old(tmp_path, cuda_torch, named, old):
+    home = toolkit(tmp_path / "cuda")
+    said = build(cuda_torch, CUDA_HOME=str(home), TORCH_CUDA_ARCH_LIST=named)
+    assert f"TORCH_CUDA_ARCH_LIST names {old}, and 8.0 (Ampere) or newer is needed" in said
+    assert "SPECTRAL_EXT_CUDA=0" in said
+    assert "would build with CUDA" in build(cuda_torch, CUDA_HOME=str(home), TORCH_CUDA_ARCH_LIST="8.0;9.0a;10.0+PTX")
+
+
+def test_a_prebuilt_tree_compiles_nothing(tmp_path):
+    """How `make demo` installs the command without compiling a second time."""
+    environment = {**os.environ, "PYTHONPATH": str(fake_torch(tmp_path, text=NO_MODULE)), "SPECTRAL_EXT_PREBUILT": "1"}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--name"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split()[-1] == "spectral-ext", done.stderr
+
+
 def test_cpu_torch_does_not_ask_for_a_toolkit(tmp_path):
     silent = script(tmp_path / "bin" / "nvcc", "exit 3\n")
     said = build(fake_torch(tmp_path / "python"), PATH=f"{silent.parent}:{os.environ['PATH']}")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from spectral_ext.ops.scales import input_scale, output_scale
 from spectral_ext.spectra import fit_alpha, fit_power_law
-from spectral_ext.spectra.alignment import convert_scale, curvature_ratio, kronecker_products, rayleigh_ratio
+from spectral_ext.spectra.alignment import curvature_ratio, kronecker_products, rayleigh_ratio
 
 
 def test_perfect_alignment_gives_ratio_one():
@@ -44,14 +45,11 @@ def test_curvature_ratio():
     assert np.isnan(ratio[2])
 
 
-def test_scale_conventions_shift_chi_and_no_exponent():
+def test_the_scale_of_the_factors_shifts_chi_and_no_exponent():
     sigma, h = np.arange(1, 11) ** -1.0, np.arange(1, 11) ** -2.2
     h_kron = 0.3 * sigma**1.9
-    raw = convert_scale(h_kron, positions=16, samples=128, target="raw")
-    np.testing.assert_allclose(curvature_ratio(h, raw), 128**2 * curvature_ratio(h, h_kron))
+    per_sample = input_scale("paper", 128, 16) * output_scale("paper", 128, 16)
+    raw = h_kron * input_scale("sum", 128, 16) * output_scale("sum", 128, 16) / per_sample
+    np.testing.assert_allclose(curvature_ratio(h, raw), curvature_ratio(h, h_kron) / (128**2 * 16))
     before, after = (fit_power_law(sigma, curvature_ratio(h, x)).value for x in (h_kron, raw))
     assert after == pytest.approx(before, abs=1e-10)
-    np.testing.assert_allclose(convert_scale(raw, positions=16, samples=128, source="raw"), h_kron)
-    np.testing.assert_allclose(convert_scale(h_kron, positions=16, samples=128, target="sum"), 16 * h_kron)
-    with pytest.raises(ValueError, match="unknown scale convention 'kfc'"):
-        convert_scale(h_kron, positions=1, samples=1, target="kfc")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from spectral_ext.spectra import predict_singular_values, predicted_rank_law, separable_distribution
+from spectral_ext.spectra.couillet_hachem import PredictionError
 
 
 def test_flat_factors_give_marchenko_pastur():
@@ -71,3 +72,32 @@ def test_rank_rule():
     assert predicted_rank_law(4.7, 50.0) == "exponential"
     assert predicted_rank_law(19.4, 50.0) == "lognormal"
     assert predicted_rank_law(float("nan"), 50.0) == ""
+
+
+@pytest.mark.parametrize("rank", [16, 24, 40])
+def test_the_distance_is_taken_over_the_positive_part(rank):
+    rng = np.random.default_rng(3)
+    B, m, n = 4000, 64, 80
+    d = rng.normal(size=(B, rank)) @ rng.normal(size=(rank, m)) / rank**0.5
+    a = rng.normal(size=(B, n)) * np.linspace(1, 0.2, n)
+    spectra = [np.linalg.eigvalsh(one.T @ one / B)[::-1].clip(0) for one in (d, a)]
+    found = predict_singular_values(*spectra, np.linalg.svd(d.T @ a / B, compute_uv=False), samples=B, top=10)
+    assert found.compared == rank
+    assert found.ks < 0.1
+    other = predict_singular_values(np.ones(m), *spectra[1:], np.linalg.svd(d.T @ a / B, compute_uv=False), top=10)
+    assert other.ks > found.ks
+
+
+@pytest.mark.parametrize("scale", [1e-290, 1e-40, 1e150])
+def test_the_prediction_knows_no_scale(scale):
+    d, e = np.arange(1, 13) ** -1.0, np.arange(1, 31) ** -0.7
+    sigma = np.sort(np.linalg.svd(np.random.default_rng(0).normal(size=(12, 30)), compute_uv=False))[::-1]
+    want, found = predict_singular_values(d, e, sigma), predict_singular_values(d * scale, e, sigma * scale)
+    assert found.ks == pytest.approx(want.ks)
+    assert found.log_rms == pytest.approx(want.log_rms)
+    np.testing.assert_allclose(found.sigma / scale, want.sigma, rtol=1e-12)
+
+
+def test_spectra_that_are_not_finite_are_refused():
+    with pytest.raises(PredictionError, match="rows holds a value that is not finite"):
+        predict_singular_values([np.inf, 1.0], np.ones(4), np.ones(2))

@@ -1,5 +1,6 @@
 """The tracker in a plain loop, under foreign trainers, and through failures."""
 
+import functools
 import sys
 import types
 
@@ -174,3 +175,87 @@ def test_transformers_trainer(tmp_path):
     trainer = transformers.Trainer(model, arguments, train_dataset=data, callbacks=[tracker.transformers_callback()])
     trainer.train()
     assert tracker.track.steps == [0, 3, 6]
+
+
+def test_a_killed_training_starts_again(tmp_path):
+    model, batch, _ = setting()
+
+    def tracker():
+        return LandscapeTracker(model, LOSS, [batch], folder=tmp_path, unit="step", top_k=4, tensorboard=False)
+
+    tracker().start()
+    (tmp_path / "step_00000001").mkdir()  # killed before the file was written
+    (tmp_path / "step_00000001" / ".0123.partial").write_text("{")
+    (tmp_path / "step_old_backup").mkdir()
+    with pytest.warns(RuntimeWarning, match=r"step_00000001 holds no landscape"):
+        assert Track.load(tmp_path).steps == [0]
+    (tmp_path / "step_00000002").mkdir()
+    (tmp_path / "step_00000002" / "landscape.json").write_text('{"schema"')  # a disk that lost the end
+    with pytest.warns(RuntimeWarning, match=r"step_00000002 is left out of the track: .*truncated"):
+        again = tracker()
+    again.load_state_dict({"steps": 1, "epochs": 0})
+    again.step()
+    assert again.track.steps == [0, 2]
+    with pytest.warns(RuntimeWarning, match="step_00000001"):
+        assert Track.load(tmp_path).steps == [0, 2]
+
+
+def test_a_landscape_without_a_step_is_no_snapshot(tmp_path):
+    from spectral_ext.landscape.synthetic import synthetic_landscape
+
+    synthetic_landscape(1).save(tmp_path / "step_00000003")
+    with pytest.raises(ValueError, match="does not say at which step"):
+        Track.load(tmp_path)
+
+
+def test_warn_covers_saving_and_logging(tmp_path, monkeypatch):
+    model, batch, _ = setting()
+
+    def full(self, folder):
+        raise OSError(28, "No space left on device")
+
+    class Broken:
+        def add_scalar(self, *arguments):
+            raise RuntimeError("the event file is gone")
+
+    options = dict(folder=tmp_path, top_k=4, tensorboard=Broken())
+    tracker = LandscapeTracker(model, LOSS, [batch], **options)
+    monkeypatch.setattr(Landscape, "save", full)
+    with pytest.warns(RuntimeWarning) as warned:
+        assert tracker.start() is not None
+    said = " ".join(str(one.message) for one in warned)
+    assert "not saved at step 0: [Errno 28] No space left" in said
+    assert "not logged at step 0: the event file is gone" in said
+    assert tracker.track.steps == [0]
+    strict = LandscapeTracker(model, LOSS, [batch], on_error="raise", **options)
+    with pytest.raises(OSError, match="No space left"):
+        strict.start()
+
+
+def test_an_unknown_option_of_measure_is_refused_at_once():
+    model, batch, _ = setting()
+    with pytest.raises(TypeError, match="measure has no option 'topk'; it has top_k"):
+        LandscapeTracker(model, LOSS, [batch], topk=4)
+
+
+def test_with_a_process_group_the_first_rank_alone_writes(tmp_path, monkeypatch):
+    from spectral_ext.tracker import tracker as module
+
+    model, batch, _ = setting()
+    asked = []
+    real = module.measure
+
+    def measure(*arguments, process_group=None, **options):
+        asked.append(process_group)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, "measure", functools.wraps(real)(measure))
+    for rank, written in ((1, []), (0, ["step_00000000"])):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda group, rank=rank: rank)
+        group = object()
+        tracker = LandscapeTracker(
+            model, LOSS, [batch], folder=tmp_path, top_k=4, tensorboard=False, process_group=group
+        )
+        assert tracker.start() is not None
+        assert asked[-1] is group
+        assert [path.name for path in tmp_path.iterdir()] == written

@@ -1,4 +1,4 @@
-"""Source distribution → wheel in an empty folder → import in an environment of its own, outside the tree.
+"""Source distribution → wheel in an empty folder → import and tests in an environment of its own, outside the tree.
 
 Nothing of the checkout is on the path, so a header, template or marker that MANIFEST.in or the package data forgets
 shows here. The new environment sees this Python's packages (torch is not downloaded again), except spectral-ext.
@@ -7,6 +7,7 @@ shows here. The new environment sees this Python's packages (torch is not downlo
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from toolchain import ROOT
 
+TESTS = ["test_rayleigh_quotients.py", "test_input_factor_interface.py", "test_output_factor.py"]
 PROBE = """
 import sys, torch, spectral_ext
 from spectral_ext import reference
@@ -63,6 +65,12 @@ def main() -> None:
         (site / "host.pth").write_text("\n".join(packages) + "\n")
         run(python, "-c", PROBE, str(site), cwd=folder)
         run(python, "-m", "spectral_ext", "--help", cwd=folder)
+        with tarfile.open(archive) as members:
+            members.extractall(folder / "source", filter="data")
+        (source,) = (folder / "source").iterdir()
+        shutil.rmtree(source / "spectral_ext")  # only what is installed is left to import
+        tests = [str(source / "python_tests" / name) for name in TESTS]
+        run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, cwd=folder, OMP_NUM_THREADS="1")
         print(f"{archive.name}: {len(held)} entries; {wheel.name}: {len(files)} files; imported outside the tree")
 
 

@@ -1,9 +1,13 @@
-"""One command on a CUDA machine: builds in place, tests, sanitizes and times the CUDA kernels, and writes one JSON.
+"""One command on a CUDA machine: builds, tests, sanitizes, measures and times, and keeps whatever was finished.
 
-    python tools/gpu_check.py [--out gpu_check.json]
+    python tools/gpu_check.py --out results                     everything, in the order below
+    python tools/gpu_check.py --out results --only build,tests  some of it: later calls add to the same folder
+    python tools/gpu_check.py --out results --device cpu        a rehearsal, with small sizes and without CUDA
 
-Uses the Python that runs it and the torch it finds (2.11 with CUDA or newer); needs nvcc and no network. Every step is
-guarded: a failure is recorded with the end of its output and the next step runs.
+Uses the Python that runs it and the torch it finds (2.11 with CUDA or newer); needs nvcc and no network. A call ends
+within ``--seconds`` (540): a step that has no time left is stopped or not begun, and the next call takes it with
+``--only``. ``results/<step>.log`` grows while a step runs; ``results/report.json`` is written after every step, and the
+tables of the measuring steps after every row.
 """
 
 from __future__ import annotations
@@ -12,51 +16,69 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-TESTS = ["python_tests/test_cuda_ops.py", "python_tests/test_cuda_emulation.py"]
-TAIL = 20000
+import toolchain
+from toolchain import ROOT
+
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=20"]
+CUDA_TESTS = ["python_tests/test_cuda_ops.py", "python_tests/test_optim_cuda.py"]
+TAIL = 4000
 
 
-def command(*arguments: str, timeout: float = 1800, **environment: str) -> dict[str, Any]:
-    """Runs it in the repository root; its exit status, seconds and the end of its output."""
-    started = time.monotonic()
-    try:
-        done = subprocess.run(
-            arguments,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-        )
-        status: Any = done.returncode
-        output = done.stdout
-    except subprocess.TimeoutExpired as stopped:
-        status, output = "timeout", (stopped.stdout or b"").decode(errors="replace")
-    seconds = round(time.monotonic() - started, 1)
-    return {"ok": status == 0, "status": status, "seconds": seconds, "output": output[-TAIL:]}
+@dataclass
+class Call:
+    """One run of this command: where results go, which device, and when it must end."""
+
+    out: Path
+    device: str
+    deadline: float
+
+    def run(self, name: str, command: Sequence[str], limit: float = 600) -> dict[str, Any]:
+        """Runs it in the repository root, its output in ``<name>.log`` as it comes."""
+        left = min(limit, self.deadline - time.monotonic())
+        if left < 5:
+            return {"ok": False, "status": "no time left in this call"}
+        started, log = time.monotonic(), self.out / f"{name}.log"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                list(command), cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+            try:
+                status: Any = process.wait(left)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                status = f"stopped after {left:.0f} s"
+        text = log.read_text(errors="replace")
+        return {
+            "ok": status == 0,
+            "status": status,
+            "seconds": round(time.monotonic() - started, 1),
+            "end": text[-TAIL:],
+        }
 
 
-def machine() -> dict[str, Any]:
+def machine(call: Call) -> dict[str, Any]:
     import torch
 
     found: dict[str, Any] = {
-        "ok": torch.cuda.is_available(),
+        "ok": call.device == "cpu" or torch.cuda.is_available(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "platform": platform.platform(),
+        "device": call.device,
     }
+    if not found["ok"]:
+        found["status"] = "torch sees no CUDA device"
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found |= {
@@ -64,95 +86,118 @@ def machine() -> dict[str, Any]:
             "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
             "memory_GiB": round(properties.total_memory / 2**30, 1),
-            "devices": torch.cuda.device_count(),
+            "L2_MiB": round(properties.L2_cache_size / 2**20, 1),
             "cudnn": torch.backends.cudnn.version(),
         }
-    for tool in ("nvcc", "nvidia-smi"):
-        if shutil.which(tool):
-            query = ["--query-gpu=name,driver_version,clocks.sm,clocks.mem", "--format=csv"]
-            arguments = ["--version"] if tool == "nvcc" else query
-            found[tool] = command(tool, *arguments, timeout=60)["output"].strip()
+        call.run("nvidia-smi", ["nvidia-smi"], 30)
     return found
 
 
-def build() -> dict[str, Any]:
-    return command(sys.executable, "setup.py", "build_ext", "--inplace")
+def build(call: Call) -> dict[str, Any]:
+    return call.run("build", [sys.executable, "setup.py", "build_ext", "--inplace"])
 
 
-def tests() -> dict[str, Any]:
-    return command(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS)
+def tests(call: Call) -> dict[str, Any]:
+    files = CUDA_TESTS if call.device == "cuda" else ["python_tests/test_output_factor.py", *CUDA_TESTS]
+    return call.run("tests", [*PYTEST, *files])
 
 
-def all_tests() -> dict[str, Any]:
-    return command(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "python_tests", timeout=2400)
+def kernel_program(call: Call) -> dict[str, Any]:
+    """Every kernel in a program without torch (cuDNN is not ours to check), compiled once for all sanitizers."""
+    home = toolchain.cuda_home()
+    if home is None:
+        return {"ok": False, "status": "nvcc was not found: set CUDA_HOME"}
+    kernels = [str(path) for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
+    source = str(ROOT / "python_tests" / "cuda_emulator" / "kernel_check.cpp")
+    flags = ["-std=c++17", "-O3", "-lineinfo", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}", "--threads", "0"]
+    flags += ["-arch=native" if call.device == "cuda" else "-arch=sm_90"]
+    program = ["-x", "cu", source, *kernels, "-o", str(call.out / "kernel_check")]
+    return call.run("kernel_check", [str(home / "bin" / "nvcc"), *flags, *program])
 
 
-def cuda_tool(name: str) -> str:
-    folders = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
-    for path in (None, *(os.path.join(folder, "bin") for folder in folders)):
-        if found := shutil.which(name, path=path):
-            return found
-    raise FileNotFoundError(f"{name} was not found: set CUDA_HOME")
-
-
-def sanitizer(tool: str) -> Callable[[], dict[str, Any]]:
-    """compute-sanitizer over every kernel of ours, in a program without torch: cuDNN's are not ours to check."""
-
-    def run() -> dict[str, Any]:
-        program = ROOT / "build" / "kernel_check"
-        program.parent.mkdir(exist_ok=True)
-        kernels = [str(path) for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
-        source = str(ROOT / "python_tests" / "cuda_emulator" / "kernel_check.cpp")
-        flags = ["-std=c++17", "-O3", "-lineinfo", "--expt-relaxed-constexpr", "-arch=native", f"-I{ROOT / 'csrc'}"]
-        built = command(cuda_tool("nvcc"), *flags, "-x", "cu", source, *kernels, "-o", str(program))
-        if not built["ok"]:
-            return built
-        return command(cuda_tool("compute-sanitizer"), "--tool", tool, "--error-exitcode", "9", str(program))
+def sanitizer(tool: str) -> Callable[[Call], dict[str, Any]]:
+    def run(call: Call) -> dict[str, Any]:
+        if call.device != "cuda":
+            return {"ok": True, "status": "needs a GPU: the emulator's race check stands for it in the tests"}
+        program, home = call.out / "kernel_check", toolchain.cuda_home()
+        if not program.is_file() or home is None:
+            return {"ok": False, "status": f"{program} was not built: see kernel_check.log"}
+        command = [str(home / "bin" / "compute-sanitizer"), "--tool", tool, "--error-exitcode", "9", str(program)]
+        return call.run(tool, command, 180)
 
     return run
 
 
-def kernels() -> dict[str, Any]:
-    done = command(sys.executable, "tools/gpu_bench.py")
-    if done["ok"]:
-        done["table"] = json.loads(done.pop("output").splitlines()[-1])
-    return done
+def script(name: str) -> Callable[[Call], dict[str, Any]]:
+    def run(call: Call) -> dict[str, Any]:
+        table = call.out / f"{name}.json"
+        command = [sys.executable, f"tools/gpu_{name}.py", "--device", call.device, "--out", str(table)]
+        done = call.run(name, command)
+        if table.is_file():
+            done["table"] = json.loads(table.read_text())
+        return done
+
+    return run
 
 
-def benchmarks() -> dict[str, Any]:
-    return command(sys.executable, "-m", "benchmarks", timeout=2400)
-
-
-STEPS: dict[str, Callable[[], dict[str, Any]]] = {
-    "machine": machine,
-    "build": build,
-    "tests": tests,
-    "kernels": kernels,
-    "memcheck": sanitizer("memcheck"),
-    "racecheck": sanitizer("racecheck"),
-    "synccheck": sanitizer("synccheck"),
-    "benchmarks": benchmarks,
-    "all_tests": all_tests,
+GROUPS: dict[str, dict[str, Callable[[Call], dict[str, Any]]]] = {
+    "build": {"build": build},
+    "tests": {"tests": tests},
+    "sanitize": {
+        "kernel_check": kernel_program,
+        "memcheck": sanitizer("memcheck"),
+        "racecheck": sanitizer("racecheck"),
+        "synccheck": sanitizer("synccheck"),
+    },
+    "measure": {"measure": script("measure")},
+    "bench": {"bench": script("bench")},
 }
 
 
-def main() -> None:
+def write(path: Path, value: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
+
+
+def names(text: str) -> list[str]:
+    chosen = text.split(",")
+    if unknown := sorted(set(chosen) - GROUPS.keys()):
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(GROUPS)}")
+    return chosen
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "gpu_check.json")
-    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), help="steps to run")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the results; it may hold earlier ones")
+    parser.add_argument("--only", type=names, default=list(GROUPS), help=f"of {','.join(GROUPS)}, comma-separated")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--seconds", type=float, default=540, help="this call ends within them")
     arguments = parser.parse_args()
-    report: dict[str, Any] = {}
-    for name in arguments.only:
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    call = Call(out, arguments.device, time.monotonic() + arguments.seconds)
+    path = out / "report.json"
+    report: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    steps = {"machine": machine}
+    for group in arguments.only:
+        steps |= GROUPS[group]
+    good = True
+    for name, step in steps.items():
         print(f"{name} …", end=" ", flush=True)
+        started = time.monotonic()
         try:
-            report[name] = STEPS[name]()
+            report[name] = step(call)
         except Exception as problem:
             report[name] = {"ok": False, "status": f"{type(problem).__name__}: {problem}"}
-        print("ok" if report[name].get("ok") else f"failed: {report[name].get('status', 'no CUDA device')}", flush=True)
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")  # after every step: a lease may end
-    print(f"wrote {arguments.out}")
-    sys.exit(0 if all(step.get("ok") for step in report.values()) else 1)
+        report[name].setdefault("seconds", round(time.monotonic() - started, 1))
+        good &= report[name]["ok"]
+        state = "ok" if report[name]["ok"] else f"failed ({report[name].get('status')})"
+        print(f"{state}, {report[name]['seconds']} s", flush=True)
+        write(path, report)
+    print(f"wrote {path}")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -31,6 +31,14 @@ class Device {
     return count;
   }
   static void check(cudaError_t error, const char* what) {
+    if (error == cudaErrorNoKernelImageForDevice) {
+      int device = 0, major = 0, minor = 0;
+      cudaGetDevice(&device);
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+      STD_TORCH_CHECK(false, "spectral_ext holds no code for this GPU of compute capability ", major, ".", minor,
+                      ": 8.0 or newer is needed, and TORCH_CUDA_ARCH_LIST must have named it when it was built");
+    }
     STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
   }
 

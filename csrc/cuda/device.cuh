@@ -1,5 +1,8 @@
 // What every kernel here shares: element types, launching, a block's reduction. Torch-free.
 #pragma once
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "spectral_ext needs compute capability 8.0 (Ampere) or newer: leave older ones out of TORCH_CUDA_ARCH_LIST"
+#endif
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>

@@ -132,8 +132,7 @@ template <typename Acc>
 __global__ void __launch_bounds__(kThreads)
     expand_bias(const Acc* state, LagSizes s, LagExpansion tables, bool channels_last, FactorOutput out) {
   const int taps = tables.kernel[0] * tables.kernel[1] * tables.kernel[2];
-  const int64_t last = static_cast<int64_t>(taps) * s.channels;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int last = taps * s.channels, i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (i > last) return;
   const Acc* sums = state + blockIdx.y * s.group_state_size + static_cast<int64_t>(s.regions) * s.channels * s.channels;
   Acc* target = static_cast<Acc*>(out.data) + blockIdx.y * out.group_stride;
@@ -141,8 +140,8 @@ __global__ void __launch_bounds__(kThreads)
     put(target, out, last, last, sums[static_cast<int64_t>(s.sum_regions) * s.channels]);
     return;
   }
-  const int tap = static_cast<int>(channels_last ? i / s.channels : i % taps);
-  const int channel = static_cast<int>(channels_last ? i % s.channels : i / taps);
+  const int tap = channels_last ? i / s.channels : i % taps;
+  const int channel = channels_last ? i % s.channels : i / taps;
   const Acc value = sum_patch(sums, tables, tap, channel, s.channels);
   put(target, out, i, last, value);
   put(target, out, last, i, value);
@@ -155,6 +154,7 @@ cudaError_t launch_lag_expand(const void* state, Dtype accumulator_dtype, const 
                               cudaStream_t stream) {
   const int64_t taps = static_cast<int64_t>(tables.kernel[0]) * tables.kernel[1] * tables.kernel[2];
   if (taps > kMaxTaps || sizes.groups > 65535 || sizes.channels < 1) return cudaErrorInvalidValue;
+  if (taps * sizes.channels > 0x7fffffff - 2 * kThreads) return cudaErrorInvalidValue;  // expand_bias counts in 32 bits
   int strip = static_cast<int>(kMaxTaps / taps);
   strip = strip > 32 ? 32 : strip;
   const int64_t row_blocks = taps * ((sizes.channels + kRows - 1) / kRows);

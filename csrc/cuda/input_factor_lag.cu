@@ -44,9 +44,9 @@ __device__ __forceinline__ Quad<Accumulator<T>> widen_quad(const Quad<T>& quad) 
   return {{widen(quad.v[0]), widen(quad.v[1]), widen(quad.v[2]), widen(quad.v[3])}};
 }
 
-// Grid (units, groups).
+// Grid (units, groups). The least number of blocks a multiprocessor only steers ptxas: without it newer targets spill.
 template <typename T, class C>
-__global__ void __launch_bounds__(C::kThreads)
+__global__ void __launch_bounds__(C::kThreads, sizeof(T) == 2 ? 8 : 1)
     accumulate(const T* x, LagSizes s, const LagRegion* regions, Accumulator<T>* state, Accumulator<T> scale,
                Accumulator<T> beta, Accumulator<T>* scratch) {
   using Acc = Accumulator<T>;

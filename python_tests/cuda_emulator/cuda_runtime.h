@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <type_traits>
@@ -22,7 +23,12 @@ struct dim3 {
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorNoKernelImageForDevice = 209
+};
 using cudaStream_t = struct CUstream_st*;
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -32,7 +38,12 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs = 0;
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+};
 
 extern thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -136,8 +147,18 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : 163 * 1024;
-  return cudaSuccess;
+  const bool old = std::getenv("CUDA_EMULATOR_OLD_GPU") != nullptr;  // compute capability 7.5: no kernel runs
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      return *value = 4, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      return *value = old ? 7 : 8, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      return *value = old ? 5 : 0, cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      return *value = 163 * 1024, cudaSuccess;
+  }
+  return cudaErrorInvalidValue;
 }
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
@@ -150,6 +171,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const auto blocks = uint64_t(config->gridDim.x) * config->gridDim.y * config->gridDim.z;
   if (threads == 0 || threads > 1024 || blocks == 0 || config->gridDim.y > 65535 || config->gridDim.z > 65535)
     return cudaErrorInvalidConfiguration;
+  if (std::getenv("CUDA_EMULATOR_OLD_GPU") != nullptr) return cudaErrorNoKernelImageForDevice;
   cuda_emulator::run(*config, [&] { kernel(static_cast<Formal>(arguments)...); });
   return cudaSuccess;
 }

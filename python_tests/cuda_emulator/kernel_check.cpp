@@ -36,15 +36,17 @@ void check(cudaError_t error) {
   if (error == cudaSuccess) error = cudaDeviceSynchronize();
   expect(error == cudaSuccess, cudaGetErrorString(error));
 }
-// Every byte 0xff: NaN.
+// Memory of the device that only kernels touch: managed memory would hide accesses from compute-sanitizer. Every byte
+// is 0xff: NaN.
 template <typename T>
 T* guarded(int64_t count) {
   void* data = nullptr;
   const size_t bytes = static_cast<size_t>(count > 0 ? count : 1) * sizeof(T);
-  check(cudaMallocManaged(&data, bytes));
-  std::memset(data, 0xff, bytes);
+  check(cudaMalloc(&data, bytes));
+  check(cudaMemset(data, 0xff, bytes));
   return static_cast<T*>(data);
 }
+void copy(void* to, const void* from, size_t bytes) { check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault)); }
 #else
 void check(cudaError_t error) { expect(error == cudaSuccess, "launch"); }
 // The same, and the last element ends where the mapped memory does.
@@ -58,15 +60,29 @@ T* guarded(int64_t count) {
   std::memset(start, 0xff, mapped);
   return reinterpret_cast<T*>(start + mapped - bytes);
 }
+void copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
 #endif
 
 template <typename T>
-T* random_numbers(int64_t count) {
+T* to_device(const std::vector<T>& values) {
+  T* data = guarded<T>(static_cast<int64_t>(values.size()));
+  copy(data, values.data(), values.size() * sizeof(T));
+  return data;
+}
+template <typename T>
+std::vector<T> to_host(const T* data, int64_t count) {
+  std::vector<T> values(static_cast<size_t>(count));
+  copy(values.data(), data, values.size() * sizeof(T));
+  return values;
+}
+
+template <typename T>
+std::vector<T> random_numbers(int64_t count) {
   static std::mt19937 random(7);
   std::normal_distribution<double> normal;
-  T* data = guarded<T>(count);
-  for (int64_t i = 0; i < count; ++i) data[i] = static_cast<T>(static_cast<float>(normal(random)));
-  return data;
+  std::vector<T> values(static_cast<size_t>(count));
+  for (T& value : values) value = static_cast<T>(static_cast<float>(normal(random)));
+  return values;
 }
 
 void expect_close(double got, double want, double tolerance, const char* what) {
@@ -93,7 +109,8 @@ void factor(int64_t channels, int64_t stride, int multiprocessors) {
   Geometry g;
   g.batch = 2, g.channels = channels, g.bias = true;
   g.axes[1] = {5, 3, stride, 1, 1, 0, false}, g.axes[2] = {4, 3, stride, 1, 1, 0, false};
-  const double* x = random_numbers<double>(g.batch * 20 * channels);
+  const std::vector<double> numbers = random_numbers<double>(g.batch * 20 * channels);
+  const double* x = to_device(numbers);
   const int64_t n = g.n(), rows = g.batch * g.positions();
   double* direct = guarded<double>(n * n);
   double* lag = guarded<double>(n * n);
@@ -123,12 +140,14 @@ void factor(int64_t channels, int64_t stride, int multiprocessors) {
                         guarded<double>(tables.scratch_numbers()), nullptr));
   check(launch_lag_expand(state, Dtype::kFloat64, tables.sizes, tables.tables(words), false, {lag, n * n, n, 1, 0.5, 0},
                           nullptr));
+  const std::vector<double> by_direct = to_host(direct, n * n), by_lag = to_host(lag, n * n);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; j += 1 + n / 40) {
       double want = 0;
-      for (int64_t row = 0; row < rows; ++row) want += patch(x, g, row, i) * patch(x, g, row, j) / 2;
-      expect_close(direct[i * n + j], want, 1e-12, "direct input factor");
-      expect_close(lag[i * n + j], want, 1e-12, "lag input factor");
+      for (int64_t row = 0; row < rows; ++row)
+        want += patch(numbers.data(), g, row, i) * patch(numbers.data(), g, row, j) / 2;
+      expect_close(by_direct[i * n + j], want, 1e-12, "direct input factor");
+      expect_close(by_lag[i * n + j], want, 1e-12, "lag input factor");
     }
 }
 
@@ -137,7 +156,8 @@ template <typename T>
 void factor_of_rows(int64_t rows, int64_t channels, Dtype dtype, int multiprocessors) {
   Geometry g;
   g.batch = rows, g.channels = channels;
-  const T* x = random_numbers<T>(rows * channels);
+  const std::vector<T> numbers = random_numbers<T>(rows * channels);
+  const T* x = to_device(numbers);
   const LagPlan plan(g);
   const int64_t axis_stride[3] = {0, 0, 0};
   const bool aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0;
@@ -147,19 +167,22 @@ void factor_of_rows(int64_t rows, int64_t channels, Dtype dtype, int multiproces
   float* out = guarded<float>(channels * channels);
   check(launch_lag_sums(x, dtype, tables.sizes, tables.regions(words), tables.sum_regions(words), out, 1, 0,
                         guarded<float>(tables.scratch_numbers()), nullptr));
+  const std::vector<float> found = to_host(out, channels * channels);
   for (int64_t i = 0; i < channels; ++i)
     for (int64_t j = 0; j < channels; ++j) {
       double want = 0;
       for (int64_t r = 0; r < rows; ++r)
-        want += static_cast<double>(static_cast<float>(x[r * channels + i])) * static_cast<float>(x[r * channels + j]);
-      expect_close(out[i * channels + j], want, 1e-4, "input factor of rows");
+        want += static_cast<double>(static_cast<float>(numbers[r * channels + i])) *
+                static_cast<float>(numbers[r * channels + j]);
+      expect_close(found[i * channels + j], want, 1e-4, "input factor of rows");
     }
 }
 
 void transposition(int64_t batch, int64_t rows, int64_t columns) {
-  const float* x = random_numbers<float>(batch * rows * columns);
-  float* out = guarded<float>(batch * rows * columns);
-  check(launch_transpose(x, out, 4, batch, rows, columns, nullptr));
+  const std::vector<float> x = random_numbers<float>(batch * rows * columns);
+  float* transposed = guarded<float>(batch * rows * columns);
+  check(launch_transpose(to_device(x), transposed, 4, batch, rows, columns, nullptr));
+  const std::vector<float> out = to_host(transposed, batch * rows * columns);
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = 0; c < columns; ++c)
@@ -169,15 +192,18 @@ void transposition(int64_t batch, int64_t rows, int64_t columns) {
 void rayleigh(int64_t samples, int64_t positions, int K, bool positions_last) {
   const RayleighSizes sizes{samples, positions, K};
   const int64_t count = samples * positions * K, sample = positions * K;
-  const float *p = random_numbers<float>(count), *q = random_numbers<float>(count), *shift = random_numbers<float>(K);
+  const std::vector<float> p = random_numbers<float>(count), q = random_numbers<float>(count);
+  const std::vector<float> shift = random_numbers<float>(K);
   const int64_t k_stride = positions_last ? positions : 1, s_stride = positions_last ? 1 : K;
   const int64_t rows = rayleigh_partial_rows(sizes);
   double* partials = guarded<double>(rows * 4 * K);
   double* out = guarded<double>(4 * K);
-  check(launch_rayleigh_partials({p, sample, k_stride, s_stride, shift}, {q, sample, k_stride, s_stride, nullptr},
-                                 Dtype::kFloat32, sizes, partials, nullptr));
+  check(launch_rayleigh_partials({to_device(p), sample, k_stride, s_stride, to_device(shift)},
+                                 {to_device(q), sample, k_stride, s_stride, nullptr}, Dtype::kFloat32, sizes, partials,
+                                 nullptr));
   void* const outputs[4] = {out, out + K, out + 2 * K, out + 3 * K};
   check(launch_rayleigh_finish(partials, rows, K, {{1, 2, 3, 4}}, outputs, Dtype::kFloat64, nullptr));
+  const std::vector<double> found = to_host(out, 4 * K);
   for (int k = 0; k < K; ++k) {
     double want[4] = {};
     for (int64_t b = 0; b < samples; ++b) {
@@ -189,7 +215,7 @@ void rayleigh(int64_t samples, int64_t positions, int K, bool positions_last) {
       }
       want[3] += inner * inner;
     }
-    for (int o = 0; o < 4; ++o) expect_close(out[o * K + k], (o + 1) * want[o], 1e-12, "Rayleigh quotients");
+    for (int o = 0; o < 4; ++o) expect_close(found[o * K + k], (o + 1) * want[o], 1e-12, "Rayleigh quotients");
   }
 }
 
@@ -197,16 +223,18 @@ void rayleigh(int64_t samples, int64_t positions, int K, bool positions_last) {
 void newton(int n, int64_t length) {
   const NewtonStrides strides{n * length, length, 1};
   const NewtonSizes sizes{2, n, length, 1, strides, strides};
-  const float* G = random_numbers<float>(2 * n * length);
-  float *out = guarded<float>(2 * n * length), *constant = guarded<float>(2), *weight = guarded<float>(2);
-  float* pole = guarded<float>(2);
-  for (int b = 0; b < 2; ++b) constant[b] = 0.25f, weight[b] = 2.0f, pole[b] = static_cast<float>(length);
-  int32_t* status = guarded<int32_t>(2);
-  check(launch_spectral_newton(G, out, Dtype::kFloat32, sizes, {constant, weight, pole}, 1, 0, status,
+  const std::vector<float> G = random_numbers<float>(2 * n * length);
+  const std::vector<float> constant(2, 0.25f), weight(2, 2.0f), pole(2, static_cast<float>(length));
+  float* out = guarded<float>(2 * n * length);
+  int32_t* codes = guarded<int32_t>(2);
+  check(launch_spectral_newton(to_device(G), out, Dtype::kFloat32, sizes,
+                               {to_device(constant), to_device(weight), to_device(pole)}, 1, 0, codes,
                                guarded<float>(newton_scratch(sizes)), nullptr));
+  const std::vector<float> found = to_host(out, 2 * n * length);
+  const std::vector<int32_t> status = to_host(codes, 2);
   for (int b = 0; b < 2; ++b) {
     expect(status[b] == 0, "Newton status");
-    const float *g = G + b * n * length, *t = out + b * n * length;
+    const float *g = G.data() + b * n * length, *t = found.data() + b * n * length;
     for (int64_t c = 0; c < length; c += 1 + length / 4)
       for (int i = 0; i < n; i += 1 + n / 6) {
         double left = static_cast<double>(pole[b]) * t[i * length + c], right = 0;

@@ -34,12 +34,18 @@ class LayerFactors:
     positions: float
     """S: rows of x (patches of a convolution) per sample."""
     C_delta_out: Tensor | None = None
-    """The same of the error at the output of the block around the layer, where it has as many channels."""
+    """The same of the error at the output of the residual block around the layer, where it has as many channels."""
     block: str = ""
     is_head: bool = False
     """Whether no other module with a weight matrix is called after it."""
     behind_norm: bool = False
     """Whether x is the output of a LayerNorm or RMSNorm."""
+    C_normalized: Tensor | None = None
+    """Ĉ (n, n), float64: C_A of that norm's output before its weight γ and bias β. None behind no norm, where the norm
+    is over other dimensions, and where γ has a zero.
+    """
+    centred: bool = False
+    """Whether that norm subtracts the mean (LayerNorm), so that Ĉ has the constant vector as a null vector."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -71,7 +77,10 @@ class _LayerSums:
     block: str = ""
     rows_without_error: int = 0
     is_head: bool = False
-    behind_norm: bool = False
+    norm: nn.Module | None = None
+    """The norm whose output the layer reads."""
+    input_sum: Tensor | None = None
+    """Σ a over all rows of a layer without a kernel, in float64."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -192,6 +201,9 @@ def _add_factors(
     if key not in shared:
         shared[key] = input_factor(x, **layer.geometry, scale="sum")
     held.input.add(shared[key], d.shape[0], rows)
+    if not layer.is_convolution:
+        total = x.flatten(0, -2).sum(0, dtype=torch.float64)
+        held.input_sum = total if held.input_sum is None else held.input_sum + total
     held.output.add(output_factor(d, convolution=layer.is_convolution, scale="sum"), d.shape[0], rows)
     held.rows_without_error += layer.rows_without_error(d)
     if own is not None:
@@ -200,7 +212,7 @@ def _add_factors(
 
 def _add_surroundings(sums: dict[str, _LayerSums], calls: Calls, layers: Mapping[str, Layer]) -> None:
     for name, held in sums.items():
-        held.is_head, held.behind_norm = name == calls.last, name in calls.behind_norm
+        held.is_head, held.norm = name == calls.last, calls.behind_norm.get(name)
         held.notes += [note for note in calls.notes.get(name, []) if note not in held.notes]
     for name, (block, total, count) in calls.block_factors(layers).items():
         sums[name].block = block
@@ -220,17 +232,39 @@ def _factors(held: _LayerSums, samples: int, group: Any) -> LayerFactors:
             f"{bare} of {round(rows)} rows carry no error (padding or masked tokens, perhaps), and yet count in C_A, S "
             "and the concentration ratio"
         )
+    C_A = all_sum(A, group) / rows
+    mean = None if held.input_sum is None else all_sum(held.input_sum, group) / rows
     return LayerFactors(
-        C_A=all_sum(A, group) / rows,
+        C_A=C_A,
         C_delta=all_sum(delta, group) / samples,
         samples=samples,
         positions=rows / samples,
         C_delta_out=None if out is None else all_sum(out, group) / samples,
         block="" if out is None else held.block,
         is_head=held.is_head,
-        behind_norm=held.behind_norm,
+        behind_norm=held.norm is not None,
+        C_normalized=None if held.norm is None or mean is None else _without_affine(C_A, mean, held.norm),
+        centred=type(held.norm).__name__.endswith("LayerNorm"),
         notes=notes,
     )
+
+
+def _without_affine(C_A: Tensor, mean: Tensor, norm: nn.Module) -> Tensor | None:
+    """Ĉ = Γ⁻¹(C_A − μβᵀ − βμᵀ + ββᵀ)Γ⁻¹ with Γ = diag(γ) and μ the mean of a = γ⊙x̂ + β, in float64."""
+    weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
+    if any(isinstance(one, Tensor) and one.shape != mean.shape for one in (weight, bias)) or len(mean) != len(C_A):
+        return None
+    C = C_A.double()
+    if isinstance(bias, Tensor):
+        beta = bias.detach().double()
+        cross = torch.outer(mean, beta)
+        C = C - cross - cross.mT + torch.outer(beta, beta)
+    if isinstance(weight, Tensor):
+        gamma = weight.detach().double()
+        if not bool((gamma.abs() > 1e-6 * gamma.abs().max()).all()):
+            return None
+        C = C / torch.outer(gamma, gamma)
+    return C
 
 
 def _out_of_range(factors: LayerFactors) -> str | None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectral_ext.layers import Layer
+from spectral_ext.capture.skips import has_skip
+from spectral_ext.layers import Layer, layer_name
 from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, first_tensor
 from spectral_ext.measurement.checks import check_loss
 from spectral_ext.ops import output_factor
@@ -30,8 +31,9 @@ class Calls:
         """From then on calls repeat earlier ones: activation checkpointing calls modules again in the backward pass."""
         self.reached: set[str] = set()
         self.notes: dict[str, list[str]] = {}
-        self.behind_norm: set[str] = set()
-        self.norm_outputs: dict[tuple[int, torch.Size], Tensor] = {}
+        self.behind_norm: dict[str, nn.Module] = {}
+        """Layer → the norm whose output it reads."""
+        self.norm_outputs: dict[tuple[int, torch.Size], tuple[Tensor, nn.Module]] = {}
         """Kept for the time of the pass, so that no other tensor takes the same memory."""
         self.block_errors: dict[str, Tensor] = {}
         self.blocks = {name: _enclosing_blocks(model, name) for name in layers}
@@ -94,9 +96,9 @@ def recording(model: nn.Module, layers: Mapping[str, Layer], samples: int, visit
             x = first_tensor(args) if args else first_tensor(kwargs)
             if calls.count[name] > 1 or x is None or not isinstance(output, Tensor) or not output.requires_grad:
                 return None
-            norm = calls.norm_outputs.get((x.data_ptr(), x.shape))
-            if norm is not None and norm._version == x._version:
-                calls.behind_norm.add(name)
+            output_of_norm, norm = calls.norm_outputs.get((x.data_ptr(), x.shape), (None, None))
+            if norm is not None and output_of_norm is not None and output_of_norm._version == x._version:
+                calls.behind_norm[name] = norm
             held = x.detach()
             source = x.data_ptr(), x.shape, x.stride(), x._version
 
@@ -111,14 +113,16 @@ def recording(model: nn.Module, layers: Mapping[str, Layer], samples: int, visit
 
     def norm_hook(module: nn.Module, args: tuple, output: Any) -> None:
         if isinstance(output, Tensor) and not calls.forward_is_over:
-            calls.norm_outputs[output.data_ptr(), output.shape] = output.detach()
+            calls.norm_outputs[output.data_ptr(), output.shape] = output.detach(), module
 
     def block_hook(block: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
             tensor = first_tensor(output)
             if calls.forward_is_over or block in calls.block_errors:
                 return
-            if tensor is not None and tensor.requires_grad and tensor.dim() > 1:
+            if tensor is None or not tensor.requires_grad or tensor.dim() < 2:
+                return
+            if has_skip(first_tensor(args), tensor):
                 tensor.register_hook(lambda gradient: calls.block_errors.__setitem__(block, _error(gradient, samples)))
 
         return hook
@@ -137,9 +141,9 @@ def recording(model: nn.Module, layers: Mapping[str, Layer], samples: int, visit
             if type(module).__name__.endswith(("LayerNorm", "RMSNorm")):
                 handles.append(module.register_forward_hook(norm_hook))
             if _has_matrix(module):
-                handles.append(module.register_forward_hook(order_hook(name)))
-            if name in blocks:
-                handles.append(module.register_forward_hook(block_hook(name)))
+                handles.append(module.register_forward_hook(order_hook(layer_name(name))))
+        for name in blocks:
+            handles.append(model.get_submodule(name).register_forward_hook(block_hook(name)))
         for name, layer in layers.items():  # before hooks of the user's, which may change the output
             handles.append(layer.module.register_forward_hook(layer_hook(name, layer), with_kwargs=True, prepend=True))
         yield calls

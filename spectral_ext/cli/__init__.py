@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import site
 import sys
+import sysconfig
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +14,8 @@ from rich.console import Console
 
 from spectral_ext._version import __version__
 
-MEASURE_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, NotImplementedError)
+REFUSALS = (ValueError, TypeError, KeyError, OSError, ImportError, NotImplementedError)
+"""What the commands raise for input that they cannot use; the exit code is 2, and 1 for every other exception."""
 
 LANDSCAPE = """\
 example:
@@ -54,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="spectral-ext",
         description="Curvature of neural networks along gradient singular directions.",
-        epilog="`spectral-ext COMMAND --help` shows an example of each.",
+        epilog="`spectral-ext COMMAND --help` shows an example of each. Exit codes: 0 done, 1 an unexpected error "
+        "(also in your own model or loss), 2 the input or an option cannot be used, 130 interrupted.",
     )
     top.add_argument("--version", action="version", version=f"spectral-ext {__version__}")
     top.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
@@ -68,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     one = command("landscape", "measure a model's landscape and write a report", LANDSCAPE)
     one.add_argument("model", metavar="MODEL", help="module:function, file.py:function, torchvision:, timm: or hf:")
     one.add_argument("--out", type=Path, default=Path("landscape"), help="folder of the report (default: landscape)")
-    one.add_argument("--top-k", type=_positive, default=20, help="gradient directions a layer (default 20)")
+    one.add_argument("--top-k", type=_positive, default=20, help="gradient directions per layer (default 20)")
     one.add_argument("--layers", action="append", metavar="PATTERN", help="name or shell pattern; may be repeated")
     one.add_argument("--method", default="auto", help="how h is measured (default auto); see the documentation")
     one.add_argument(
@@ -81,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--dtype", choices=("float32", "float64"), help="convert model and data (default: as they come)")
     one.add_argument("--seed", type=int, default=0, help="of bootstrap and random data (default 0)")
     one.add_argument("--resume", action="store_true", help="keep finished layers in OUT, and go on from there")
+    one.add_argument("--overwrite", action="store_true", help="replace the report that OUT holds (default: refuse)")
     one.add_argument("--title", help="heading of the page")
     one.add_argument(
         "--figures", action=argparse.BooleanOptionalAction, default=True, help="write the figures as PNG files too"
@@ -88,8 +94,8 @@ def parser() -> argparse.ArgumentParser:
     sizes = one.add_argument_group("random data, for torchvision:, timm: and hf: without --data")
     sizes.add_argument("--samples", type=_positive, default=64, help="(default 64)")
     sizes.add_argument("--batch-size", type=_positive, default=16, help="(default 16)")
-    sizes.add_argument("--image-size", type=_positive, default=64, help="pixels a side (default 64)")
-    sizes.add_argument("--length", type=_positive, default=64, help="tokens a sequence (default 64)")
+    sizes.add_argument("--image-size", type=_positive, help="pixels per side (default: the model's own)")
+    sizes.add_argument("--length", type=_positive, default=64, help="tokens per sequence (default 64)")
     sizes.add_argument("--classes", type=_positive, default=10, help="of the head (default 10)")
 
     two = command("compare", "two landscapes side by side", COMPARE)
@@ -97,10 +103,12 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("second", type=Path, metavar="B", help="the same")
     two.add_argument("--names", nargs=2, metavar=("NAME_A", "NAME_B"), help="what to call them (default: the folders)")
     two.add_argument("--out", type=Path, help="also write comparison.html here")
+    two.add_argument("--overwrite", action="store_true", help="replace the comparison that OUT holds")
 
     three = command("audit", "check the paper's published numbers against its own frozen results", AUDIT)
     three.add_argument("folder", type=Path, metavar="FOLDER", help="holds results_*.json")
     three.add_argument("--out", type=Path, help="also write audit.json and audit.html here")
+    three.add_argument("--overwrite", action="store_true", help="replace the audit that OUT holds")
     three.add_argument("--brief", action="store_true", help="leave out the claims that hold")
 
     four = command("bench", "every op against its plain reference and its peers", BENCH)
@@ -121,7 +129,9 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command: 0 when it is done, 2 for an error (one line with a remedy), 130 when interrupted."""
+    """Run a command and return its exit code: 0 when it is done, 2 where the input or an option cannot be used, 1 for
+    an unexpected error, 130 when interrupted. An error is one line; ``--traceback`` shows all of it.
+    """
     args = parser().parse_args(argv)
     console = Console()
     from spectral_ext.cli import (
@@ -134,11 +144,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = "; --resume keeps finished layers" if args.command == "landscape" and not args.resume else ""
         print(f"spectral-ext: interrupted{again}", file=sys.stderr)
         return 130
-    except MEASURE_ERRORS as error:
+    except Exception as error:
         if args.traceback:
             raise
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        first = " ".join((text or type(error).__name__).split())
-        print(f"spectral-ext: {first} (--traceback before the command shows where)", file=sys.stderr)
-        return 2
+        print(f"spectral-ext: {describe(error)} (--traceback before the command shows where)", file=sys.stderr)
+        return 2 if isinstance(error, REFUSALS) else 1
     return 0
+
+
+def describe(error: BaseException) -> str:
+    """The error in one line: our own message as it is, another's with its type and the line of the user's code."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = " ".join(text.split())[:1000]
+    frames = traceback.extract_tb(error.__traceback__)
+    if text and frames and _is_ours(frames[-1].filename):
+        return text
+    theirs = [frame for frame in frames if not _is_ours(frame.filename) and not _is_installed(frame.filename)]
+    where = f" in {theirs[-1].filename}, line {theirs[-1].lineno} ({theirs[-1].name})" if theirs else ""
+    return f"{type(error).__name__}{': ' if text else ''}{text}{where}"
+
+
+def _is_ours(file: str) -> bool:
+    return Path(file).resolve().is_relative_to(Path(__file__).resolve().parents[1])
+
+
+def _is_installed(file: str) -> bool:
+    """Whether the file belongs to Python or to an installed package, which the user did not write."""
+    folders = [sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), *site.getsitepackages()]
+    return file.startswith("<") or any(Path(file).resolve().is_relative_to(Path(f).resolve()) for f in folders)

@@ -14,26 +14,27 @@ import torch
 from rich.console import Console
 
 from spectral_ext.audit import audit as run_audit
+from spectral_ext.cli.output import REPORT, UNFINISHED, check_output, check_unfinished
 from spectral_ext.cli.tasks import Synthetic, TaskError, load_task
 from spectral_ext.collect_env import main as print_environment
-from spectral_ext.landscape import Landscape, measure
+from spectral_ext.landscape import Landscape, measure, write_atomically
 from spectral_ext.measurement.batches import to_device
 from spectral_ext.report import print_comparison, print_findings, print_landscape, write_comparison, write_report
 from spectral_ext.report.audit import write_audit
 
 
 def landscape(args: Namespace, console: Console) -> None:
+    check_output(args.out, REPORT, overwrite=args.overwrite)
+    check_unfinished(args.out, resume=args.resume, overwrite=args.overwrite)
+    device = _device(args.device)
     sizes = Synthetic(args.samples, args.batch_size, args.image_size, args.length, args.classes, args.seed)
     task = load_task(args.model, data=args.data, checkpoint=args.checkpoint, sizes=sizes)
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise TaskError("--device cuda: this torch sees no CUDA device; leave the option out")
     dtype = getattr(torch, args.dtype) if args.dtype else None
     model = task.model.to(device=device, dtype=dtype)
     batches = [_cast(to_device(batch, device), dtype) for batch in task.batches]
     if args.mode:
         model.train(args.mode == "train")
-    kept = args.out / "unfinished"
+    kept = args.out / UNFINISHED
     found = measure(
         model,
         task.loss_fn,
@@ -43,16 +44,29 @@ def landscape(args: Namespace, console: Console) -> None:
         method=args.method,
         split=args.split,
         seed=args.seed,
+        progress=sys.stderr.isatty(),  # no bars in a redirected file
         resume=kept if args.resume else None,
     )
     found.meta["specification"] = args.model
     found.meta["notes"] = [*task.notes, *found.meta.get("notes", [])]
-    print_landscape(found, console)
     title = args.title or f"Spectral landscape of {args.model}"
     page = write_report(found, args.out, title=title, figures=args.figures)
     if kept.exists():
         shutil.rmtree(kept)
+    print_landscape(found, console)
     console.print(f"Open {page} in a browser; the numbers are in {args.out / 'landscape.json'}.", soft_wrap=True)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise TaskError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TaskError(f"--device {name}: this torch sees no CUDA device; leave the option out")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise TaskError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return device
 
 
 def _cast(tree: Any, dtype: torch.dtype | None) -> Any:
@@ -68,6 +82,8 @@ def _cast(tree: Any, dtype: torch.dtype | None) -> Any:
 
 
 def compare(args: Namespace, console: Console) -> None:
+    if args.out:
+        check_output(args.out, ("comparison.html", "alpha_comparison.png"), overwrite=args.overwrite)
     first, second = Landscape.load(args.first), Landscape.load(args.second)
     names = (args.names[0], args.names[1]) if args.names else _names(args.first, args.second)
     print_comparison(first, second, names, console)
@@ -84,12 +100,13 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
 
 
 def audit(args: Namespace, console: Console) -> None:
+    if args.out:
+        check_output(args.out, ("audit.json", "audit.html"), overwrite=args.overwrite)
     findings = run_audit(args.folder)
     print_findings(findings, console, every=not args.brief)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps([one.as_dict() for one in findings], indent=1, ensure_ascii=False)
-        (args.out / "audit.json").write_text(text + "\n", encoding="utf-8")
+        write_atomically(args.out / "audit.json", text + "\n")
         console.print(f"Open {write_audit(findings, args.out)} in a browser.", soft_wrap=True)
 
 

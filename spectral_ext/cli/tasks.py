@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
+import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +40,8 @@ class Synthetic:
 
     samples: int = 64
     batch_size: int = 16
-    image_size: int = 64
+    image_size: int | None = None
+    """None: what the model's own configuration names."""
     length: int = 64
     classes: int = 10
     seed: int = 0
@@ -66,7 +70,9 @@ def load_task(spec: str, *, data: str | None = None, checkpoint: Path | None = N
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(sizes.seed)
         if source in SOURCES:
-            task = {"torchvision": _torchvision, "timm": _timm, "hf": _hugging_face}[source](name, sizes, data is None)
+            build = {"torchvision": _torchvision, "timm": _timm, "hf": _hugging_face}[source]
+            with _no_download(spec):
+                task = build(name, sizes, data is None)
         else:
             task = _own(spec)
     if data is not None:
@@ -115,21 +121,42 @@ def _call(spec: str) -> Any:
                 raise TaskError(f"there is no file {place}")
             description = importlib.util.spec_from_file_location(path.stem, path)
             assert description is not None and description.loader is not None  # a .py file always has a loader
-            module = importlib.util.module_from_spec(description)
+            module, loader = importlib.util.module_from_spec(description), description.loader
             sys.modules[path.stem] = module
             with _importable(path.resolve().parent):
-                description.loader.exec_module(module)
+                _run(spec, lambda: loader.exec_module(module))
         else:
             try:
                 module = importlib.import_module(place)
             except ModuleNotFoundError as error:
+                if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+                    raise TaskError(f"{place} imports {error.name!r}, which is not installed: install it") from error
                 raise TaskError(f"cannot import {place!r} ({error}): run from the folder that holds it") from error
+            except Exception as error:
+                raise _raised(spec, error) from error
         if not hasattr(module, name):
             raise TaskError(f"{place} has no {name!r}")
         target = getattr(module, name)
         if not callable(target):
             raise TaskError(f"{spec} is {_kind(target)}, not a function without arguments")
-        return target()
+        return _run(spec, target)
+
+
+def _run(spec: str, function: Callable[[], Any]) -> Any:
+    """What the user's own code returns; an error in it is told by its type and its place."""
+    try:
+        return function()
+    except TaskError:
+        raise
+    except Exception as error:
+        raise _raised(spec, error) from error
+
+
+def _raised(spec: str, error: Exception) -> TaskError:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    where = f" at {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+    text = " ".join(str(error).split())[:500]
+    return TaskError(f"{spec} raised {type(error).__name__}{': ' if text else ''}{text}{where}")
 
 
 @contextlib.contextmanager
@@ -157,8 +184,39 @@ RANDOM_NOTE = (
 )  # fmt: skip
 
 
-def _images(sizes: Synthetic, channels: int, classes: int) -> list[Any]:
-    shape = (channels, sizes.image_size, sizes.image_size)
+IMAGE_SIZE = 64
+"""Pixels per side where the model's configuration names none."""
+
+
+@contextlib.contextmanager
+def _no_download(source: str) -> Iterator[None]:
+    """While a library builds its model, weights from the network are refused: nobody asked for them."""
+
+    def refuse(url: str, *arguments: Any, **options: Any) -> None:
+        raise TaskError(
+            f"{source} would download weights from {url}, which nothing here asks for: build the model in a function "
+            "of your own and pass module:function"
+        )
+
+    hub: Any = torch.hub
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    before = {name: os.environ.get(name) for name in names}
+    download, hub.download_url_to_file = hub.download_url_to_file, refuse
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        hub.download_url_to_file = download
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _images(sizes: Synthetic, channels: int, classes: int, own_size: int | None) -> list[Any]:
+    side = sizes.image_size or own_size or IMAGE_SIZE
+    shape = (channels, side, side)
     return [(torch.randn(n, *shape), torch.randint(classes, (n,))) for n in sizes.splits()]
 
 
@@ -166,8 +224,53 @@ def _torchvision(name: str, sizes: Synthetic, with_data: bool) -> Task:
     models = _package("torchvision", f"torchvision:{name}").models
     if name not in models.list_models():
         raise TaskError(f"torchvision has no model {name!r}: torchvision.models.list_models() names them")
-    model = models.get_model(name, weights=None, num_classes=sizes.classes).eval()
-    return Task(model, nn.CrossEntropyLoss(), _images(sizes, 3, sizes.classes) if with_data else [], [RANDOM_NOTE])
+    options: dict[str, Any] = dict(weights=None, num_classes=sizes.classes)
+    builder = models.get_model_builder(name) if hasattr(models, "get_model_builder") else models.get_model
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        options["weights_backbone"] = None  # detection and segmentation models fetch a backbone otherwise
+    model = models.get_model(name, **options).eval()
+    return _random_images(model, f"torchvision:{name}", sizes, 3, _torchvision_size(models, name, model), with_data)
+
+
+def _torchvision_size(models: Any, name: str, model: nn.Module) -> int | None:
+    """Pixels per side from the model (vision transformers) or from the transforms of its published weights."""
+    size = getattr(model, "image_size", None)
+    if size is None and hasattr(models, "get_model_weights"):
+        try:
+            size = models.get_model_weights(name).DEFAULT.transforms().crop_size
+        except (AttributeError, KeyError, ValueError):  # no published weights, or transforms without a crop
+            return None
+    if isinstance(size, (list, tuple)):
+        size = size[0]
+    return size if isinstance(size, int) else None
+
+
+def _random_images(
+    model: nn.Module, source: str, sizes: Synthetic, channels: int, own_size: int | None, with_data: bool
+) -> Task:
+    """Random images and labels for an image classifier, tried on one image before anything is measured."""
+    loss = nn.CrossEntropyLoss()
+    if not with_data:
+        return Task(model, loss, [], [])
+    batches = _images(sizes, channels, sizes.classes, own_size)
+    side = batches[0][0].shape[-1]
+    remedy = "pass --data module:function"
+    try:
+        with torch.no_grad():
+            output = model(batches[0][0][:1])
+    except Exception as error:
+        known = f"; its own size is {own_size}" if own_size not in (None, side) else ""
+        raise TaskError(
+            f"{source} does not run on a random image of {side} × {side} pixels{known}: give another --image-size, or "
+            f"{remedy} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from error
+    if not isinstance(output, Tensor) or output.shape != (1, sizes.classes):
+        found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else _kind(output)
+        raise TaskError(
+            f"{source} returns {found} and not scores of {sizes.classes} classes, so there is no loss for it: {remedy} "
+            "that returns (loss_fn, batches)"
+        )
+    return Task(model, loss, batches, [RANDOM_NOTE])
 
 
 def _timm(name: str, sizes: Synthetic, with_data: bool) -> Task:
@@ -176,10 +279,8 @@ def _timm(name: str, sizes: Synthetic, with_data: bool) -> Task:
         near = timm.list_models(f"*{name}*")[:4]
         raise TaskError(f"timm has no model {name!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
     model = timm.create_model(name, pretrained=False, num_classes=sizes.classes).eval()
-    channels = model.pretrained_cfg.get("input_size", (3,))[0]
-    return Task(
-        model, nn.CrossEntropyLoss(), _images(sizes, channels, sizes.classes) if with_data else [], [RANDOM_NOTE]
-    )
+    channels, *sides = model.pretrained_cfg.get("input_size", (3,))
+    return _random_images(model, f"timm:{name}", sizes, channels, sides[0] if sides else None, with_data)
 
 
 def _hugging_face(folder: str, sizes: Synthetic, with_data: bool) -> Task:
@@ -196,8 +297,10 @@ def _hugging_face(folder: str, sizes: Synthetic, with_data: bool) -> Task:
     factory = getattr(transformers, names[0])
     weights = any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("pytorch_model*.bin"))
     options = {"attn_implementation": "eager"}
+    if getattr(config, "use_pretrained_backbone", False):
+        config.use_pretrained_backbone = False  # its weights come from the folder, or nobody asked for them
     if weights:
-        model = factory.from_pretrained(folder, local_files_only=True, **options).eval()
+        model = factory.from_pretrained(folder, config=config, local_files_only=True, **options).eval()
     else:
         model = factory._from_config(config, **options).eval()
     notes = [] if weights else [f"{folder} holds no weights: the network is initialised at random"]

@@ -12,7 +12,7 @@ The inner products are summed in float64 (:mod:`.sums`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,8 +24,8 @@ from spectral_ext.layers import CONVOLUTIONS, MEASURABLE_TYPES, Layer
 from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss
 
 
-class NotApplicableError(Exception):
-    """A method does not apply to a layer; the message says why."""
+class NoSecondDerivativeError(RuntimeError):
+    """An operation of the model has no second derivative; the message names it."""
 
 
 @contextlib.contextmanager
@@ -95,6 +95,7 @@ def double_backward_output(
     custom = dict(zip(usual, custom_functions(loss, z_of), strict=True))
     by_weight = grad_or_zeros(loss, [layer.weight for layer in usual.values()], retain_graph=True)
     gradients = grad_or_zeros(loss, z_of, create_graph=True)
+    refuse_once_differentiable(gradients, custom.values())
     found = {}
     for name, gradient, z, whole in zip(usual, gradients, z_of, by_weight, strict=True):
         forms = []
@@ -124,6 +125,7 @@ def double_backward_weight(
     weights = [layer.weight for layer in layers.values()]
     custom = dict(zip(layers, custom_functions(loss, weights), strict=True))
     gradients = grad_or_zeros(loss, weights, create_graph=True)
+    refuse_once_differentiable(gradients, custom.values())
     found = {}
     for name, weight, gradient in zip(layers, weights, gradients, strict=True):
         along = directions[name]
@@ -171,6 +173,27 @@ def custom_functions(loss: Tensor, tensors: list[Tensor]) -> list[set[str]]:
 def _is_custom(node: Any) -> bool:
     """Nodes of Python functions are instances of a class of their own; those of C++ functions carry a C++ type name."""
     return isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name()
+
+
+def refuse_once_differentiable(gradients: Iterable[Tensor], custom: Iterable[set[str]]) -> None:
+    """Raises NoSecondDerivativeError where a backward pass is marked as ``once_differentiable``.
+
+    Its gradients come from a node that raises an error if it is reached, but whose inputs are constants, so that
+    autograd does not reach it and takes the second derivative for zero.
+    """
+    names = set().union(*custom)
+    if not names:
+        return
+    seen: set[Any] = set()
+    stack = [gradient.grad_fn for gradient in gradients if gradient.grad_fn is not None]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.name().split("::")[-1] in ("Error", "DelayedError"):
+            raise NoSecondDerivativeError(f"{', '.join(sorted(names))}: its backward pass is once_differentiable")
+        stack.extend(n for n, _ in node.next_functions if n is not None)
 
 
 def grad_or_zeros(loss: Tensor, inputs: list[Tensor], **options: bool) -> tuple[Tensor, ...]:

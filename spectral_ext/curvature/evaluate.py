@@ -9,17 +9,27 @@ from torch import Tensor, fx, nn
 
 from spectral_ext.curvature.trace import Program, UntraceableError
 
+aten = torch.ops.aten
+
 Environment = dict[fx.Node, Any]
 
 
 def evaluate(program: Program, arguments: list[Tensor], weights: set[fx.Node]) -> Environment:
-    """The value of every node; the ``weights`` require gradients."""
+    """The value of every node; the ``weights`` require gradients.
+
+    Raises:
+        UntraceableError: the loss of the graph is not finite, although the model's is.
+    """
     needed = set(program.nodes)
     env: Environment = {}
     for node, value in zip(program.placeholders, arguments, strict=True):
         if node in needed:
             env[node] = value.detach().requires_grad_() if node in weights else value.detach()
     run(program, program.nodes, env)
+    if not bool(env[program.loss].isfinite()):
+        empty = [str(node.meta.get("owner", "the loss")) for node in program.nodes if node.target is aten.fill.Scalar]
+        why = f", because memory that was never written reaches it (in {', '.join(dict.fromkeys(empty))})"
+        raise UntraceableError("the loss of the traced graph is not finite" + (why if empty else ""))
     return env
 
 

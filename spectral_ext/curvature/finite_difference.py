@@ -8,7 +8,6 @@ estimate says so. The model is evaluated in float64 where it can be.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral_ext.curvature.directions import Directions
+from spectral_ext.curvature.extrapolation import derivative_at_zero
 from spectral_ext.curvature.objective import batch_in_float64, call_with, in_float64
 from spectral_ext.curvature.sums import inner_products
 from spectral_ext.layers import Layer
@@ -24,10 +24,6 @@ from spectral_ext.measurement.gradients import Piece
 
 FIRST_STEP = 0.05
 """‖t D‖ of the first step, relative to ‖W‖."""
-RATIO = 2.0
-"""Each step is the one before over this."""
-LEVELS = 10
-"""The most steps."""
 
 
 @dataclass
@@ -82,7 +78,7 @@ def _differences(
     values, errors = [], []
     for k in range(len(directions)):
         (tangent,) = directions[[k]].weight_tangents()
-        value, error = _ridders(partial(slope, tangent), _first_step(base, tangent), eps)
+        value, error = derivative_at_zero(partial(slope, tangent), _first_step(base, tangent), eps)
         values.append(value)
         errors.append(error)
     device = weight.device
@@ -96,28 +92,3 @@ def _first_step(weight: Tensor, tangent: Tensor) -> float:
     """A step that moves the weight by a twentieth of its norm, or of 1 where it is zero."""
     scale = float(weight.double().norm()) or 1.0
     return FIRST_STEP * scale / max(float(tangent.double().norm()), torch.finfo(torch.float64).tiny)
-
-
-def _ridders(slope: Callable[[float], float], step: float, eps: float) -> tuple[float, float]:
-    """φ′(0) by extrapolated central differences: the entry of the tableau with the smallest error estimate.
-
-    The estimate is the largest change against the entry's two neighbours of lower order, but at least the rounding
-    error of the difference quotient.
-    """
-    best, error = 0.0, float("inf")
-    row: list[float] = []
-    for level in range(LEVELS):
-        h = step / RATIO**level
-        ahead, behind = slope(h), slope(-h)
-        noise = eps * max(abs(ahead), abs(behind)) / h
-        new = [(ahead - behind) / (2 * h)]
-        for order, below in enumerate(row, 1):
-            factor = RATIO ** (2 * order)
-            new.append((factor * new[-1] - below) / (factor - 1))
-            change = max(abs(new[-1] - new[-2]), abs(new[-1] - below), noise)
-            if change < error:
-                best, error = new[-1], change
-        if level > 1 and (error <= 2 * noise or abs(new[-1] - row[-1]) > 4 * error):
-            break
-        row = new
-    return best, error

@@ -18,7 +18,7 @@ from spectral_ext.measurement.batches import Batch, BatchSize, LossFunction, as_
 from spectral_ext.measurement.checks import REDUCTION_NOTES, check_precision, check_task
 from spectral_ext.measurement.digest import digest
 from spectral_ext.measurement.environment import measurement, unwrapped
-from spectral_ext.measurement.options import check_options
+from spectral_ext.measurement.options import check_options, pattern_list
 from spectral_ext.measurement.ranks import agree, check_group, together
 
 
@@ -81,10 +81,12 @@ def directional_curvature(
             batch, a memory budget too small, a method that does not apply.
     """
     check_group(process_group)
-    layers = layers if layers is None or isinstance(layers, str) else list(layers)
     with contextlib.ExitStack() as stack:
         with together(process_group):
+            layers = pattern_list(layers)
             check_method(method)
+            if self_check not in (None, True, False):
+                raise TypeError(f"self_check must be True, False or None, not {self_check!r}")
             check_options(top_k=top_k, split=split, memory_budget=memory_budget, layers=layers, progress=progress)
             model = unwrapped(model)
             stack.enter_context(measurement(model))
@@ -113,7 +115,6 @@ def directional_curvature(
 def _layers(
     model: nn.Module, layers: Any, directions: Mapping[str, Any] | None, grouped: bool, shared: bool
 ) -> tuple[dict[str, Layer], dict[str, str]]:
-    layers = layers if layers is None or isinstance(layers, str) else list(layers)
     chosen, skipped = find_layers(model, layers, grouped=grouped, shared=shared)
     names = {layers} if isinstance(layers, str) else set(layers or ())
     for name in names | set(directions or ()):
@@ -121,6 +122,9 @@ def _layers(
         if name in skipped and isinstance(weight, nn.Parameter) and weight.dim() > 1 and weight.requires_grad:
             chosen[name] = Layer(name, model.get_submodule(name))
             del skipped[name]
+    for name in [name for name, layer in chosen.items() if layer.weight.numel() == 0]:
+        skipped[name] = f"its weight has no entries, shape {tuple(chosen[name].weight.shape)}"
+        del chosen[name]
     if not chosen:
         raise ValueError(why_no_layer(skipped))
     check_precision(chosen)

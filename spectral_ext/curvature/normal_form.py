@@ -1,7 +1,8 @@
 """One form for what devices and code paths spell differently, so that one set of rules serves all.
 
 In place → out of place; every batch, layer, group and RMS norm → the functions below; division by a tensor →
-multiplication by its reciprocal; baddbmm → bmm, mul, add.
+multiplication by its reciprocal; baddbmm → bmm, mul, add; a copy into a tensor → the source in the tensor's shape and
+dtype; uninitialised memory → NaN, so that a graph that reads it cannot give a number.
 """
 
 from __future__ import annotations
@@ -77,7 +78,11 @@ def bring_to_normal_form(graph: fx.Graph) -> None:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         name = str(node.target).removeprefix("aten.").removesuffix(".default")
-        if name in _NORMS:
+        if node.target in _UNINITIALISED:
+            _fill(graph, node)
+        elif node.target in (aten.copy.default, aten.fill.Tensor):
+            _replace(graph, node, _copied(graph, node))
+        elif name in _NORMS:
             _replace_norm(graph, node, *_NORMS[name](*node.args))
         elif node.target is aten.div.Tensor and isinstance(node.args[1], fx.Node):
             inverse = _insert(graph, node, aten.reciprocal.default, (node.args[1],), node.args[1].meta.get("val"))
@@ -88,6 +93,37 @@ def bring_to_normal_form(graph: fx.Graph) -> None:
             held = _insert(graph, node, aten.mul.Tensor, (node.args[0], node.kwargs.get("beta", 1)))
             _replace(graph, node, _insert(graph, node, aten.add.Tensor, (held, product)))
     graph.lint()
+
+
+_UNINITIALISED = {
+    aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default,
+    aten.new_empty_strided.default, aten.empty_permuted.default,
+}  # fmt: skip
+
+
+def _fill(graph: fx.Graph, node: fx.Node) -> None:
+    """Behind memory that is not initialised, a fill with NaN, or with the largest integer."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dtype == torch.bool:
+        return
+    real = value.is_floating_point() or value.is_complex()
+    filler = float("nan") if real else torch.iinfo(value.dtype).max
+    with graph.inserting_after(node):
+        filled = graph.call_function(aten.fill.Scalar, (node, filler))
+    filled.meta = dict(node.meta)
+    node.replace_all_uses_with(filled, delete_user_cb=lambda user: user is not filled)
+
+
+def _copied(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """What ``copy(written, source)`` and ``fill(written, source)`` return: the values of ``written`` do not matter."""
+    source, value = node.args[1], node.meta["val"]
+    assert isinstance(source, fx.Node)
+    held = source.meta["val"]
+    if held.dtype != value.dtype:
+        source = _insert(graph, node, aten._to_copy.default, (source,))
+        source.kwargs = {"dtype": value.dtype}
+        source.meta["val"] = held.to(value.dtype)
+    return _insert(graph, node, aten.expand.default, (source, list(value.shape)), value)
 
 
 def _out_of_place(graph: fx.Graph) -> None:

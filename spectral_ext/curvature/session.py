@@ -14,9 +14,9 @@ from spectral_ext.curvature import methods
 from spectral_ext.curvature.choose import AFTER, FAST, Choice, choose
 from spectral_ext.curvature.chunks import Plan
 from spectral_ext.curvature.directions import Directions, given_directions
-from spectral_ext.curvature.double_backward import NotApplicableError
 from spectral_ext.curvature.methods import MethodResult
 from spectral_ext.curvature.result import MECHANISMS, DirectionalCurvature, LayerCurvature, SelfCheck
+from spectral_ext.curvature.rules.registry import NotApplicableError
 from spectral_ext.curvature.self_check import (
     CannotCheckError,
     check_curvature,
@@ -124,9 +124,12 @@ class Session:
                     f"the gradient of {name!r} holds NaN or Inf: check the data and the weights, and the scale of the "
                     f"loss ({self.loss:.3g})"
                 )
+            elif 0 < (peak := float(gradient.abs().max())) < torch.finfo(self.dtype).tiny:
+                kind = str(self.dtype).removeprefix("torch.")
+                self.skipped[name] = f"its gradient underflows {kind} (largest entry {peak:.1e}): scale the loss up"
             elif given is not None:
                 found[name] = given[name].along(gradient).to(self.dtype), given[name]
-            elif not bool(gradient.any()):
+            elif peak == 0:
                 self.skipped[name] = "its gradient is zero: there are no singular directions"
             else:
                 found[name] = self._singular(name, gradient, top_k)
@@ -283,7 +286,10 @@ class Session:
             kinds = {kind: (all_sum(value, self.group) / self.samples) for kind, value in kinds.items()}
             error = all_sum(zero if measured.error is None else measured.error, self.group) / self.samples
             total = torch.stack(list(kinds.values())).sum(0)
-            self._refuse_bad_values(name, choice, total, error)
+            if problem := self._problem(choice, total, error):
+                warnings.warn(f"{name} is not measured: {problem}", stacklevel=4)
+                self.skipped[name] = problem
+                continue
             parts, reason = None, choice.reason
             if split and choice.method not in FAST:
                 reason += f"; {choice.method} does not split h"
@@ -293,21 +299,31 @@ class Session:
                 name, sigma, along.U, along.V, total.to(self.dtype), choice.method, reason, parts, along.dense,
                 self.checks.get(name), error.to(self.dtype) if bool(error.any()) else None, self.notes.get(name, []),
             )  # fmt: skip
+        if found and not results:
+            raise ValueError("; ".join(f"{name} cannot be measured: {self.skipped[name]}" for name in found))
         mode = "train" if self.model.training else "eval"
         return DirectionalCurvature(results, self.skipped, self.loss, self.samples, mode)
 
-    def _refuse_bad_values(self, name: str, choice: Choice, h: Tensor, error: Tensor) -> None:
+    def _problem(self, choice: Choice, h: Tensor, error: Tensor) -> str | None:
+        """Why h is not a usable number, or None."""
         if not converged(h, error):
-            raise ValueError(
-                f"h of {name!r} cannot be measured: central differences of the gradient do not converge (estimated "
-                f"error {float((error / h.abs().max()).max()):.1e} of the largest h), and {choice.reason}; leave the "
-                "layer out by layers=, or give the operation a backward pass that autograd can differentiate"
+            cause = "" if choice.reason == "asked for" else f" ({choice.reason})"
+            worst = float((error / h.abs().max()).max())
+            return (
+                f"central differences of the gradient do not converge: their estimated error is {worst:.1e} of the "
+                f"largest h, as at the kinks of a piecewise linear network{cause}; give the operation a backward pass "
+                "that autograd can differentiate"
             )
+        largest = float(h.abs().max())
+        kind = str(self.dtype).removeprefix("torch.")
         if not bool(h.to(self.dtype).isfinite().all()):
-            raise ValueError(
-                f"h of {name!r} by {choice.method} does not fit {str(self.dtype).removeprefix('torch.')} (largest "
-                f"{float(h.abs().max()):.1e}): scale the loss down, or measure a float64 copy of the model"
+            return (
+                f"its h by {choice.method} does not fit {kind} (largest {largest:.1e}): scale the loss down, or "
+                "measure a float64 copy of the model"
             )
+        if 0 < largest < torch.finfo(self.dtype).tiny:
+            return f"its h underflows {kind} (largest {largest:.1e}): measure a float64 copy of the model"
+        return None
 
 
 def _text(error: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from spectral_ext.curvature.directions import Directions
 from spectral_ext.curvature.rules import CONSTANT, GENERIC, RULES, Rule, operands
@@ -90,15 +91,24 @@ def _product(weight: fx.Node, nodes: set[fx.Node]) -> tuple[fx.Node, fx.Node | N
 
 
 def floating(node: fx.Node) -> bool:
-    """Whether a tangent can pass: some output is a floating-point tensor."""
+    """Whether a tangent can pass: some output is a floating-point or complex tensor."""
     value = node.meta.get("val", node.meta.get("tensor_meta"))
     values = value if isinstance(value, (list, tuple)) else [value]
-    return value is None or any(getattr(v, "dtype", torch.float32).is_floating_point for v in values)
+    kinds = [getattr(v, "dtype", torch.float32) for v in values]
+    return value is None or any(kind.is_floating_point or kind.is_complex for kind in kinds)
+
+
+def _complex(node: fx.Node) -> bool:
+    """Whether the result or an operand is complex."""
+    values = [leaf for one in (node, *operands(node)) for leaf in pytree.tree_leaves(one.meta.get("val"))]
+    return any(isinstance(value, Tensor) and value.is_complex() for value in values)
 
 
 def rule_of(node: fx.Node, reached: set[fx.Node]) -> Rule:
-    """The rule for the operands among ``reached``; the generic one where the table has none."""
+    """The rule for the operands among ``reached``; the generic one where the table has none that applies."""
     rule = RULES.get(node.target, GENERIC)
+    if rule.real_only and _complex(node):
+        return GENERIC
     allowed = rule.differentiable_operands
     if allowed is not None and any(i in reached and at not in allowed for at, i in enumerate(operands(node))):
         return GENERIC

@@ -18,24 +18,31 @@ import torch
 from torch import Tensor, fx, nn
 
 from spectral_ext.curvature.directions import Directions
-from spectral_ext.curvature.double_backward import NotApplicableError
 from spectral_ext.curvature.evaluate import Environment, evaluate, run
+from spectral_ext.curvature.rules.registry import NotApplicableError
 from spectral_ext.curvature.sites import Site, has_second_derivative, site_of
+from spectral_ext.curvature.sums import sum_in_float64
 from spectral_ext.curvature.trace import Program
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.batches import Batch
 
 aten = torch.ops.aten
 
+COUPLING = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""How far, relative to their size, projections may differ in the test for samples that influence each other."""
+
 LARGEST_OUTPUT = 1024
-"""Outputs a sample above which the method is refused: it takes a backward pass for each."""
+"""Outputs per sample above which the method is refused: it takes a backward pass for each."""
 
 
 def outputs_per_sample(program: Program, samples: int) -> int:
-    """C, or 0 where the model's output is not one tensor with the samples in front."""
+    """C, or 0 where the model's output is not one real tensor with the samples in dimension 0."""
     if len(program.outputs) != 1:
         return 0
-    shape = program.outputs[0].meta["val"].shape
+    output = program.outputs[0].meta["val"]
+    shape = output.shape
+    if output.is_complex():
+        return 0
     return shape.numel() // samples if len(shape) > 0 and shape[0] == samples else 0
 
 
@@ -43,13 +50,13 @@ def why_not(program: Program, site: Site, samples: int) -> str | None:
     """Why the method is not exact for a layer, or None."""
     count = outputs_per_sample(program, samples)
     if count == 0:
-        return "the model's output is not one tensor with a row a sample"
+        return "the model's output is not one real tensor with the samples in dimension 0"
     if count > LARGEST_OUTPUT:
-        return f"the output has {count} numbers a sample"
+        return f"the output has {count} numbers per sample"
     if site.input is None:
         return "its weight is used more than once"
     if not _rows(site.seed_node, samples):
-        return "its output has no row a sample"
+        return "its output does not have the samples in dimension 0"
     reached = {site.seed_node, *site.schedule}
     for node in site.schedule:
         if node not in program.loss_operations and has_second_derivative(node, reached):
@@ -76,7 +83,7 @@ class SqrtGaussNewton:
             if reason := why_not(program, site, self.samples):
                 raise NotApplicableError(f"sqrt_gn is not exact for {name!r}: {reason}")
         self.env = evaluate(program, program.arguments(model, batch), {site.weight for site in self.sites.values()})
-        self._refuse_coupled_samples()
+        self.random = torch.Generator().manual_seed(0)
 
     def curvature(self, directions: Mapping[str, Directions]) -> dict[str, tuple[Tensor, Tensor]]:
         """``(h (K,), L̇ (K,))`` of every layer, float64."""
@@ -87,9 +94,19 @@ class SqrtGaussNewton:
         gradient, vectors, signs = self._loss_factor()
         slopes = {name: inputs[name](delta).sum(0) for name, delta in self._back(gradient).items()}
         found = {name: torch.zeros_like(slope) for name, slope in slopes.items()}
-        for vector, sign in zip(vectors, signs, strict=True):
+        mixture = torch.zeros_like(gradient)
+        zero = torch.zeros(1, 1, dtype=torch.float64, device=gradient.device)
+        mixed, sizes = dict.fromkeys(slopes, zero), dict.fromkeys(slopes, zero)
+        weights = torch.randn(len(vectors), generator=self.random, dtype=torch.float64).tolist()
+        for vector, sign, weight in zip(vectors, signs, weights, strict=True):
+            mixture += weight * vector
             for name, delta in self._back(vector).items():
-                found[name] += sign.double() @ inputs[name](delta).square()
+                projected = inputs[name](delta)
+                found[name] += sign.double() @ projected.square()
+                mixed[name] = mixed[name] + weight * projected
+                sizes[name] = sizes[name] + (weight * projected).abs()
+        if len(vectors) and self.samples > 1:
+            self._refuse_coupled_samples(mixture, mixed, sizes, inputs)
         return {name: (found[name], slopes[name]) for name in self.sites}
 
     def _back(self, cotangent: Tensor) -> dict[str, Tensor]:
@@ -125,7 +142,7 @@ class SqrtGaussNewton:
 
         eye = torch.eye(count, dtype=y.dtype, device=y.device)
         hessian = torch.stack([times(row.expand(self.samples, -1)) for row in eye], 1)  # (B, C, C)
-        probe = torch.linspace(-1, 1, self.samples * count, dtype=y.dtype, device=y.device).cos().reshape_as(flat)
+        probe = torch.randn(flat.shape, generator=self.random, dtype=torch.float64).to(y)
         apart = (hessian @ probe.double().unsqueeze(-1)).squeeze(-1)
         if not torch.allclose(times(probe), apart, rtol=1e-4, atol=1e-4 * float(apart.abs().max())):
             raise NotApplicableError("the loss couples the samples of a batch")
@@ -134,13 +151,22 @@ class SqrtGaussNewton:
         keep = values.abs().amax(0) > 20 * torch.finfo(y.dtype).eps * values.abs().max()
         return flat.detach().to(dtype), vectors[keep], values.sign().T[keep]
 
-    def _refuse_coupled_samples(self) -> None:
-        """A cotangent on every other sample must not reach the rest."""
-        y = self.env[self.program.outputs[0]]
-        every_other = torch.zeros_like(y)
-        every_other[::2] = 1
-        for name, delta in self._back(every_other).items():
-            if self.samples > 1 and bool(delta.reshape(self.samples, -1)[1::2].any()):
+    def _refuse_coupled_samples(
+        self, mixture: Tensor, projections: Mapping[str, Tensor], sizes: Mapping[str, Tensor], inputs: Mapping
+    ) -> None:
+        """Scale each sample's cotangent by a random factor: its projections must scale by the same factor.
+
+        Args:
+            mixture: a random combination (B, C) of the vectors.
+            projections: ⟨δ_b, ż_bk⟩ of that combination, (B, K).
+            sizes: Σ |⟨δ_bc, ż_bk⟩| over the vectors, (B, K).
+        """
+        factors = (torch.rand(self.samples, generator=self.random, dtype=torch.float64) + 0.5).to(mixture.device)
+        factors[torch.rand(self.samples, generator=self.random) < 0.5] *= -1
+        tolerance = COUPLING[torch.float64 if mixture.dtype == torch.float64 else torch.float32]
+        for name, delta in self._back(mixture * factors.to(mixture.dtype).unsqueeze(1)).items():
+            difference = inputs[name](delta) - factors.unsqueeze(1) * projections[name]
+            if bool(difference.abs().max() > tolerance * sizes[name].max()):
                 raise NotApplicableError(f"sqrt_gn is not exact for {name!r}: the model couples the samples of a batch")
 
 
@@ -176,7 +202,8 @@ class _Projection:
         """(B, K), float64."""
         if self.directions.dense is not None:
             rows = self.z.reshape(len(self.directions), self.samples, -1).transpose(0, 1)
-            return (rows @ delta.reshape(self.samples, -1, 1)).squeeze(-1).double()
+            products = rows * delta.reshape(self.samples, 1, -1)
+            return sum_in_float64(products.flatten(0, 1)).unflatten(0, (self.samples, -1))
         U = self.directions.U
         assert U is not None
         if self.convolution:
@@ -184,4 +211,4 @@ class _Projection:
             t = U.T.reshape(len(self.directions), self.groups, -1).transpose(0, 1) @ d
         else:
             t = (delta.reshape(self.samples, 1, -1, delta.shape[-1]) @ U).mT
-        return (t * self.z).sum((1, 3)).double()
+        return (t * self.z).sum(3).double().sum(1)

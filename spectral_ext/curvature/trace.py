@@ -51,8 +51,9 @@ class Program:
     def precision(self) -> torch.dtype:
         """The coarsest floating-point format among the results: a model in float64 may compute its loss in float32."""
         values = (value for node in self.nodes for value in pytree.tree_leaves(node.meta.get("val")))
-        kinds = {value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()}
-        return torch.float64 if kinds <= {torch.float64} else torch.float32
+        kinds = {value.dtype for value in values if isinstance(value, Tensor)}
+        inexact = {kind for kind in kinds if kind.is_floating_point or kind.is_complex}
+        return torch.float64 if inexact <= {torch.float64, torch.complex128} else torch.float32
 
     def arguments(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         """The value of each placeholder."""
@@ -117,7 +118,7 @@ def _loss_and_outputs(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> 
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         output = model(*args, **kwargs)
-        outputs.extend(t for t in _tensors(output) if t.is_floating_point())
+        outputs.extend(t for t in _tensors(output) if t.is_floating_point() or t.is_complex())
         return output
 
     loss = batch_loss(recorded, loss_fn, batch)  # type: ignore[arg-type]

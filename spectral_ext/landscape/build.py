@@ -12,7 +12,12 @@ from spectral_ext.capture import LayerFactors, Quotients
 from spectral_ext.curvature.result import LayerCurvature
 from spectral_ext.factors.eigen import top_eigenpairs
 from spectral_ext.landscape.derive import derive
-from spectral_ext.landscape.mechanisms import layer_norm_diagnostic, residual_diagnostic, softmax_diagnostic
+from spectral_ext.landscape.mechanisms import (
+    layer_norm_diagnostic,
+    normalized_spectrum,
+    residual_diagnostic,
+    softmax_diagnostic,
+)
 from spectral_ext.landscape.row import DirectionArrays, LayerLandscape
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.singular_directions import SingularDirections
@@ -22,6 +27,8 @@ from spectral_ext.spectra.weights import weight_spectrum
 
 FULL_SPECTRUM = 2048
 """Factors up to this size are decomposed fully; of larger ones the top eigenvalues are computed."""
+NORM_SPECTRUM = 4096
+"""Behind a norm all eigenvalues of Ĉ are computed up to this size."""
 
 
 def empty_row(layer: Layer, depth: int, reason: str, samples: int) -> LayerLandscape:
@@ -117,13 +124,26 @@ def _mechanisms(row: LayerLandscape, factors: LayerFactors, A: np.ndarray) -> No
     arrays = row.arrays
     defined = np.isfinite(arrays.rho_A) & np.isfinite(arrays.rho_delta)
     sigma, rho_A, rho_delta = (values[defined] for values in (arrays.sigma, arrays.rho_A, arrays.rho_delta))
-    row.layer_norm = layer_norm_diagnostic(sigma, rho_A, A, behind_norm=factors.behind_norm)
+    spectrum, reason = _norm_spectrum(factors, A)
+    row.layer_norm = layer_norm_diagnostic(sigma, rho_A, spectrum, behind_norm=factors.behind_norm, reason=reason)
     if factors.C_delta_out is not None:
         row.residual = residual_diagnostic(
             factors.C_delta, factors.C_delta_out, sigma, rho_delta, k=min(10, len(arrays.sigma)), block=factors.block
         )
     if factors.is_head:
         row.softmax = softmax_diagnostic(factors.C_delta, arrays.output_quotient)
+
+
+def _norm_spectrum(factors: LayerFactors, A: np.ndarray) -> tuple[np.ndarray, str]:
+    """The eigenvalues that the LayerNorm diagnostic is about, or none and the reason."""
+    n = factors.C_A.shape[0]
+    if not factors.behind_norm:
+        return (A, "") if len(A) == n else (np.zeros(0), f"only the largest eigenvalues of C_A are known (n = {n})")
+    if factors.C_normalized is None:
+        return np.zeros(0), "the norm's weight has a zero, or the norm is over other dimensions than the layer's input"
+    if n > NORM_SPECTRUM:
+        return np.zeros(0), f"all {n} eigenvalues would take too long; {NORM_SPECTRUM} is the limit"
+    return normalized_spectrum(factors.C_normalized, centred=factors.centred), ""
 
 
 def _numpy(values: Tensor) -> np.ndarray:

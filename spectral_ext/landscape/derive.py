@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -48,27 +48,55 @@ def derive(
         level: coverage of the intervals.
         seed: of the bootstrap.
     """
-    _ratios(row, eigenvalues_delta, eigenvalues_A)
-    _exponents(row, level, seed)
-    _decomposition(row, level)
-    _concentration_of_curvature(row)
-    _factors(row, eigenvalues_delta, eigenvalues_A)
-    arrays = row.arrays
-    row.r2_h_sigma2 = _r2(arrays.h, arrays.sigma**2)
-    row.r2_gn_sigma2 = _r2(arrays.h_gauss_newton, arrays.sigma**2)
-    row.r2_h_gn = _r2(arrays.h, arrays.h_gauss_newton)
-    row.log_correlation = log_correlation(arrays.h_kron, arrays.sigma**2)
-    row.recommendation = recommend(row.alpha, arrays.concentration[np.isfinite(arrays.concentration)], arrays.h)
+    _range_notes(row)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # _range_notes says where that happens
+        _ratios(row, eigenvalues_delta, eigenvalues_A)
+        _exponents(row, level, seed)
+        _decomposition(row, level)
+        _concentration_of_curvature(row)
+        _factors(row, eigenvalues_delta, eigenvalues_A)
+        arrays = row.arrays
+        sigma2 = (arrays.sigma / arrays.sigma.max(initial=1e-300)) ** 2  # R² and correlations know no scale
+        row.r2_h_sigma2 = _r2(row, arrays.h, sigma2)
+        row.r2_gn_sigma2 = _r2(row, arrays.h_gauss_newton, sigma2)
+        row.r2_h_gn = _r2(row, arrays.h, arrays.h_gauss_newton)
+        row.log_correlation = _attempt(row, lambda: log_correlation(arrays.h_kron, sigma2), lambda _: math.nan)
+        row.recommendation = recommend(
+            row.alpha, arrays.concentration[np.isfinite(arrays.concentration)], arrays.h[np.isfinite(arrays.h)]
+        )
     return row
 
 
 def _attempt(row: LayerLandscape, what: Callable[[], T], otherwise: Callable[[str], T]) -> T:
+    """The result, or ``otherwise`` of the reason, which becomes a note: one fit that fails costs no other number."""
     try:
         return what()
-    except FitError as error:
+    except (FitError, ArithmeticError, np.linalg.LinAlgError) as error:
         if str(error) not in row.notes:
             row.notes.append(str(error))
         return otherwise(str(error))
+
+
+def _range_notes(row: LayerLandscape) -> None:
+    """Say which arrays left the range of the measurement's precision, and what that costs."""
+    arrays = row.arrays
+    remedy = "scale the inputs or the loss, or measure in float64"
+    for name, values in (
+        ("h", arrays.h),
+        ("h_sop", arrays.h_sop),
+        ("gn_sample", arrays.gn_sample),
+        ("u'C_δu", arrays.output_quotient),
+        ("v'C_Av", arrays.input_quotient),
+    ):
+        bad = int((~np.isfinite(values)).sum())
+        if bad:
+            what = f"{bad} of {len(values)} values of {name} overflow or are NaN"
+            row.notes.append(f"{what}, so that what follows from them is missing: {remedy}")
+    for name, values in (("u'C_δu", arrays.output_quotient), ("v'C_Av", arrays.input_quotient)):
+        zero = int((values[arrays.sigma > 0] == 0).sum()) if len(values) == len(arrays.sigma) else 0
+        if zero:
+            what = f"{zero} of {len(values)} values of {name} are zero although σ is not, as they underflow"
+            row.notes.append(f"{what}: β, φ and χ lack these directions; {remedy}")
 
 
 def _ratios(
@@ -102,7 +130,7 @@ def _exponents(row: LayerLandscape, level: float, seed: int) -> None:
         lambda: check_transfer(sigma, h, level=level, seed=seed),
         TransferCheck.empty,
     )
-    row.alpha_quartiles = alpha_by_quartile(sigma, h, level=level)
+    row.alpha_quartiles = _attempt(row, lambda: alpha_by_quartile(sigma, h, level=level), lambda _: [])
     row.rank_models = _attempt(row, lambda: fit_rank_models(sigma), RankModels.empty)
     if row.num_nonpositive:
         row.notes.append(f"{row.num_nonpositive} of {len(h)} h_k are ≤ 0: kept, left out of the log fits")
@@ -144,14 +172,18 @@ def _decomposition(row: LayerLandscape, level: float) -> None:
 def _concentration_of_curvature(row: LayerLandscape) -> None:
     arrays = row.arrays
     positive = arrays.h[arrays.h > 0]
-    row.pr_curvature = participation_ratio(positive) if len(positive) else math.nan
-    row.pr_gradient = participation_ratio(arrays.sigma_all) if len(arrays.sigma_all) else math.nan
+    row.pr_curvature = _participation(row, positive)
+    row.pr_gradient = _participation(row, arrays.sigma_all)
     row.zeta_bound = zeta_bound(row.alpha_gamma) if row.transfer.ok else math.nan
     row.rank_bound = _attempt(
         row,
         lambda: rank_model_bound(fit_rank_models(np.sort(positive)[::-1])),
         lambda _: math.nan,
     )
+
+
+def _participation(row: LayerLandscape, values: np.ndarray) -> float:
+    return _attempt(row, lambda: participation_ratio(values) if len(values) else math.nan, lambda _: math.nan)
 
 
 def rank_model_bound(models: RankModels) -> float:
@@ -214,5 +246,7 @@ def factor_match(gradient: RankModels, delta: RankModels, A: RankModels) -> str:
     return "both" if len(hits) == 2 else hits[0] if hits else "neither"
 
 
-def _r2(x: Any, y: Any) -> float:
-    return squared_correlation(x, y) if len(x) and len(x) == len(y) else math.nan
+def _r2(row: LayerLandscape, x: np.ndarray, y: np.ndarray) -> float:
+    if not len(x) or len(x) != len(y):
+        return math.nan
+    return _attempt(row, lambda: squared_correlation(x, y), lambda _: math.nan)

@@ -28,7 +28,7 @@ from spectral_ext.measurement.batches import Batch, BatchSize, LossFunction, as_
 from spectral_ext.measurement.checks import REDUCTION_NOTES, batch_norm_mode, check_precision, check_task
 from spectral_ext.measurement.digest import digest
 from spectral_ext.measurement.environment import measurement, unwrapped
-from spectral_ext.measurement.options import check_options
+from spectral_ext.measurement.options import check_options, pattern_list
 from spectral_ext.measurement.ranks import agree, check_group, from_first, gathered, together
 from spectral_ext.measurement.singular_directions import SingularDirections, singular_directions
 
@@ -99,7 +99,7 @@ def measure(
     check_group(process_group)
     with contextlib.ExitStack() as stack:
         with together(process_group):
-            layers = layers if layers is None or isinstance(layers, str) else _listed(layers)
+            layers = pattern_list(layers)
             options = dict(top_k=top_k, method=method, split=split, seed=seed, level=level)
             check_options(
                 top_k=top_k, layers=layers, split=split, seed=seed, level=level, memory_budget=memory_budget,
@@ -124,10 +124,6 @@ def measure(
         return run.landscape(rows, notes)
 
 
-def _listed(layers: Any) -> Any:
-    return list(layers) if isinstance(layers, Iterable) else layers
-
-
 class _Run:
     """The stages of one measurement, in their order, and what they share."""
 
@@ -135,7 +131,7 @@ class _Run:
         self,
         model: nn.Module,
         loss_fn: LossFunction,
-        layers: str | list[str] | None,
+        layers: str | Iterable[str] | None,
         options: dict[str, Any],
         group: Any,
         progress: bool,

@@ -15,16 +15,23 @@ from spectral_ext.spectra.regression import Fit, FitError, as_vector, fit_power_
 
 @dataclass(frozen=True)
 class LayerNormDiagnostic:
-    """Theorem 3: behind a LayerNorm C_A is well conditioned and ρ^A does not depend on σ."""
+    """Theorem 3: behind a LayerNorm Ĉ is well conditioned and ρ^A does not depend on σ.
+
+    Ĉ is the second moment of the normalized input, before the norm's weight γ and bias β. A LayerNorm's output sums to
+    zero there, so Ĉ is taken on the complement of the constant vector; an RMSNorm's is taken whole. For a layer that
+    reads no norm, C_A stands in its place, for comparison.
+    """
 
     condition: float
-    """λ_1/λ_r of C_A over the eigenvalues above the cut-off."""
+    """λ_1/λ_r over the eigenvalues above the cut-off; NaN where it was not computed."""
     rank: int
-    """r: eigenvalues above the cut-off (1e-6 λ_1)."""
+    """r: eigenvalues above the cut-off (1e-6 λ_1); n − 1 for a LayerNorm with enough data."""
     slope: Fit
     """d log ρ^A/d log σ: about 0 by the theorem."""
     behind_norm: bool | None = None
-    """Whether the layer's input comes straight from a LayerNorm (None: not known)."""
+    """Whether the layer's input comes straight from a LayerNorm or RMSNorm (None: not known)."""
+    reason: str = ""
+    """Why the condition number was not computed; "" where it was."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +74,38 @@ class SoftmaxDiagnostic:
 
 
 def layer_norm_diagnostic(
-    sigma: Any, rho_A: Any, eigenvalues_A: Any, *, behind_norm: bool | None = None
+    sigma: Any, rho_A: Any, eigenvalues: Any, *, behind_norm: bool | None = None, reason: str = ""
 ) -> LayerNormDiagnostic:
-    """Condition number of C_A over its numerical rank, and the slope of ρ^A (Theorem 3, J.1).
+    """Condition number of Ĉ over its numerical rank, and the slope of ρ^A (Theorem 3, J.1).
+
+    Args:
+        sigma, rho_A: per direction.
+        eigenvalues: all eigenvalues of Ĉ (``normalized_spectrum``), or of C_A behind no norm; empty where they are
+            not known, which ``reason`` then explains.
 
     Raises:
         ValueError: NaN, or lengths differ.
     """
-    values = as_vector(eigenvalues_A, "eigenvalues_A")
+    values = as_vector(eigenvalues, "eigenvalues")
     kept = values[values > 1e-6 * values.max(initial=0.0)]
     condition = float(kept.max() / kept.min()) if len(kept) else math.nan
-    return LayerNormDiagnostic(condition, len(kept), _slope(sigma, rho_A, "rho_A"), behind_norm)
+    return LayerNormDiagnostic(condition, len(kept), _slope(sigma, rho_A, "rho_A"), behind_norm, reason)
+
+
+def normalized_spectrum(C: Tensor, *, centred: bool) -> np.ndarray:
+    """All eigenvalues of Ĉ (n, n) in decreasing order, in float64; with ``centred`` those on the complement of the
+    constant vector, n − 1 of them.
+    """
+    C = C.double()
+    n = C.shape[0]
+    if centred:
+        # The reflection that exchanges 1/√n and −e_1: its other columns are a basis of the complement.
+        v = torch.full((n,), n**-0.5, dtype=torch.float64, device=C.device)
+        v[0] += 1
+        v /= v.norm()
+        Cv = C @ v
+        C = (C - 2 * (torch.outer(v, Cv) + torch.outer(Cv, v)) + 4 * (v @ Cv) * torch.outer(v, v))[1:, 1:]
+    return torch.linalg.eigvalsh(C).flip(0).cpu().numpy()
 
 
 def residual_diagnostic(

@@ -1,6 +1,6 @@
 """The layers of a model: what one is, which are measured, and why the others are not."""
 
-from spectral_ext.layers.find import NOT_ASKED, find_layers, why_no_layer
+from spectral_ext.layers.find import NOT_ASKED, find_layers, layer_name, why_no_layer
 from spectral_ext.layers.kinds import CONVOLUTIONS, KINDS, MEASURABLE_TYPES, Layer, layer_of
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "NOT_ASKED",
     "Layer",
     "find_layers",
+    "layer_name",
     "layer_of",
     "why_no_layer",
 ]

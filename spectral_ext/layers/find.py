@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from spectral_ext.layers.kinds import Layer, layer_of
@@ -40,8 +41,9 @@ def find_layers(
     skipped: dict[str, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
-    for name, module in model.named_modules():
+            owners.setdefault(id(parameter), []).append(layer_name(name))
+    for path, module in model.named_modules():
+        name = layer_name(path)
         own = dict(module.named_parameters(recurse=False))
         if not own and not _computed(module):
             continue
@@ -51,7 +53,7 @@ def find_layers(
         layer = layer_of(name, module)
         reason = _why_not(module, own, owners, layer, grouped=grouped, shared=shared)
         if reason is not None or layer is None:
-            skipped[name] = reason or f"{type(module).__name__} has no weight matrix that is measured"
+            skipped[name] = reason or _no_matrix(module)
             continue
         chosen[name] = layer
         for other, parameter in own.items():
@@ -67,9 +69,24 @@ def find_layers(
     return chosen, skipped
 
 
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
+"""Names under which torch.compile and CheckpointWrapper hold the module that they wrap; layers are named without."""
+
+
+def layer_name(path: str) -> str:
+    """The name of the layer at a module's path."""
+    return ".".join(part for part in path.split(".") if part not in WRAPPERS)
+
+
 def _computed(module: nn.Module) -> bool:
     """Whether the module's weight is computed from other parameters."""
     return nn.utils.parametrize.is_parametrized(module, "weight")
+
+
+def _no_matrix(module: nn.Module) -> str:
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a TorchScript module: measure the Python module that it was made of"
+    return f"{type(module).__name__} has no weight matrix that is measured"
 
 
 def _why_not(

@@ -60,7 +60,7 @@ class LinearLayer(Layer):
     def claims(module: nn.Module) -> bool:
         if isinstance(module, nn.Linear):
             return True
-        weight = module._parameters.get("weight")
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
         return weight is not None and weight.dim() == 2 and type(module).__name__.endswith("Linear")
 
     @property

@@ -299,7 +299,12 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
 
 def to_device(tree: Any, device: torch.device) -> Any:
     """A nested structure with its tensors moved to ``device``."""
-    return map_tensors(lambda tensor: tensor.to(device), tree)
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = tensor.to(device)
+        return moved.clone() if moved.is_inference() and not torch.is_inference_mode_enabled() else moved
+
+    return map_tensors(move, tree)
 
 
 def _take(tree: Any, index: Tensor, samples: int, sequence_first: bool) -> Any:

@@ -65,7 +65,11 @@ def check_first_loss(model: nn.Module, loss_fn: LossFunction, batch: Batch, labe
         TypeError, ValueError: see :func:`check_loss`.
     """
     with _NoticeAutocast() as noticed:
-        loss = batch_loss(model, loss_fn, batch)
+        try:
+            loss = batch_loss(model, loss_fn, batch)
+        except RuntimeError as error:
+            _name_other_dtype(model, batch, label, error)
+            raise
     if noticed.device is not None:
         raise RuntimeError(
             f"the model's forward or the loss enters torch.autocast({noticed.device!r}), and a measurement would mix "
@@ -73,6 +77,14 @@ def check_first_loss(model: nn.Module, loss_fn: LossFunction, batch: Batch, labe
             "set; accelerate.utils.extract_model_from_parallel(model, keep_fp32_wrapper=False) takes that away"
         )
     check_loss(model, loss, batch, label)
+
+
+def _name_other_dtype(model: nn.Module, batch: Batch, label: str, error: RuntimeError) -> None:
+    inputs = {tensor.dtype for tensor in tensors((batch.args, batch.kwargs)) if tensor.is_floating_point()}
+    weights = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if "dtype" in str(error) and inputs and len(weights) == 1 and not inputs <= weights:
+        has, needs = (", ".join(str(dtype).removeprefix("torch.") for dtype in kinds) for kinds in (inputs, weights))
+        raise TypeError(f"{label} holds {has} inputs, and the weights are {needs}: cast one of them") from error
 
 
 def check_loss(model: nn.Module, loss: Tensor, batch: Batch, label: str) -> None:

@@ -43,11 +43,11 @@ def measurement(model: nn.Module) -> Iterator[None]:
 
     Raises:
         RuntimeError: autocast is on.
-        TypeError, ValueError: a parameter is lazy, sharded (DTensor) or on the meta device, the model is wrapped by
-            FSDP, or dropout is in train mode; the message names the module or parameter.
+        TypeError, ValueError: a parameter is lazy, sharded (DTensor), on the meta device or made in inference mode,
+            the model is wrapped by FSDP, or dropout is in train mode; the message names the module or parameter.
     """
     refuse_autocast()
-    refuse_parameters_without_values(model)
+    refuse_unusable_parameters(model)
     refuse_dropout(model)
     with (
         preserved(model),
@@ -91,12 +91,10 @@ def batch_norm_needs_samples(model: nn.Module) -> Iterator[None]:
         return hook
 
     norms = {n: m for n, m in model.named_modules() if isinstance(m, _NormBase) and "Instance" not in type(m).__name__}
-    handles = [module.register_forward_pre_hook(check(name)) for name, module in norms.items()]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, module in norms.items():
+            hooks.callback(module.register_forward_pre_hook(check(name)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def refuse_autocast() -> None:
@@ -108,7 +106,7 @@ def refuse_autocast() -> None:
         )
 
 
-def refuse_parameters_without_values(model: nn.Module) -> None:
+def refuse_unusable_parameters(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if type(module).__name__ == "FullyShardedDataParallel":
             raise TypeError(
@@ -125,6 +123,10 @@ def refuse_parameters_without_values(model: nn.Module) -> None:
                 f"{name!r} is a DTensor, sharded by FSDP2 or tensor parallelism: measure an unsharded copy of the "
                 "model with the full state dict (torch.distributed.checkpoint.state_dict.get_model_state_dict with "
                 "full_state_dict=True)"
+            )
+        if tensor.is_inference():
+            raise ValueError(
+                f"{name!r} was made under torch.inference_mode, so that it has no gradient: build the model outside"
             )
         if tensor.is_meta:
             raise ValueError(f"{name!r} is on the meta device and has no values: load the weights first")

@@ -18,6 +18,11 @@ def check_options(**options: Any) -> None:
         _CHECKS[name](name, value)
 
 
+def pattern_list(layers: Any) -> Any:
+    """``layers`` as it can be read several times: any iterable but a string as a list."""
+    return list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else layers
+
+
 def check_top_k(top_k: int) -> None:
     """Raises ValueError or TypeError unless ``top_k`` is a positive integer."""
     _positive_integer("top_k", top_k)

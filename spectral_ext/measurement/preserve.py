@@ -25,8 +25,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
     globally: the random number generators of Python, NumPy and torch (CPU, and CUDA if it is in use), gradient mode,
     autocast, precision and determinism flags, and the default dtype.
 
-    Hooks are not touched: whoever registers a hook inside the block removes it by its handle, so that hooks which the
-    user's own forward adds or removes stay as the user made them. Parameter values must not be written to inside.
+    Of hooks only those are removed that this package has added inside the block: hooks that the user's own forward adds
+    or removes stay as the user made them. Parameter values must not be written to inside.
     """
     with contextlib.ExitStack() as undo:  # every callback runs, also where another one fails
         for restore, *arguments in (*_flags(), *_generators()):
@@ -36,8 +36,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
             undo.callback(_restore_parameter, parameter, parameter.requires_grad, parameter.grad)
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
+            undo.callback(_remove_own_hooks, module, _hooks(module))
             undo.callback(_restore_attributes, module, _attributes(module))
-            undo.callback(_restore_buffers, module._buffers, dict(module._buffers))
+            if not isinstance(module, torch.jit.ScriptModule):  # whose tables are made anew at every look
+                undo.callback(_restore_buffers, module._buffers, dict(module._buffers))
         seen: set[int] = set()
         for tensor in _state(model):
             if id(tensor) not in seen and not is_lazy(tensor):
@@ -62,6 +64,23 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
         for name, value in vars(module).items()
         if isinstance(value, Tensor) or (isinstance(value, (int, float)) and not isinstance(value, bool))
     }
+
+
+def _hooks(module: nn.Module) -> set[int]:
+    return {key for name in _HOOKS for key in getattr(module, name)}
+
+
+def _remove_own_hooks(module: nn.Module, before: set[int]) -> None:
+    """Each hook of ours is removed by its handle; this is for one whose handle an exception has lost."""
+    for name in _HOOKS:
+        for key, hook in list(getattr(module, name).items()):
+            if key not in before and str(getattr(hook, "__module__", "")).startswith(f"{__name__.split('.')[0]}."):
+                for table in (name, *_MARKS):
+                    getattr(module, table, {}).pop(key, None)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_MARKS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 
 
 def _restore_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:

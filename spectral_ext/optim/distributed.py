@@ -47,35 +47,35 @@ def _by_dtype(directions: Sequence[Tensor]) -> list[list[int]]:
     return list(kinds.values())
 
 
-@torch.compiler.disable
 def replicated_updates(
-    transform: WholeUpdates, directions: Sequence[Tensor], process_group: dist.ProcessGroup
+    transform: WholeUpdates, directions: Sequence[Tensor], indices: Sequence[int], process_group: dist.ProcessGroup
 ) -> list[Tensor]:
-    """The updates of all parameters on every rank, each computed on one."""
+    """The updates of the parameters ``indices`` on every rank, each computed on one."""
     ranks, rank = dist.get_world_size(process_group), dist.get_rank(process_group)
-    owners = assign_owners(transform.costs([d.shape for d in directions], range(len(directions))), ranks)
+    owners = assign_owners(transform.costs([d.shape for d in directions], indices), ranks)
     own = [i for i, owner in enumerate(owners) if owner == rank]
-    computed = dict(zip(own, transform([directions[i] for i in own], own) if own else []))
+    updates_here = transform([directions[i] for i in own], [indices[i] for i in own]) if own else []
+    computed = dict(zip(own, updates_here))
     updates = [torch.empty(0)] * len(directions)
-    for indices in _by_dtype(directions):
-        like = directions[indices[0]]
-        sizes = [sum(directions[i].numel() for i in indices if owners[i] == r) for r in range(ranks)]
+    for alike in _by_dtype(directions):
+        like = directions[alike[0]]
+        sizes = [sum(directions[i].numel() for i in alike if owners[i] == r) for r in range(ranks)]
         row = like.new_zeros(max(sizes))
-        row[: sizes[rank]] = _packed([computed[i] for i in indices if i in computed], like)
+        row[: sizes[rank]] = _packed([computed[i] for i in alike if i in computed], like)
         rows = like.new_empty(ranks * len(row))
         dist.all_gather_into_tensor(rows, row, group=process_group)
         for r, (line, size) in enumerate(zip(rows.view(ranks, -1), sizes)):
-            members = [i for i in indices if owners[i] == r]
+            members = [i for i in alike if owners[i] == r]
             for i, flat in zip(members, line[:size].split([directions[i].numel() for i in members])):
                 updates[i] = flat.view(directions[i].shape)
     return updates
 
 
-@torch.compiler.disable
 def sharded_updates(
-    transform: WholeUpdates, directions: Sequence[Tensor], parameters: Sequence[Tensor]
+    transform: WholeUpdates, directions: Sequence[Tensor], parameters: Sequence[Tensor], places: Sequence[int]
 ) -> list[Tensor]:
-    """The local shards of all updates from the local shards of the directions; ``parameters`` are DTensors."""
+    """The local shards of all updates from the local shards of the directions; ``parameters`` are DTensors, at these
+    places of their group."""
     updates = [torch.empty(0)] * len(directions)
     buckets: dict[tuple[Any, ...], list[int]] = {}
     for i, parameter in enumerate(parameters):
@@ -87,11 +87,11 @@ def sharded_updates(
         plain = one is not None and type(placements[one]) is Shard
         buckets.setdefault((mesh, one if plain else None, directions[i].dtype), []).append(i)
     for (mesh, dimension, _), indices in buckets.items():
-        chosen = [directions[i] for i in indices], [parameters[i] for i in indices]
+        chosen = [directions[i] for i in indices], [parameters[i] for i in indices], [places[i] for i in indices]
         if dimension is None:
-            results = _gathered(transform, *chosen, indices)
+            results = _gathered(transform, *chosen)
         else:
-            results = _exchanged(transform, *chosen, indices, mesh.get_group(dimension), dimension)
+            results = _exchanged(transform, *chosen, mesh.get_group(dimension), dimension)
         for i, update in zip(indices, results):
             updates[i] = update
     return updates

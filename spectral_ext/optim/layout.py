@@ -54,6 +54,13 @@ class Layout:
         elif self.split_dim == 1 and len(shape) > b + 2:
             raise ValueError(f"{name}: unequal splits of columns need a 2-D weight, not shape {tuple(shape)}")
 
+    def part_sizes(self, shape: torch.Size) -> list[int]:
+        """The lengths of the fused matrices along ``split_dim``."""
+        if isinstance(self.split, tuple):
+            return list(self.split)
+        length = shape[self.batch_dims] if self.split_dim == 0 else math.prod(shape[self.batch_dims + 1 :])
+        return [length // self.split] * self.split
+
     def _columns(self, t: Tensor) -> list[int]:
         """Column dimensions in memory order; in index order where columns are split, which the order must not mix."""
         dims = list(range(self.batch_dims + 1, t.dim()))
@@ -89,10 +96,8 @@ class Layout:
         return permuted.permute(*(order.index(dim) for dim in range(like.dim())))
 
     def cost(self, shape: torch.Size) -> float:
-        """Operations of one update, up to a factor: n²(3N + n) a matrix of small side n and large side N."""
+        """Operations of one update, up to a factor: n²(3N + n) per matrix of small side n and large side N."""
         b = self.batch_dims
-        m, n, batch = shape[b], math.prod(shape[b + 1 :]), math.prod(shape[:b])
-        sizes = [m, n]
-        parts = self.split if not isinstance(self.split, int) else (sizes[self.split_dim] // self.split,) * self.split
-        other = sizes[1 - self.split_dim]
-        return batch * sum(min(p, other) ** 2 * (3 * max(p, other) + min(p, other)) for p in parts)
+        other = math.prod(shape[b + 1 :]) if self.split_dim == 0 else shape[b]
+        sides = [(min(part, other), max(part, other)) for part in self.part_sizes(shape)]
+        return math.prod(shape[:b]) * sum(n**2 * (3 * N + n) for n, N in sides)

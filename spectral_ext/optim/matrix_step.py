@@ -1,8 +1,8 @@
-"""One Spectral Newton step of a group of matrices: momentum, T, scale, weight decay, all batched across parameters."""
+"""One Spectral Newton step of a group of matrices: momentum, T, scale, weight decay, batched across parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,54 +10,68 @@ from torch import Tensor
 
 from spectral_ext.ops.spectral_newton import spectral_newton
 from spectral_ext.optim import distributed
-from spectral_ext.optim.dtensor import is_sharded, local
+from spectral_ext.optim.dtensor import is_sharded
 from spectral_ext.optim.layout import Layout
-from spectral_ext.optim.settings import check, layouts_of, names_of, values_of
+from spectral_ext.optim.settings import layouts_of, values_of
 from spectral_ext.optim.update_scale import UpdateScale, scale_factors, to_unit_scale
-from spectral_ext.optim.zero_gradients import hold_idle
+from spectral_ext.optim.zero_gradients import hold_without_gradient
+
+BUCKET_BYTES = 8 << 20
+"""Directions that are held at once, at least: beside them there are as many updates, and the solver's scratch."""
+SHARED_BUCKET_BYTES = 64 << 20
+"""The same per rank where ranks share the work, so that each bucket has matrices for all of them."""
 
 
-def new_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-    """A momentum buffer of zeros, if there is momentum."""
-    if not group["momentum"]:
-        return {}
-    return {"momentum_buffer": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
+def buckets(tensors: Sequence[Tensor], limit: int) -> Iterator[list[int]]:
+    """Positions in order, cut where the tensors' bytes (in float32 or more) pass the limit; at least one in each."""
+    own: list[int] = []
+    held = 0
+    for i, tensor in enumerate(tensors):
+        size = tensor.numel() * max(4, tensor.dtype.itemsize)
+        if own and held + size > limit:
+            yield own
+            own, held = [], 0
+        own.append(i)
+        held += size
+    if own:
+        yield own
 
 
-def directions_of(
-    gradients: list[Tensor], buffers: list[Tensor], group: dict[str, Any], found_inf: Tensor | None
-) -> list[Tensor]:
-    """D of each parameter; the buffers advance, except where ``found_inf`` is 1. May alias gradients or buffers."""
-    if group["maximize"]:
-        gradients = list(torch._foreach_neg(gradients))
-    if not group["momentum"]:
-        return gradients
-    momentum, ema = group["momentum"], group["momentum_mode"] == "ema"
-    old = [buffer.clone() for buffer in buffers] if found_inf is not None else buffers
+def directions_of(gradients: list[Tensor], buffers: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """D of each parameter, in new tensors, from gradients and buffers that stay as they are."""
+    mu, ema = group["momentum"], group["momentum_mode"] == "ema"
+    if not buffers:
+        return [gradient.clone() for gradient in gradients]
     if ema:
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        # (1 − μ) g + μ M of the buffer M after this step, which is (1 − μ²) g + μ² M of the buffer before it.
+        return list(torch._foreach_lerp(gradients, buffers, mu**2 if group["nesterov"] else mu))
+    scaled = torch._foreach_mul(gradients, 1 + mu if group["nesterov"] else 1.0)
+    torch._foreach_add_(scaled, buffers, alpha=mu**2 if group["nesterov"] else mu)
+    return list(scaled)
+
+
+def advance(gradients: list[Tensor], buffers: list[Tensor], group: dict[str, Any], found_inf: Tensor | None) -> None:
+    """M ← μ M + (1 − μ) g for "ema", μ M + g for "sum", in place, except where ``found_inf`` is 1."""
+    if not buffers:
+        return
+    mu, ema = group["momentum"], group["momentum_mode"] == "ema"
+    new = buffers if found_inf is None else [buffer.clone() for buffer in buffers]
+    if ema:
+        torch._foreach_lerp_(new, gradients, 1 - mu)
     else:
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, gradients)
+        torch._foreach_mul_(new, mu)
+        torch._foreach_add_(new, gradients)
     if found_inf is not None:
-        for buffer, before in zip(buffers, old):
-            buffer.copy_(torch.where(found_inf > 0, before, buffer))
-    if not group["nesterov"]:
-        return buffers
-    if ema:
-        return list(torch._foreach_lerp(gradients, buffers, momentum))
-    return list(torch._foreach_add(gradients, buffers, alpha=momentum))
+        for buffer, after in zip(buffers, new):
+            buffer.copy_(torch.where(found_inf > 0, buffer, after))
 
 
 class Transform:
-    """D → c·T(D) for whole parameters, each with its layout and settings."""
+    """D → c·T(D) for whole parameters of a group, each with its layout and settings."""
 
-    def __init__(self, group: dict[str, Any], number: int, chosen: Sequence[int]) -> None:
-        self.group, self.number = group, number
-        layouts = layouts_of(group)
-        self.layouts: list[Layout] = [layouts[i] for i in chosen]
-        columns = [values_of(group, key) for key in ("alpha", "damping", "damping_mode")]
-        self.settings = [tuple(column[i] for column in columns) for i in chosen]
+    def __init__(self, group: dict[str, Any]) -> None:
+        self.layouts: list[Layout] = layouts_of(group)
+        self.settings = list(zip(*(values_of(group, key) for key in ("alpha", "damping", "damping_mode"))))
         self.update_scale: UpdateScale = group["update_scale"]
         self.options = {"solver": group["solver"], "tolerance": group["tolerance"]}
 
@@ -65,23 +79,17 @@ class Transform:
         """Operations of the updates of the parameters ``indices``, up to a factor."""
         return [self.layouts[i].cost(shape) for i, shape in zip(indices, shapes)]
 
-    @torch.compiler.disable
     def __call__(self, directions: Sequence[Tensor], indices: Sequence[int]) -> list[Tensor]:
         """The updates of the parameters ``indices``, from their directions, whole."""
         pieces = [self.layouts[i].matrices(direction) for i, direction in zip(indices, directions)]
         settings = [self.settings[i] for i, own in zip(indices, pieces) for _ in own]
         matrices = [matrix for own in pieces for matrix in own]
-        fixed = isinstance(self.update_scale, str)
-        free = [place for place, (_, _, mode) in enumerate(settings) if fixed and mode != "absolute"]
-        now = [place for place in free if self._scaled_first(matrices[place])]
-        for place, matrix in zip(now, to_unit_scale([matrices[place] for place in now])):
-            matrices[place] = matrix
-        updates, factors = self._map(matrices, settings)
-        late = [place for place in sorted({*free} - {*now}) if not torch.as_tensor(factors[place]).all()]
-        if late:
-            scaled = to_unit_scale([matrices[place] for place in late])
-            for place, update, factor in zip(late, *self._map(scaled, [settings[place] for place in late])):
-                updates[place], factors[place] = update, factor
+        if isinstance(self.update_scale, str):
+            free = [place for place, (_, _, mode) in enumerate(settings) if mode != "absolute"]
+            for place, matrix in zip(free, to_unit_scale([matrices[place] for place in free])):
+                matrices[place] = matrix
+        updates = self._map(matrices, settings)
+        factors = scale_factors(updates, matrices, settings, self.update_scale)
         if all(isinstance(factor, Tensor) and factor.dim() == 0 for factor in factors):
             torch._foreach_mul_(updates, factors)  # type: ignore[arg-type]
         elif self.update_scale is not None:
@@ -92,90 +100,75 @@ class Transform:
             for i, own, direction in zip(indices, pieces, directions)
         ]
 
-    def _scaled_first(self, matrix: Tensor) -> bool:
-        """On a host, the norm of T(D) says for nothing whether D had to be scaled; elsewhere a look would wait."""
-        return self.update_scale == "spectral" or matrix.device.type != "cpu" or matrix.dtype == torch.float16
-
-    def _map(
-        self, matrices: list[Tensor], settings: Sequence[tuple[Any, ...]]
-    ) -> tuple[list[Tensor], list[Tensor | float]]:
-        """T(D) and its factor for each matrix with its (α, d, mode)."""
+    def _map(self, matrices: list[Tensor], settings: Sequence[tuple[Any, ...]]) -> list[Tensor]:
+        """T(D) of each matrix with its (α, d, mode)."""
         updates = list(matrices)
         for mode in dict.fromkeys(mode for _, _, mode in settings):
             places = [place for place, (_, _, own) in enumerate(settings) if own == mode]
-            try:
-                results = spectral_newton(
-                    [matrices[place] for place in places],
-                    [settings[place][0] for place in places],
-                    [settings[place][1] for place in places],
-                    damping_mode=mode,
-                    **self.options,
-                )
-            except (TypeError, ValueError):
-                check(self.group, names_of(self.group, self.number))
-                raise
+            results = spectral_newton(
+                [matrices[place] for place in places],
+                [settings[place][0] for place in places],
+                [settings[place][1] for place in places],
+                damping_mode=mode,
+                **self.options,
+            )
             for place, result in zip(places, results):
                 updates[place] = result
-        alphas, dampings, modes = zip(*settings)
-        return updates, scale_factors(updates, matrices, alphas, dampings, modes, self.update_scale)
+        return updates
 
 
-def updates_of(
-    parameters: list[Tensor],
-    directions: list[Tensor],
-    group: dict[str, Any],
-    number: int,
-    process_group: torch.distributed.ProcessGroup | None,
-) -> list[Tensor]:
-    """c·T(D) of each parameter, of DTensors the local shard."""
-    position = {id(p): i for i, p in enumerate(group["params"])}
-    updates = list(directions)
+def parts_of(parameters: Sequence[Tensor], process_group: torch.distributed.ProcessGroup | None) -> Iterator[list[int]]:
+    """Buckets of parameters of one kind: plain tensors and DTensors apart. Ranks that share the work cut alike, a
+    quarter of the whole at a time."""
     for sharded in (False, True):
         places = [i for i, p in enumerate(parameters) if is_sharded(p) == sharded]
         if not places:
             continue
-        transform = Transform(group, number, [position[id(parameters[i])] for i in places])
-        own = [directions[i] for i in places]
-        if sharded:
-            results = distributed.sharded_updates(transform, own, [parameters[i] for i in places])
-        elif process_group is not None:
-            results = distributed.replicated_updates(transform, own, process_group)
-        else:
-            results = transform(own, range(len(own)))
-        for i, result in zip(places, results):
-            updates[i] = result
-    return updates
+        own, limit = [parameters[i] for i in places], BUCKET_BYTES
+        if sharded or process_group is not None:
+            ranks = torch.distributed.get_world_size(None if sharded else process_group)
+            total = sum(p.numel() * max(4, p.dtype.itemsize) for p in own)
+            limit = max(SHARED_BUCKET_BYTES * ranks, total // 4)
+        for bucket in buckets(own, limit):
+            yield [places[i] for i in bucket]
 
 
-def matrix_step(
-    parameters: list[Tensor],
-    states: list[dict[str, Any]],
+def updates_of(
+    transform: Transform,
+    parameters: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    indices: Sequence[int],
+    process_group: torch.distributed.ProcessGroup | None,
+) -> list[Tensor]:
+    """c·T(D) of parameters of one kind, at these places of their group; of DTensors the local shards."""
+    if is_sharded(parameters[0]):
+        return distributed.sharded_updates(transform, directions, parameters, indices)
+    if process_group is not None:
+        return distributed.replicated_updates(transform, directions, indices, process_group)
+    return transform(directions, indices)
+
+
+def matrix_updates(
+    transform: Transform,
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    indices: Sequence[int],
     group: dict[str, Any],
-    number: int,
     found_inf: Tensor | None,
     process_group: torch.distributed.ProcessGroup | None,
-) -> None:
-    """Momentum, update and decay of the parameters that have a gradient, in place."""
-    gradients = [local(p.grad) for p in parameters]  # type: ignore[arg-type]
+) -> list[Tensor]:
+    """The updates of a bucket, local, and the momentum advanced after them: a setting at which T fails changes nothing.
+
+    ``gradients`` and ``buffers`` are local and of one dtype.
+    """
+    own = list(gradients)
     if found_inf is not None:
-        gradients = [torch.where(found_inf > 0, torch.zeros_like(gradient), gradient) for gradient in gradients]
-    buffers = [local(state["momentum_buffer"]) for state in states] if group["momentum"] else []
-    directions = directions_of(gradients, buffers, group, found_inf)
-    updates = updates_of(parameters, directions, group, number, process_group)
-    layouts = layouts_of(group)
-    position = {id(p): i for i, p in enumerate(group["params"])}
-    updates = hold_idle(updates, gradients, parameters, [layouts[position[id(p)]] for p in parameters])
-    weights = [local(p) for p in parameters]
-    lr, decay = group["lr"], group["weight_decay"]
-    if found_inf is not None:
-        lr = (1 - found_inf) * (lr.to(found_inf.device) if isinstance(lr, Tensor) else lr)
-    if isinstance(lr, Tensor):
-        lr = lr.to(weights[0].device)
-        if decay:
-            torch._foreach_mul_(weights, 1 - lr * decay)
-        torch._foreach_mul_(updates, -lr)
-        torch._foreach_add_(weights, updates)
-    else:
-        if decay:
-            torch._foreach_mul_(weights, 1 - lr * decay)
-        torch._foreach_add_(weights, updates, alpha=-lr)
+        own = [torch.where(found_inf > 0, torch.zeros_like(gradient), gradient) for gradient in own]
+    if group["maximize"]:
+        own = list(torch._foreach_neg(own))
+    directions = directions_of(own, list(buffers), group)
+    updates = updates_of(transform, parameters, directions, indices, process_group)
+    hold_without_gradient(updates, gradients, parameters, [transform.layouts[i] for i in indices])
+    advance(own, list(buffers), group, found_inf)
+    return updates

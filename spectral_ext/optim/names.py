@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Iterable
 
 from torch import nn
 
 WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.(\w+)\.original\d*$")
+
+
+def plain_name(name: str) -> str:
+    """The name that a parameter had before ``torch.nn.utils.parametrize`` moved it: ``0.weight`` for
+    ``0.parametrizations.weight.original``."""
+    return PARAMETRIZED.sub(r"\1\2", name)
 
 
 def aliases(name: str) -> tuple[str, ...]:
-    """A name as it is, without what compilation and wrappers put in, and without DDP's leading ``module``."""
-    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    """A name as it is, without what compilation, wrappers and parametrizations put in, and without DDP's leading
+    ``module``."""
+    parts = [part for part in plain_name(name).split(".") if part not in WRAPPERS]
     names = [name, ".".join(parts)]
     while len(parts) > 1 and parts[0] == "module":
         parts = parts[1:]

@@ -11,14 +11,20 @@ from torch import Tensor
 from spectral_ext.ops.spectral_newton import DAMPING_MODES, SOLVERS, check_damping, check_exponent, choose_solver
 from spectral_ext.optim.dtensor import local
 from spectral_ext.optim.layout import Layout
+from spectral_ext.optim.low_precision import LOW_PRECISION
 from spectral_ext.optim.names import matches
 from spectral_ext.optim.update_scale import UPDATE_SCALES
 
 LAYOUT = ("batch_dims", "split", "split_dim")
 PER_PARAMETER = ("alpha", "damping", "damping_mode", *LAYOUT)
+RATES = ("lr", "weight_decay")
+"""Settings that torch keeps per group: where a mapping gives several values, the group is cut by value."""
 NUMBERS = ("lr", "weight_decay", "momentum", "adamw_eps")
+FLAGS = ("nesterov", "maximize", "capturable")
 MOMENTUM_MODES = ("ema", "sum")
 NONFINITE = ("raise", "skip")
+GLOBAL_SETTINGS = ("capturable", "nonfinite")
+"""Settings that hold for all groups."""
 
 
 def names_of(group: Mapping[str, Any], number: int) -> list[str]:
@@ -29,7 +35,7 @@ def names_of(group: Mapping[str, Any], number: int) -> list[str]:
 
 
 def by_name(key: str, value: Any, names: Sequence[str], otherwise: Sequence[Any] | None = None) -> list[Any]:
-    """One value a parameter: the first pattern that fits of a mapping, the entries of a list, or the same for all.
+    """One value per parameter: the first pattern that fits of a mapping, the entries of a list, or the same for all.
 
     ``otherwise``: the values where no pattern fits; without it that is an error, except for the layout's settings.
     """
@@ -47,18 +53,26 @@ def by_name(key: str, value: Any, names: Sequence[str], otherwise: Sequence[Any]
 
 
 def is_list(key: str, value: Any) -> bool:
-    """Whether a value is one entry a parameter; a tuple is the sizes of one ``split``."""
+    """Whether a value has one entry per parameter; a tuple is the sizes of one ``split``."""
     return isinstance(value, list) or (isinstance(value, tuple) and key != "split")
 
 
 def values_of(group: Mapping[str, Any], key: str) -> list[Any]:
-    """One value a parameter."""
-    value = group[key]
-    return list(value) if isinstance(value, list) else [value] * len(group["params"])
+    """One value per parameter.
+
+    Raises:
+        ValueError: a list has another length.
+    """
+    value, count = group[key], len(group["params"])
+    if not is_list(key, value):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{key} has {len(value)} values for the {count} parameters of its group")
+    return list(value)
 
 
 def layouts_of(group: Mapping[str, Any]) -> list[Layout]:
-    """One layout a parameter."""
+    """One layout per parameter."""
     return [
         Layout(batch_dims, tuple(split) if isinstance(split, (list, tuple)) else split, split_dim)
         for batch_dims, split, split_dim in zip(*(values_of(group, key) for key in LAYOUT))
@@ -66,7 +80,7 @@ def layouts_of(group: Mapping[str, Any]) -> list[Layout]:
 
 
 def is_matrix(parameter: Tensor, batch_dims: int) -> bool:
-    """Whether its dimensions suffice; what is no integer is left to ``Layout.check``."""
+    """Whether its dimensions suffice; ``Layout.check`` refuses a ``batch_dims`` that is not an integer."""
     return parameter.dim() >= (batch_dims if isinstance(batch_dims, int) else 0) + 2
 
 
@@ -111,12 +125,27 @@ def check_parameters(parameters: Sequence[Tensor], names: Sequence[str]) -> None
 
 
 def check(group: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise ValueError or TypeError, naming the parameter, for any setting out of its range."""
-    first = names[0]
-    if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
-        raise ValueError(f"lr of {first!r} must have one element, not shape {tuple(group['lr'].shape)}")
-    _check_range("lr", group["lr"], first)
+    """Raise ValueError or TypeError, naming setting and parameter, for any setting out of its range.
+
+    A learning rate in a tensor on an accelerator is not looked at, so as not to wait for it.
+    """
+    first, lr = names[0], group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr of {first!r} must have one element, not shape {tuple(lr.shape)}")
+    if not isinstance(lr, Tensor) or lr.device.type == "cpu":
+        _check_range("lr", lr, first)
     _check_range("weight_decay", group["weight_decay"], first)
+    for key in FLAGS:
+        if not isinstance(group[key], (bool, int)):
+            raise TypeError(f"{key} of {first!r} must be True or False, not {group[key]!r}")
+    _check_choice("low_precision", group["low_precision"], LOW_PRECISION, first)
+    if not isinstance(group["rounding_seed"], int):
+        raise TypeError(f"rounding_seed of {first!r} must be an integer, not {group['rounding_seed']!r}")
+    if group["capturable"] and group["low_precision"] == "stochastic_rounding":
+        raise ValueError(
+            f"low_precision of {first!r}: a CUDA graph replays the same noise, so capturable=True cannot round "
+            "stochastically: use 'compensated'"
+        )
     if group["use_adamw"]:
         if not isinstance(group["adamw_betas"], (tuple, list)) or len(group["adamw_betas"]) != 2:
             raise ValueError(f"adamw_betas of {first!r} must be two numbers, not {group['adamw_betas']!r}")
@@ -133,8 +162,8 @@ def check(group: Mapping[str, Any], names: Sequence[str]) -> None:
         raise ValueError(f"tolerance of {first!r} must lie in (0, 1), not {group['tolerance']!r}")
     columns = [values_of(group, key) for key in PER_PARAMETER[:3]]
     for name, parameter, layout, alpha, damping, mode in zip(names, group["params"], layouts_of(group), *columns):
-        check_exponent(alpha, f"alpha of {name!r}")
-        check_damping(damping, f"damping of {name!r}")
+        check_exponent(number(alpha, f"alpha of {name!r}"), f"alpha of {name!r}")
+        check_damping(number(damping, f"damping of {name!r}"), f"damping of {name!r}")
         _check_choice("damping_mode", mode, DAMPING_MODES, name)
         layout.check(name, parameter.shape)
         if group["capturable"] and local(parameter).device.type != "cpu":

@@ -1,4 +1,4 @@
-"""The size of an update: the factor of T(G) with which one learning rate suits all layers."""
+"""The size of an update: the factor of T(D) with which one learning rate suits all layers."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from spectral_ext.ops.spectral_newton import transfer_maximum
-
 UpdateScale = str | Callable[[Tensor], Tensor | float] | None
 UPDATE_SCALES = (None, "spectral", "match_rms_adamw")
 ADAMW_RMS = 0.2
 POWER_STEPS = 8
+NEAR_ONE = 1e5
+"""Root mean squares between 1/NEAR_ONE and NEAR_ONE: T and its norm stay in the range of float32 for every α."""
 
 
 def largest_singular_value(G: Tensor, steps: int = POWER_STEPS) -> Tensor:
-    """A lower bound of σ_max of (…, m, n), shape (…, 1, 1): power iteration from the longest row."""
+    """A lower bound of σ_max of (…, m, n), shape (…, 1, 1), mostly within 5 %: power iteration from the longest row."""
     rows = torch.linalg.vector_norm(G, dim=-1, keepdim=True)
     longest = rows.argmax(-2, keepdim=True).expand(*G.shape[:-2], 1, G.shape[-1])
     v = G.gather(-2, longest).mT
@@ -30,59 +30,50 @@ def largest_singular_value(G: Tensor, steps: int = POWER_STEPS) -> Tensor:
     return norm
 
 
-def transfer_bound(G: Tensor, alpha: float, damping: float, mode: str) -> Tensor | float:
-    """An upper bound of max_k T(σ_k; α, d) for G (…, m, n): T at σ* = (d/(α−1))^{1/α}, or at σ_max where that comes
-    first.
-
-    ``absolute`` with α > 1: the closed form σ*(α−1)/(αd), 1/(2√d) at α = 2, which does not look at G.
-    σ_max comes from eight power steps, which fall up to 5 % short of it; for α < 1, T may exceed the bound by 3 %.
-    ``spectral``: d·σ_max^α. ``mean``: the lower bound of mean(σ^α) from the mean of
-    squares, s = ‖G‖_F²/min(m, n): s^{α/2} for α ≥ 2 (power means grow), σ_max^{α−2}·s below.
-    """
-    if mode == "absolute" and alpha > 1:
-        return transfer_maximum(alpha, damping)[1]
-    G = G.to(torch.promote_types(G.dtype, torch.float32))
-    top = largest_singular_value(G)
-    if mode == "absolute":
-        d: Tensor = torch.full_like(top, damping)
-    elif mode == "spectral":
-        d = damping * top**alpha
-    else:
-        square = torch.linalg.vector_norm(G, dim=(-2, -1), keepdim=True).square() / min(G.shape[-2:])
-        d = damping * (square ** (alpha / 2) if alpha >= 2 else top.clamp(min=1e-30) ** (alpha - 2) * square)
-    at = torch.minimum(top, (d / (alpha - 1)) ** (1 / alpha)) if alpha > 1 else top
-    return at / (at**alpha + d)
+def matrix_norms(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """‖·‖_F of each matrix of (…, m, n): () for one matrix, (…, 1, 1) for a batch."""
+    if all(matrix.dim() == 2 for matrix in matrices):
+        return list(torch._foreach_norm(list(matrices)))
+    return [torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True) for matrix in matrices]
 
 
 def to_unit_scale(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Each matrix of (…, m, n) times a power of two that brings its largest element to [1, 2); float16 as float32.
+    """Each matrix of (…, m, n) times a power of two that brings its largest element to [1, 2).
 
-    Where d is relative and the update's size is fixed, c·T(G) does not depend on the scale of G, but T(G) itself goes
-    as its power 1 − α: past float16 at elements of 1e-5, past float32 where momentum without gradient has decayed.
+    Where d is relative and the update's size is fixed, c·T(D) does not depend on the scale of D, but T(D) itself goes
+    as its power 1 − α: past the range of float32 where momentum without gradient has decayed. On a host, matrices of
+    ordinary scale are left as they are; elsewhere a look would wait for the device.
     """
-    if not matrices:
-        return []
-    whole = [m.float() if m.dtype == torch.float16 else m for m in matrices]
-    if all(m.dim() == 2 and m.numel() for m in whole):
-        peaks = list(torch._foreach_norm(whole, math.inf))
+    result = list(matrices)
+    far = []
+    for i, (matrix, norm) in enumerate(zip(matrices, matrix_norms(matrices) if matrices else [])):
+        rms = norm / max(1, matrix.shape[-2] * matrix.shape[-1]) ** 0.5
+        if matrix.numel() and (rms.device.type != "cpu" or not ((rms > 1 / NEAR_ONE) & (rms < NEAR_ONE)).all()):
+            far.append(i)
+    for i in far:
+        peak = torch.linalg.vector_norm(matrices[i], math.inf, (-2, -1), keepdim=True)
+        # 2^126 is finite in float32 and float64 and lifts the smallest denormal of float32 to 1e-7.
+        result[i] = matrices[i] * torch.exp2(-peak.log2().floor().clamp(min=-126))
+    return result
+
+
+def transfer_bound(D: Tensor, norm: Tensor, alpha: float, damping: float, mode: str) -> Tensor:
+    """An upper bound of max_k T(σ_k; α, d) for D (…, m, n) with ‖D‖_F = ``norm``, of the shape of ``norm``.
+
+    For α > 1, T is largest at σ* = (d/(α−1))^{1/α}, and no σ is above ‖D‖_F. ``spectral`` damping, d·σ_max^α, and
+    α < 1, where T is largest at σ_max, take power iteration: it falls a little short of σ_max, which makes the bound
+    larger for α > 1, and up to 3 % too small for α < 1.
+    """
+    reach = norm if alpha >= 1 and mode != "spectral" else largest_singular_value(D).view(norm.shape)
+    reach = reach.double()
+    if mode == "absolute":
+        d: Tensor | float = damping
+    elif mode == "spectral":
+        d = damping * reach**alpha
     else:
-        peaks = [
-            torch.linalg.vector_norm(m, math.inf, (-2, -1), keepdim=True) if m.numel() else m.new_ones(())
-            for m in whole
-        ]
-    flat = torch.cat([peak.reshape(-1) for peak in peaks])
-    # 2^126 is finite in all these dtypes and lifts the smallest denormal of float32 to 1e-7.
-    powers = torch.exp2(-flat.to(torch.promote_types(flat.dtype, torch.float32)).log2().floor().clamp(min=-126))
-    scales = [power.view(peak.shape) for power, peak in zip(powers.split([p.numel() for p in peaks]), peaks)]
-    return list(torch._foreach_mul(whole, [scale.to(m.dtype) for scale, m in zip(scales, whole)]))
-
-
-def _inverse(value: Tensor | float, factor: float) -> Tensor | float:
-    """factor/value, zero where value is zero or its inverse overflows."""
-    if not isinstance(value, Tensor):
-        return factor / value
-    inverse = factor / value
-    return torch.where(inverse.isfinite(), inverse, torch.zeros_like(inverse))
+        d = damping * (norm.double().square() / min(D.shape[-2:])) ** (alpha / 2)
+    at = torch.clamp(reach, max=(d / (alpha - 1)) ** (1 / alpha)) if alpha > 1 else reach
+    return at / (at**alpha + d)
 
 
 def _of_matrices(factor: Tensor | float, update: Tensor) -> Tensor | float:
@@ -90,38 +81,41 @@ def _of_matrices(factor: Tensor | float, update: Tensor) -> Tensor | float:
     if isinstance(factor, Tensor) and factor.dim() and factor.shape[-2:] != (1, 1):
         raise ValueError(
             f"update_scale returned shape {tuple(factor.shape)} for updates of shape {tuple(update.shape)}: return a "
-            "number or one factor a matrix, (…, 1, 1), as norms with keepdim=True are"
+            "number or one factor per matrix, (…, 1, 1), as norms with keepdim=True are"
         )
     return factor
 
 
 def scale_factors(
     updates: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    alphas: Sequence[float],
-    dampings: Sequence[float],
-    modes: Sequence[str],
+    directions: Sequence[Tensor],
+    transfers: Sequence[tuple[float, float, str] | None],
     update_scale: UpdateScale,
 ) -> list[Tensor | float]:
-    """The factor of each update T(G), (…, m, n): a number, or a tensor of shape () or (…, 1, 1).
+    """The factor of each update T(D), (…, m, n): a number, or a tensor of shape () or (…, 1, 1).
 
-    ``None``: 1. ``match_rms_adamw``: the root mean square of each matrix becomes 0.2, that of AdamW's updates, so that
-    a learning rate of AdamW can be kept: 0.2·√(mn)/‖T(G)‖_F. ``spectral``: √max(1, m/n)/max T, so that the spectral
-    norm is at most √max(1, m/n), Muon's, by the bound of ``transfer_bound``. A callable gets T(G) and returns its
-    factor; ValueError for another shape. Zero updates stay zero.
+    ``None``: 1. ``match_rms_adamw``: the spectral norm of the update becomes 0.2·√max(m, n), that of Muon's setting of
+    this name. An orthogonal matrix of that norm has root mean square 0.2, as AdamW's updates have; T is not flat, so
+    its root mean square is lower. ``spectral``: √max(1, m/n), Muon's other setting. A callable gets T(D) and returns
+    its factor; ValueError for another shape. Zero updates stay zero.
+
+    The spectral norm is taken as min(max T, ‖T(D)‖_F), an upper bound in closed form that equals it where a singular
+    value lies near the maximum of T, and for one singular value alone. ``transfers``: (α, d, mode) of each matrix; None
+    for a map whose maximum is not known, which takes power iteration instead.
     """
     if update_scale is None:
         return [1.0] * len(updates)
     if callable(update_scale):
         return [_of_matrices(update_scale(update), update) for update in updates]
-    if update_scale == "spectral":
-        return [
-            _inverse(transfer_bound(G, alpha, damping, mode), max(1.0, G.shape[-2] / G.shape[-1]) ** 0.5)
-            for G, alpha, damping, mode in zip(gradients, alphas, dampings, modes)
-        ]
-    if all(update.dim() == 2 for update in updates):
-        norms = list(torch._foreach_norm(list(updates)))
-    else:
-        norms = [torch.linalg.vector_norm(update, dim=(-2, -1), keepdim=True) for update in updates]
-    sizes = [ADAMW_RMS * (update.shape[-2] * update.shape[-1]) ** 0.5 for update in updates]
-    return [_inverse(norm, size) for norm, size in zip(norms, sizes)]
+    factors: list[Tensor | float] = []
+    norms = zip(matrix_norms(directions), matrix_norms(updates))
+    for update, D, (norm, total), transfer in zip(updates, directions, norms, transfers):
+        m, n = update.shape[-2:]
+        size = ADAMW_RMS * max(m, n) ** 0.5 if update_scale == "match_rms_adamw" else max(1.0, m / max(1, n)) ** 0.5
+        top = total.double()
+        if update.numel():
+            bound = transfer_bound(D, norm, *transfer) if transfer else largest_singular_value(update).view(top.shape)
+            top = torch.minimum(top, bound)
+        factor = (size / top).to(update.dtype)
+        factors.append(torch.where(factor.isfinite(), factor, torch.zeros_like(factor)))
+    return factors

@@ -41,7 +41,7 @@ TERMS = {
         "α = β + φ + d log χ/d log σ. β: how the factors' eigenvalues fall. φ: how well the gradient's directions"
         " line up with them. χₖ = hₖ/hₖ(Kron): what the Kronecker model misses.",
         "The size of χ depends on the scale convention named below; no slope does. ρₖ compares the k-th direction"
-        " with the k-th eigenvalue, so ties and crossings make it jumpy.",
+        " with the k-th eigenvalue, so it changes abruptly where two eigenvalues are nearly equal.",
     ),
     "transfer": Term(
         "s, αγ",
@@ -54,7 +54,8 @@ TERMS = {
         "law in rank",
         "Which of power law, exponential and log-normal in rank describes σₖ best, by BIC; ΔBIC is the lead over "
         "the second.",
-        "A lead below 2 decides nothing. The winner depends on how many ranks are looked at.",
+        "Where the lead is below 2, the data do not decide between the two laws. The winner also depends on how many "
+        "ranks are compared.",
     ),
     "participation": Term(
         "PR",
@@ -72,7 +73,7 @@ TERMS = {
     "split": Term(
         "Gauss–Newton share",
         "h splits exactly into the Gauss–Newton part, which is never negative, and a residual: what "
-        "normalisation, attention, softmax and activations add by bending.",
+        "the second derivatives of normalisation, attention, softmax and activations add.",
         "Shares are of absolute values, since residual parts may cancel. Empty where the method that measured h "
         "cannot split.",
     ),

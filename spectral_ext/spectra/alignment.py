@@ -45,27 +45,3 @@ def curvature_ratio(h: Any, h_kron: Any) -> np.ndarray:
     """χ_k = h_k/h_k^Kron (the paper's cos²θ_k); of S·h_k^SoP, the concentration ratio (§6.4). NaN where h_kron is 0."""
     h, h_kron = as_vector(h, "h"), as_vector(h_kron, "h_kron")
     return np.where(h_kron > 0, h / np.where(h_kron > 0, h_kron, 1.0), np.nan)
-
-
-def convert_scale(
-    h_kron: Any,
-    *,
-    positions: float,
-    samples: float,
-    source: str = "expand",
-    target: str = "expand",
-) -> Any:
-    """h_kron (or 1/χ) from one scale convention of C_A ⊗ C_δ to another.
-
-    ``expand``: C_A = Σaaᵀ/(BS), C_δ = Σddᵀ/B, d = B × hook gradient (ours, curvlinops' KFC-expand). ``sum``: C_A =
-    Σaaᵀ/B, a factor S larger (BackPACK). ``raw``: C_δ from hook gradients that were not multiplied by B, a factor
-    B² smaller (the paper's χ of 10³ to 10⁷, App. D).
-
-    Raises:
-        ValueError: an unknown convention.
-    """
-    factors = {"expand": 1.0, "sum": float(positions), "raw": 1.0 / float(samples) ** 2}
-    for name in (source, target):
-        if name not in factors:
-            raise ValueError(f"unknown scale convention {name!r}: use {', '.join(factors)}")
-    return h_kron * (factors[target] / factors[source])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +18,30 @@ class SpectrumPrediction:
     sigma: np.ndarray
     """Predicted quantiles, one for each measured singular value."""
     ks: float
-    """Kolmogorov–Smirnov distance between the predicted and the measured distribution of singular values."""
+    """Kolmogorov–Smirnov distance between the two distributions of the largest ``compared`` singular values."""
     log_rms: float
     """Root mean square of log(predicted/measured) over the top ranks."""
     top: int
     """How many ranks ``log_rms`` covers."""
     scale: float
     """‖G‖²_F · B/(tr C_δ · tr C_A): 1 where samples are independent with zero mean, as the theory assumes."""
+    compared: int = 0
+    """How many singular values ``ks`` compares: those above ``RANK_CUTOFF`` · σ_1. The others are zero but for
+    rounding, and no distribution describes rounding errors.
+    """
 
 
-def separable_distribution(rows: Any, columns: Any, *, points: int = 600) -> tuple[np.ndarray, np.ndarray]:
+RANK_CUTOFF = 1e-6
+"""Share of σ_1 below which a singular value counts as zero."""
+POINTS = 600
+"""Grid points of the predicted distribution."""
+
+
+class PredictionError(FitError):
+    """The prediction could not be computed from these spectra: they are zero or not finite, or the solver failed."""
+
+
+def separable_distribution(rows: Any, columns: Any, *, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
     """Distribution of the squared singular values of Y = D^½ X D̃^½, X (m, n) with independent entries of variance 1/n.
 
     The deterministic equivalent at z = x + iη is the fixed point with Im δ > 0 and Im zδ > 0 of
@@ -45,11 +60,20 @@ def separable_distribution(rows: Any, columns: Any, *, points: int = 600) -> tup
         ``(x, tail)``: the grid, increasing, and the fraction of the m eigenvalues of YYᵀ above each x.
 
     Raises:
-        ValueError: NaN, or a spectrum that is all zero.
-        RuntimeError: the iteration did not converge.
+        ValueError: NaN.
+        PredictionError: a spectrum that is all zero or not finite, or the iteration did not converge.
     """
     rows, columns = as_vector(rows, "rows"), as_vector(columns, "columns")
-    (d, d_count), (e, e_count) = _atoms(rows, "rows"), _atoms(columns, "columns")
+    # Y/√(s t) has the spectra d/s and d̃/t: with the largest eigenvalue at 1 nothing over- or underflows.
+    row_scale, column_scale = _peak(rows, "rows"), _peak(columns, "columns")
+    x, tail = _unit_distribution(rows / row_scale, columns / column_scale, points)
+    with np.errstate(over="ignore", under="ignore"):
+        return x * row_scale * column_scale, tail
+
+
+def _unit_distribution(rows: np.ndarray, columns: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """``separable_distribution`` of spectra whose largest eigenvalue is 1."""
+    (d, d_count), (e, e_count) = _atoms(rows), _atoms(columns)
     m, n = len(rows), len(columns)
     edge = d.max() * e.max() * (np.sqrt(d_count.sum() / n) + np.sqrt(e_count.sum() / n)) ** 2
     edge = 1.2 * min(edge, 4 * float(d @ d_count) * float(e @ e_count) / n)
@@ -63,7 +87,9 @@ def separable_distribution(rows: Any, columns: Any, *, points: int = 600) -> tup
     density = np.imag(stieltjes) / np.pi * x  # with respect to log x
     cells = (density[1:] + density[:-1]) / 2 * np.log(x[1] / x[0])
     tail = np.append(np.cumsum(cells[::-1])[::-1], 0.0)
-    return x, np.clip(tail, 0.0, 1.0)
+    # The finite angle spreads each edge, which adds about 2 % of mass; there are min(rank) positive eigenvalues of m.
+    mass = min(d_count.sum(), e_count.sum()) / m
+    return x, tail * min(1.0, mass / tail[0])
 
 
 def predict_singular_values(
@@ -72,7 +98,8 @@ def predict_singular_values(
     """Predict the singular values of G from the spectra of C_δ and C_A, and measure the distance (App. L).
 
     In the factors' eigenbases Var(G̃_ij) ∝ λ_i(C_δ) λ_j(C_A): a separable profile, so the distribution of σ depends on
-    the two spectra alone. Both sides are scaled to the same Σσ².
+    the two spectra alone. Both sides are scaled to the same Σσ². The distance is taken over the singular values that
+    are not zero but for rounding: each side is the distribution of its largest ``compared`` values.
 
     Args:
         rows: all m eigenvalues of C_δ.
@@ -82,44 +109,62 @@ def predict_singular_values(
         top: ranks in ``log_rms``.
 
     Raises:
-        ValueError: NaN, a zero spectrum, or a wrong number of singular values.
+        ValueError: NaN, or a wrong number of singular values.
+        PredictionError: a zero spectrum or gradient, values that are not finite, or a solver that did not converge.
     """
     rows, columns = as_vector(rows, "rows"), as_vector(columns, "columns")
     sigma = np.sort(as_vector(sigma, "sigma"))[::-1]
     if len(sigma) != min(len(rows), len(columns)):
         raise ValueError(f"{len(sigma)} singular values for a {len(rows)} × {len(columns)} gradient: pass all of them")
-    if sigma[0] <= 0:
-        raise FitError("the gradient is zero, so there is no distribution to predict")
-    if len(rows) > len(columns):
-        x, tail = separable_distribution(columns, rows)
-    else:
-        x, tail = separable_distribution(rows, columns)
+    sigma_scale, row_scale, column_scale = (
+        _peak(values, name) for values, name in ((sigma, "sigma"), (rows, "rows"), (columns, "columns"))
+    )
+    sigma, rows, columns = sigma / sigma_scale, rows / row_scale, columns / column_scale
+    small, large = sorted((rows, columns), key=len)
+    x, tail = _unit_distribution(small, large, POINTS)
     levels = (np.arange(len(sigma)) + 0.5) / len(sigma)
     predicted = np.sqrt(np.exp(np.interp(levels, tail[::-1], np.log(x)[::-1])))
     energy = float(sigma @ sigma)
     unit = np.sqrt(energy / (predicted @ predicted))
     predicted *= unit
-    with np.errstate(divide="ignore"):
-        above = np.interp(2 * np.log(sigma / unit), np.log(x), tail)
-    index = np.arange(len(sigma))
-    ks = np.maximum(above - index / len(sigma), (index + 1) / len(sigma) - above).max()
-    top = min(top, int((sigma > 1e-6 * sigma[0]).sum()))
-    trace = float(rows.clip(0).sum() * columns.clip(0).sum())
+    positive = sigma[sigma > RANK_CUTOFF]
+    count = len(positive)
+    # The fraction above a value among the largest `count` of len(sigma) values, which are count/len(sigma) of the mass.
+    above = np.minimum(np.interp(2 * np.log(positive / unit), np.log(x), tail) * len(sigma) / count, 1.0)
+    index = np.arange(count)
+    ks = np.maximum(above - index / count, (index + 1) / count - above).max()
+    top = min(top, count)
+    # ‖G‖² B/(tr C_δ tr C_A), as a product of three numbers near 1 and the three scales, multiplied in logarithms
+    share = energy / float(rows.clip(0).sum() * columns.clip(0).sum())
+    log_scale = 2 * math.log(sigma_scale) - math.log(row_scale) - math.log(column_scale)
     return SpectrumPrediction(
-        sigma=predicted,
+        sigma=predicted * sigma_scale,
         ks=float(ks),
         log_rms=float(np.sqrt(np.mean(np.log(predicted[:top] / sigma[:top]) ** 2))),
         top=top,
-        scale=energy * samples / trace if samples else float("nan"),
+        scale=share * samples * _exp(log_scale) if samples else math.nan,
+        compared=count,
     )
 
 
-def _atoms(values: np.ndarray, name: str, bins: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """Positive eigenvalues as (value, multiplicity), merged within a logarithmic bin at its mean: the trace is kept."""
-    peak = values.max(initial=0.0)
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def _peak(values: np.ndarray, name: str) -> float:
+    """The largest value; a spectrum must have a positive and finite one."""
+    peak = float(values.max(initial=0.0))
     if peak <= 0:
-        raise FitError(f"{name}: all eigenvalues are zero")
-    values = values[values > 1e-12 * peak]
+        reason = "the gradient is zero" if name == "sigma" else f"{name}: all eigenvalues are zero"
+        raise PredictionError(f"{reason}, so that there is no distribution to predict")
+    if not np.isfinite(values).all():
+        raise PredictionError(f"{name} holds a value that is not finite, so that there is no distribution to predict")
+    return peak
+
+
+def _atoms(values: np.ndarray, bins: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Positive eigenvalues as (value, multiplicity), merged within a logarithmic bin at its mean: the trace is kept."""
+    values = values[values > 1e-12 * values.max()]
     label = np.round(np.log(values) * bins / np.log(1e12) * 2).astype(np.int64)
     _, inverse, count = np.unique(label, return_inverse=True, return_counts=True)
     return np.bincount(inverse, weights=values) / count, count.astype(np.float64)
@@ -173,4 +218,4 @@ def _solve(
         active = active[np.abs(here - image) > tolerance * np.abs(here)]
         if not len(active):
             return delta
-    raise RuntimeError(f"Couillet–Hachem fixed point: {len(active)} of {len(z)} grid points did not converge")
+    raise PredictionError(f"Couillet–Hachem fixed point: {len(active)} of {len(z)} grid points did not converge")

@@ -9,20 +9,22 @@ from typing import Any
 import numpy as np
 from scipy.special import erfcx, logsumexp, zeta
 
-from spectral_ext.spectra.regression import as_vector
+from spectral_ext.spectra.regression import FitError, as_vector
 
 
 def participation_ratio(x: Any) -> float:
     """PR = (Σx)²/Σx² of non-negative numbers: from 1 (one dominates) to their count (all equal); NaN if all are zero.
 
     Raises:
-        ValueError: NaN or a negative entry (leave out h ≤ 0 first).
+        ValueError: NaN, infinity or a negative entry (leave out h ≤ 0 first).
     """
     x = as_vector(x, "x")
     if (x < 0).any():
         raise ValueError(
             f"participation_ratio needs non-negative numbers, {int((x < 0).sum())} are negative: leave them out"
         )
+    if np.isinf(x).any():
+        raise FitError("participation_ratio: a number is infinite, so that the ratio is undefined")
     peak = x.max(initial=0.0)
     if peak == 0:
         return math.nan
@@ -118,12 +120,15 @@ class EffectiveRank:
 def effective_rank(eigenvalues: Any) -> EffectiveRank:
     """exp of the spectral entropy, and the participation ratio, of eigenvalues (negative ones count as zero).
 
+    Both are NaN where all eigenvalues are zero or one is infinite.
+
     Raises:
         ValueError: NaN.
     """
     values = np.clip(as_vector(eigenvalues, "eigenvalues"), 0.0, None)
-    total = values.sum()
-    if total <= 0:
+    peak = values.max(initial=0.0)
+    if not 0 < peak < math.inf:
         return EffectiveRank(count=len(values))
-    p = values[values > 0] / total
+    values = values / peak
+    p = values[values > 0] / values.sum()
     return EffectiveRank(float(np.exp(-(p * np.log(p)).sum())), participation_ratio(values), len(values))

@@ -129,15 +129,28 @@ def fit_power_law(x: Any, y: Any, *, level: float = 0.95, what: str = "fit") -> 
 
 
 def squared_correlation(x: Any, y: Any) -> float:
-    """R² of the straight line through (x_k, y_k), the squared Pearson correlation; NaN if x or y is constant
-    (App. A).
+    """R² of the straight line through (x_k, y_k), the squared Pearson correlation (App. A).
+
+    NaN if x or y is constant, or holds a value that is not finite.
+
+    Raises:
+        ValueError: NaN, or lengths differ.
     """
     x, y = as_vector(x, "x"), as_vector(y, "y")
     if x.shape != y.shape:
         raise ValueError(f"squared_correlation: {len(x)} and {len(y)} points")
-    dx, dy = x - x.mean(), y - y.mean()
+    if not len(x) or not np.isfinite(x).all() or not np.isfinite(y).all():
+        return math.nan
+    dx, dy = (_centred(values) for values in (x, y))  # of size 1, so that no square over- or underflows
     scale = float((dx @ dx) * (dy @ dy))
     return float((dx @ dy) ** 2 / scale) if scale > 0 else math.nan
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    """values − mean, over their largest absolute value."""
+    scaled = values / (np.abs(values).max() or 1.0)
+    centred = scaled - scaled.mean()
+    return centred / (np.abs(centred).max() or 1.0)
 
 
 def log_correlation(x: Any, y: Any) -> float:
@@ -151,7 +164,7 @@ def log_correlation(x: Any, y: Any) -> float:
         return math.nan
     if x.shape != y.shape:
         raise ValueError(f"log_correlation: {len(x)} and {len(y)} points")
-    keep = (x > 0) & (y > 0)
+    keep = (x > 0) & (y > 0) & np.isfinite(x) & np.isfinite(y)
     log_x, log_y = (np.log(values[keep]) for values in (x, y))
     if keep.sum() < 2 or np.ptp(log_x) == 0 or np.ptp(log_y) == 0:
         return math.nan

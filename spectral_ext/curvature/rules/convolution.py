@@ -1,4 +1,4 @@
-"""Convolution: lanes of the input fold into the batch; lanes of the weight into the output channels."""
+"""Convolution: directions of the input fold into the batch, directions of the weight into the output channels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spectral_ext.curvature.directions import Directions
 from spectral_ext.curvature.rules.registry import Operation, Push, rule
+from spectral_ext.curvature.sums import inner_products
 
 aten = torch.ops.aten
 
@@ -17,20 +18,23 @@ def convolution(op: Operation) -> Push:
     geometry = op.args[3:]
     transposed, groups, adjoint = op.args[6], op.args[8], op.adjoint
 
+    def moved_weight(dw: Tensor) -> Tensor:
+        if transposed:
+            return torch.stack([aten.convolution(x, filters, None, *geometry) for filters in dw])
+        return Directions(weight.shape, dense=dw).convolution_output(
+            lambda filters: aten.convolution(x, filters, None, *geometry), groups
+        )
+
     def push(dx: Tensor | None, dw: Tensor | None = None, _: None = None) -> tuple[Tensor, Tensor | None]:
-        total = source = None
+        total = term = None
         if dx is not None:
             total = aten.convolution(dx.flatten(0, 1), weight, None, *geometry).unflatten(0, dx.shape[:2])
         if dw is not None:
-            if transposed:
-                raise NotImplementedError("a transposed convolution whose weight moves")
-            moved = Directions(weight.shape, dense=dw).convolution_output(
-                lambda filters: aten.convolution(x, filters, None, *geometry), groups
-            )
+            moved = moved_weight(dw)
             total = moved if total is None else total + moved
             if dx is not None:
                 cross = [aten.convolution(one, filters, None, *geometry) for one, filters in zip(dx, dw, strict=True)]
-                source = torch.stack([2 * (adjoint * y).sum() for y in cross])
-        return total, source  # type: ignore[return-value]
+                term = 2 * torch.cat([inner_products(y.unsqueeze(0), adjoint) for y in cross])
+        return total, term  # type: ignore[return-value]
 
     return push

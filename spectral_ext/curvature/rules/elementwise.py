@@ -1,11 +1,12 @@
-"""Element-wise y = f(x): ẏ = f′(x)ẋ, source Σ ȳ f″(x) ẋ². Piecewise-linear ones have f″ = 0."""
+"""Element-wise y = f(x): ẏ = f′(x)ẋ, second-order term Σ ȳ f″(x) ẋ². Piecewise-linear ones have f″ = 0."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from spectral_ext.curvature.rules.registry import Operation, Push, rule, weighted_squares
+from spectral_ext.curvature.rules.registry import Operation, Push, rule
+from spectral_ext.curvature.sums import weighted_squares
 
 aten = torch.ops.aten
 
@@ -20,7 +21,8 @@ def derivative(op: Operation, *, create_graph: bool = False) -> tuple[Tensor, Te
 
 
 @rule(aten.relu.default, aten.leaky_relu.default, aten.threshold.default, aten.hardtanh.default, aten.abs.default,
-      aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.hardsigmoid.default)  # fmt: skip
+      aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.hardsigmoid.default,
+      real_only=True)  # fmt: skip
 def piecewise_linear(op: Operation) -> Push:
     slope = derivative(op)[1]
     return lambda d: (d * slope, None)
@@ -37,7 +39,7 @@ def prelu(op: Operation) -> Push:
     aten.softplus.default, aten.hardswish.default, aten.exp.default, aten.expm1.default, aten.log.default,
     aten.log1p.default, aten.log2.default, aten.sqrt.default, aten.rsqrt.default, aten.reciprocal.default,
     aten.pow.Tensor_Scalar, aten.erf.default, aten.sin.default, aten.cos.default, aten.atan.default,
-    mechanism="activation",
+    mechanism="activation", real_only=True,
 )  # fmt: skip
 def smooth(op: Operation) -> Push:
     x, first = derivative(op, create_graph=True)

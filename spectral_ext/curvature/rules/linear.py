@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spectral_ext.curvature.rules.registry import Operation, Push, align, rule
+from spectral_ext.curvature.sums import inner_products
 
 aten = torch.ops.aten
 
@@ -16,10 +17,14 @@ aten = torch.ops.aten
 @rule(
     aten.mean.dim, aten.sum.dim_IntList, aten.sum.default, aten.mean.default, aten.cumsum.default, aten.flip.default,
     aten.roll.default, aten.index.Tensor, aten.index_select.default, aten.gather.default, aten.tril.default,
-    aten.triu.default, aten.stack.default, aten.slice_scatter.default, aten.select_scatter.default, aten.repeat.default,
+    aten.triu.default, aten.stack.default, aten.repeat.default,
     aten.scatter.src, aten.index_put.default, aten.im2col.default, aten.col2im.default, aten.diagonal.default,
     aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.masked_fill.Tensor, aten.nll_loss_forward.default,
-    aten.nll_loss2d_forward.default, aten.unfold.default, aten.as_strided.default,
+    aten.nll_loss2d_forward.default, aten.unfold.default, aten.as_strided.default, aten.diagonal_scatter.default,
+    aten.as_strided_scatter.default, aten.index_add.default, aten.scatter_add.default, aten.diag_embed.default,
+    aten.trace.default, aten._unsafe_index.Tensor, aten._fft_r2c.default, aten._fft_c2c.default, aten._fft_c2r.default,
+    aten._conj.default, aten._conj_physical.default, aten.view_as_real.default, aten.view_as_complex.default,
+    aten.complex.default,
 )  # fmt: skip
 def linear(op: Operation) -> Push:
     """Linear in all its floating-point operands together: f(ẋ), with zero for an operand without tangent."""
@@ -31,10 +36,10 @@ def linear(op: Operation) -> Push:
     def push(*tangents: Tensor | None) -> tuple[Any, None]:
         moving = [i for i, d in zip(where, tangents, strict=True) if d is not None]
 
-        def lane(*values: Tensor) -> Any:
+        def one_direction(*values: Tensor) -> Any:
             full = list(leaves)
             for i, d in zip(where, tangents, strict=True):
-                linear_operand = isinstance(full[i], Tensor) and full[i].is_floating_point() and i not in coefficients
+                linear_operand = isinstance(full[i], Tensor) and _differentiable(full[i]) and i not in coefficients
                 if d is None and linear_operand:
                     full[i] = torch.zeros_like(full[i])
             for i, value in zip(moving, values, strict=True):
@@ -42,17 +47,26 @@ def linear(op: Operation) -> Push:
             args, kwargs = pytree.tree_unflatten(full, tree)
             return op.target(*args, **kwargs)
 
-        return torch.vmap(lane)(*(d for d in tangents if d is not None)), None
+        return torch.vmap(one_direction)(*(d for d in tangents if d is not None)), None
 
     coefficients = {2} if op.target in (aten.nll_loss_forward.default, aten.nll_loss2d_forward.default) else set()
     return push
 
 
+def _differentiable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 @rule(aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default, aten.avg_pool3d.default, aten.avg_pool1d.default,
-      aten._adaptive_avg_pool3d.default, aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec,
-      aten.upsample_bilinear2d.default, aten.upsample_bilinear2d.vec, aten.upsample_nearest1d.vec)  # fmt: skip
+      aten._adaptive_avg_pool3d.default, aten.upsample_nearest1d.default, aten.upsample_nearest1d.vec,
+      aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.default,
+      aten.upsample_nearest3d.vec, aten.upsample_linear1d.default, aten.upsample_linear1d.vec,
+      aten.upsample_bilinear2d.default, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.default,
+      aten.upsample_bicubic2d.vec, aten.upsample_trilinear3d.default, aten.upsample_trilinear3d.vec,
+      aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default,
+      aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default)  # fmt: skip
 def per_sample(op: Operation) -> Push:
-    """Linear and separate for each sample, so that lanes fold into the batch."""
+    """Linear and separate for each sample, so that the directions fold into the batch."""
     rest = op.args[1:]
     return lambda d: (op.target(d.flatten(0, 1), *rest, **op.kwargs).unflatten(0, d.shape[:2]), None)
 
@@ -99,7 +113,7 @@ def add(op: Operation) -> Push:
 
 
 def product(op: Operation, multiply: Callable[[Any, Any], Tensor], first: int) -> Push:
-    """f(a, b) bilinear: ẏ = f(ȧ, b) + f(a, ḃ), source 2⟨ȳ, f(ȧ, ḃ)⟩; a and b are arguments ``first`` and the next."""
+    """f(a, b) bilinear: ẏ = f(ȧ, b) + f(a, ḃ), term 2⟨ȳ, f(ȧ, ḃ)⟩; a and b are arguments ``first`` and the next."""
     a, b = op.args[first : first + 2]
     adjoint, shape = op.adjoint, op.value.shape
     has = [hasattr(arg, "users") for arg in op.node.args]
@@ -112,10 +126,10 @@ def product(op: Operation, multiply: Callable[[Any, Any], Tensor], first: int) -
         if db is not None:
             other = multiply(a, db)
             total = other if total is None else total + other
-        source = None
+        term = None
         if da is not None and db is not None:
-            source = 2 * (multiply(da, db).expand(-1, *shape).reshape(da.shape[0], -1) @ adjoint.reshape(-1))
-        return total.expand(-1, *shape), source  # type: ignore[union-attr]
+            term = 2 * inner_products(multiply(da, db).expand(-1, *shape), adjoint)
+        return total.expand(-1, *shape), term  # type: ignore[union-attr]
 
     return push
 
@@ -138,6 +152,5 @@ def multiply_matrices(op: Operation) -> Push:
 
 @rule(aten.addmm.default, mechanism="bilinear", bilinear=True, differentiable_operands=(1, 2))
 def affine(op: Operation) -> Push:
-    if op.kwargs.get("alpha", 1) != 1:
-        raise NotImplementedError("addmm with alpha ≠ 1")
-    return product(op, torch.matmul, 1)
+    alpha = op.kwargs.get("alpha", 1)
+    return product(op, torch.matmul if alpha == 1 else lambda a, b: alpha * torch.matmul(a, b), 1)

@@ -2,7 +2,7 @@
 
 With ċ = c(ẋ), a = mean(x̂ ċ), v = mean(ċ²) and g = ȳ · weight, per group:
 
-    x̂˙ = r (ċ − x̂ a),    source = r² [ −2a Σ(g ċ) + (3a² − v) Σ(g x̂) ].
+    x̂˙ = r (ċ − x̂ a),    term = r² [ −2a Σ(g ċ) + (3a² − v) Σ(g x̂) ].
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spectral_ext.curvature import normal_form
 from spectral_ext.curvature.rules.registry import Operation, Push, rule
+from spectral_ext.curvature.sums import sum_in_float64
 
 
 def normalized(
@@ -29,7 +30,7 @@ def normalized(
     """The rule with x viewed as ``shape``, groups along ``axes`` of it, and the weight as ``weight_shape``."""
     x, out = op.args[0].reshape(shape), op.value.shape
     n = math.prod(shape[axis] for axis in axes)
-    lanes_axes = [axis + 1 for axis in axes]
+    tangent_axes = [axis + 1 for axis in axes]
     if centre:
         x = x - x.mean(axes, keepdim=True)
     r = (x.square().mean(axes, keepdim=True) + eps).rsqrt()
@@ -43,14 +44,14 @@ def normalized(
 
     def push(d: Tensor, *_: None) -> tuple[Tensor, Tensor | None]:
         d = d.reshape(d.shape[0], *shape)
-        d = d - d.mean(lanes_axes, keepdim=True) if centre else d
-        a = (d * unit).sum(lanes_axes, keepdim=True) / n
-        source = None
+        d = d - d.mean(tangent_axes, keepdim=True) if centre else d
+        a = (d * unit).sum(tangent_axes, keepdim=True) / n
+        term = None
         if op.adjoint is not None:
-            v = d.square().mean(lanes_axes, keepdim=True)
-            b = (d * g).sum(lanes_axes, keepdim=True)
-            source = ((3 * a.square() - v) * alignment - 2 * a * b).flatten(1).sum(1)
-        return (torch.addcmul(d, unit, a, value=-1) * gain).reshape(d.shape[0], *out), source
+            v = d.square().mean(tangent_axes, keepdim=True)
+            b = (d * g).sum(tangent_axes, keepdim=True)
+            term = sum_in_float64((3 * a.square() - v) * alignment - 2 * a * b)
+        return (torch.addcmul(d, unit, a, value=-1) * gain).reshape(d.shape[0], *out), term
 
     return push
 

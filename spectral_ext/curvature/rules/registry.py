@@ -1,10 +1,11 @@
 """The table of rules: how a tangent passes an operation y = f(x), and what f″ adds to h.
 
-A rule is built once from the operation's values and is then pushed any number of lanes:
+A rule is built once from the operation's values, and then pushes the tangents of N directions at once:
 
-    push(ẋ, …) → (ẏ, source),   ẏ = f′ẋ,   source_k = ⟨ȳ, f″[ẋ_k, ẋ_k]⟩ or None where f″ = 0.
+    push(ẋ, …) → (ẏ, second_order_term),   ẏ = f′ẋ,   term_k = ⟨ȳ, f″[ẋ_k, ẋ_k]⟩ or None where f″ = 0.
 
-Tangents have the lanes in front, (N, *x.shape); an input without a tangent is None.
+Tangents have the directions in front, (N, *x.shape); an input without a tangent is None. Second-order terms are (N,)
+in float64 (:mod:`spectral_ext.curvature.sums`). Inner products of complex tensors are real: Re Σ conj(ȳ) y.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from typing import Any
 
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
+
+
+class NotApplicableError(Exception):
+    """A method does not apply to a layer; the message says why."""
+
 
 Push = Callable[..., tuple[Any, "Tensor | None"]]
 
@@ -45,6 +51,8 @@ class Rule:
     """f″ = 0 as long as only one operand has a tangent."""
     differentiable_operands: tuple[int, ...] | None = None
     """The operands that may have a tangent; None: any."""
+    real_only: bool = False
+    """The generic rule takes over where an operand or the result is complex."""
 
 
 RULES: dict[Any, Rule] = {}
@@ -55,12 +63,13 @@ def rule(
     mechanism: str | None = None,
     bilinear: bool = False,
     differentiable_operands: tuple[int, ...] | None = None,
+    real_only: bool = False,
 ) -> Callable:
     """Register the decorated builder for some operations."""
 
     def register(build: Callable[[Operation], Push]) -> Callable[[Operation], Push]:
         for target in targets:
-            RULES[target] = Rule(build, mechanism, bilinear, differentiable_operands)
+            RULES[target] = Rule(build, mechanism, bilinear, differentiable_operands, real_only)
         return build
 
     return register
@@ -76,12 +85,6 @@ def operands(node: fx.Node) -> list[fx.Node]:
 
 
 def align(tangent: Tensor, dims: int) -> Tensor:
-    """(N, *shape) → (N, 1, …, *shape) with ``dims`` dimensions behind the lanes, for broadcasting."""
+    """(N, *shape) → (N, 1, …, *shape) with ``dims`` dimensions behind the first, for broadcasting."""
     missing = dims - (tangent.dim() - 1)
     return tangent.reshape(tangent.shape[0], *(1,) * missing, *tangent.shape[1:]) if missing > 0 else tangent
-
-
-def weighted_squares(tangent: Tensor, weight: Tensor) -> Tensor:
-    """Σ weight · tangent² over all but the lanes, (N,)."""
-    flat = tangent.reshape(tangent.shape[0], -1)
-    return flat.square() @ weight.reshape(-1)

@@ -1,7 +1,7 @@
 """softmax p and log-softmax along an axis, with the mean m = Σ p ẋ under p and d = ẋ − m.
 
-softmax:      ẏ = p d,   source Σ w d²,  w = p (ȳ − Σ ȳ p).
-log-softmax:  ẏ = d,     source −(Σ ȳ) Σ p d²: the Gauss–Newton curvature of cross-entropy.
+softmax:      ẏ = p d,   second-order term Σ w d²,  w = p (ȳ − Σ ȳ p).
+log-softmax:  ẏ = d,     second-order term −(Σ ȳ) Σ p d²: the Gauss–Newton curvature of cross-entropy.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectral_ext.curvature.rules.registry import Operation, Push, rule, weighted_squares
+from spectral_ext.curvature.rules.registry import Operation, Push, rule
+from spectral_ext.curvature.sums import weighted_squares
 
 aten = torch.ops.aten
 

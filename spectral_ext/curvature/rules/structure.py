@@ -100,9 +100,9 @@ def cat(op: Operation) -> Push:
     axis = (op.args[1] if len(op.args) > 1 else 0) % op.value.dim() + 1
 
     def push(*tangents: Tensor | None) -> tuple[Tensor, None]:
-        lanes = next(d.shape[0] for d in tangents if d is not None)
+        number = next(d.shape[0] for d in tangents if d is not None)
         blocks = [
-            x.new_zeros(()).expand(lanes, *x.shape) if d is None else d
+            x.new_zeros(()).expand(number, *x.shape) if d is None else d
             for x, d in zip(tensors, tangents, strict=True)
             if x.dim() == dims  # cat skips empty vectors
         ]
@@ -115,6 +115,32 @@ def cat(op: Operation) -> Push:
 def getitem(op: Operation) -> Push:
     index = op.args[1]
     return lambda d: (d[index], None)
+
+
+@rule(aten.slice_scatter.default, aten.select_scatter.default)
+def written_slice(op: Operation) -> Push:
+    """A slice of the first operand replaced by the second. (vmap of slice_scatter refuses an open end.)"""
+    axis, rest = _axis(op, 2), op.args[3:]
+    cut = aten.select.int if op.target is aten.select_scatter.default else aten.slice.Tensor
+    whole_shape = op.args[0].shape
+    has = [hasattr(arg, "users") for arg in op.node.args[:2]]
+
+    def push(*tangents: Tensor | None) -> tuple[Tensor, None]:
+        given = iter(tangents)
+        whole, part = (next(given) if node else None for node in has)
+        if whole is None:
+            assert part is not None
+            total = part.new_zeros(part.shape[0], *whole_shape)
+        else:
+            total = whole.clone()
+        written = cut(total, axis, *rest)
+        if part is None:
+            written.zero_()
+        else:
+            written.copy_(part)
+        return total, None
+
+    return push
 
 
 @rule(aten.constant_pad_nd.default)
@@ -134,9 +160,9 @@ def where(op: Operation) -> Push:
     mask, shape, zero = op.args[0], op.value.shape, op.value.new_zeros(())
 
     def push(_: None, yes: Tensor | None = None, no: Tensor | None = None) -> tuple[Tensor, None]:
-        lanes = (yes if yes is not None else no).shape[0]  # type: ignore[union-attr]
+        number = (yes if yes is not None else no).shape[0]  # type: ignore[union-attr]
         grown = [zero if d is None else align(d, len(shape)) for d in (yes, no)]
-        return torch.where(mask, grown[0], grown[1]).expand(lanes, *shape), None
+        return torch.where(mask, grown[0], grown[1]).expand(number, *shape), None
 
     return push
 
@@ -161,5 +187,7 @@ CONSTANT = {
     aten.new_ones.default,
     aten.new_full.default,
     aten.new_empty.default,
+    aten.fill.Scalar,
+    aten.zero.default,
 }
 """No tangent leaves these; a detached value is a constant, for double backward too."""

@@ -1,0 +1,167 @@
+"""What the cross-fit says about one layer, in numbers and in a sentence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from spectral_ext.signal.cross_fitting import MIN_GROUPS, CrossFit
+from spectral_ext.signal.exponent import GroupFit, fit_alpha_from_groups, fit_noise_exponent
+from spectral_ext.spectra.regression import MIN_POINTS, Fit, FitError, as_vector
+
+VERDICTS = ("signal", "mixed", "noise", "too few groups")
+SIGNAL_SHARE = 0.5
+"""From this share of resolved directions on, a layer's spectrum counts as signal."""
+
+
+def _none() -> np.ndarray:
+    return np.zeros(0)
+
+
+@dataclass
+class Signal:
+    """One layer, cross-fitted over J groups: directions from the other groups, values on the group held out.
+
+    Arrays have shape (K,), k counting directions in decreasing σ of the other groups.
+    """
+
+    groups: int
+    """J."""
+    sigma: np.ndarray = field(default_factory=_none)
+    """σ̃_k, mean over the folds; may be negative."""
+    sigma_se: np.ndarray = field(default_factory=_none)
+    """Its standard error, a jackknife over groups."""
+    h: np.ndarray = field(default_factory=_none)
+    """h̃_k, held-out directional curvature, mean over the folds."""
+    h_se: np.ndarray = field(default_factory=_none)
+    """Its standard error, from the spread of the folds."""
+    z: np.ndarray = field(default_factory=_none)
+    """σ̃_k over its standard error."""
+    resolved_mask: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    """Which directions are resolved."""
+    share: np.ndarray = field(default_factory=_none)
+    """σ̃_k/σ_k: which part of the own-batch singular value other samples confirm."""
+    error_rate: float = 0.05
+    """Bound on the probability that any of the K directions without signal counts as resolved."""
+    alpha: GroupFit = field(default_factory=lambda: GroupFit.empty("not measured"))
+    """α over the resolved directions, from held-out values."""
+    noise_exponent: Fit = field(default_factory=lambda: Fit.empty("not measured"))
+    """γ_noise of C_k ∝ h_k^γ; a spectrum of noise has α = 2/γ_noise."""
+    sigma_folds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
+    """(J, K)."""
+    h_folds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
+    """(J, K)."""
+    verdict: str = "too few groups"
+    """``signal``, ``mixed``, ``noise`` or ``too few groups``."""
+    reason: str = ""
+    """Why, in a sentence."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def resolved(self) -> int:
+        """How many directions are resolved."""
+        return int(self.resolved_mask.sum())
+
+    @property
+    def median_share(self) -> float:
+        return float(np.median(self.share)) if len(self.share) else math.nan
+
+    @property
+    def noise_alpha(self) -> float:
+        """2/γ_noise, the α that noise alone would have here."""
+        return 2 / self.noise_exponent.value if self.noise_exponent.ok and self.noise_exponent.value > 0 else math.nan
+
+
+def judge(
+    cross: CrossFit, h_folds: Any, own_sigma: Any, *, weights: Any = None, level: float = 0.95, notes: Any = ()
+) -> Signal:
+    """The verdict on one layer from its cross-fit and the held-out curvature.
+
+    ``signal``: at least half of the directions are resolved. ``mixed``: some are. ``noise``: none is.
+
+    Args:
+        cross: of :func:`cross_fit`, K directions.
+        h_folds: (J, ≥ K): h along fold j's directions on group j.
+        own_sigma: (≥ K,) singular values of the gradient of all groups.
+        weights: samples of each group; None for equal sizes.
+        level: coverage of α's intervals.
+        notes: sentences to keep with the result.
+    """
+    groups, count = cross.folds.shape
+    H = np.asarray(h_folds, dtype=np.float64)[:, :count]
+    own = as_vector(own_sigma, "own_sigma")[:count]
+    w = np.ones(groups) if weights is None else np.asarray(weights, dtype=np.float64)
+    w = w / w.sum()
+    h = w @ H
+    h_se = np.sqrt(groups / (groups - 1) * (np.square(w)[:, None] * np.square(H - h)).sum(0))
+    count = min(count, len(own))
+    found = Signal(
+        groups,
+        cross.sigma,
+        cross.sigma_se,
+        h,
+        h_se,
+        cross.z,
+        cross.resolved,
+        np.divide(cross.sigma[:count], own[:count], out=np.full(count, math.nan), where=own[:count] > 0),
+        cross.error_rate,
+        sigma_folds=cross.folds,
+        h_folds=H,
+        notes=list(notes),
+    )
+    found.alpha = _alpha(cross, H, weights, level)
+    try:
+        found.noise_exponent = fit_noise_exponent(cross.folds, h, level=level)
+    except FitError as error:
+        found.noise_exponent = Fit.empty(str(error), level=level)
+    found.verdict, found.reason = _verdict(found)
+    return found
+
+
+def too_few_groups(groups: int) -> Signal:
+    """The result where cross-fitting is impossible."""
+    return Signal(
+        groups,
+        alpha=GroupFit.empty(f"{groups} groups, at least {MIN_GROUPS} are needed"),
+        reason=f"there are {groups} groups, and a standard error over groups needs at least {MIN_GROUPS}: "
+        "give more samples or more folds",
+    )
+
+
+def _alpha(cross: CrossFit, H: np.ndarray, weights: Any, level: float) -> GroupFit:
+    keep = cross.resolved
+    n = int(keep.sum())
+    if n < MIN_POINTS:
+        return GroupFit.empty(
+            f"{n} of {len(keep)} directions are resolved, at least {MIN_POINTS} are needed", n=n, level=level
+        )
+    try:
+        return fit_alpha_from_groups(cross.folds[:, keep], H[:, keep], weights=weights, level=level)
+    except FitError as error:
+        return GroupFit.empty(str(error), n=n, level=level)
+
+
+def _verdict(found: Signal) -> tuple[str, str]:
+    n, count = found.resolved, len(found.sigma)
+    rate = f"{100 * found.error_rate:g} %"
+    if count == 0:
+        return "noise", "the gradient of the other groups is zero, so that there is no direction to test"
+    if n == 0:
+        why = (
+            f"none of the {count} held-out singular values differs from 0 at an error rate of {rate}: on other samples "
+            "these directions are no better than any"
+        )
+        if found.z[0] < 0 and np.median(found.sigma) < 0:
+            why += (
+                "; they are negative, since the gradient of a group is about minus that of the others, whose sum "
+                "training has brought near zero"
+            )
+        return "noise", why
+    confirmed = f"{n} of {count} directions hold on other samples (error rate {rate})"
+    median = 100 * found.median_share
+    if n >= SIGNAL_SHARE * count:
+        return "signal", f"{confirmed}; the held-out σ is {median:.0f} % of the own-batch one in the median"
+    return "mixed", f"{confirmed}; the other {count - n} may be noise, so that an α over all of them mixes the two"
