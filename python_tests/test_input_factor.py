@@ -170,9 +170,9 @@ def test_reduced_patches_spread_no_nan(geometry):
     exact = dense_reference.mean_patch_factor(dense_reference.patches(x, *full.arguments), bias=False)[0]
     assert error(input_factor(x, reduction="reduce", **geometry), exact) < TOLERANCE
     one = torch.zeros_like(x)
-    one[1, 2, 1, 1] = 1.0
+    one[1, 2, 2, 2] = 1.0
     reads = dense_reference.patches(one, *full.arguments).sum((0, 1, 2)) > 0
-    x[1, 2, 1, 1] = float("nan")
+    x[1, 2, 2, 2] = float("nan")
     found = input_factor(x, reduction="reduce", **geometry)
     assert torch.equal(found.isnan(), reads[:, None] | reads)
     assert 0 < int(reads.sum()) < len(reads)

@@ -13,6 +13,7 @@ from spectral_ext.ops.geometry import (
     IntOrTuple,
     accumulator_dtype,
     check_finite,
+    check_one_device,
     check_out,
     prepare,
 )
@@ -110,9 +111,8 @@ def run(x: Tensor, geometry: Geometry, order: str, out: Tensor | None, beta: flo
         return factor if geometry.groups > 1 else factor[0]
     n = geometry.side(x.shape[1])
     check_out(out, (geometry.groups, n, n) if geometry.groups > 1 or out.dim() == 3 else (n, n), x)
-    torch.ops.spectral_ext.input_factor_(
-        out if out.dim() == 3 else out[None], x, *arguments, channels_last, beta, scale
-    )
+    target = out if out.dim() == 3 else out[None]
+    torch.ops.spectral_ext.input_factor_(target, x, *arguments, channels_last, beta, scale)
     return out
 
 
@@ -222,10 +222,10 @@ def _(
 
 
 @torch.library.register_fake("spectral_ext::input_factor_")
-def _(*arguments):
-    return None
+def _(out, x, *arguments):
+    check_one_device(out=out, x=x)
 
 
 @torch.library.register_fake("spectral_ext::lag_sums_")
-def _(*arguments):
-    return None
+def _(state, x, *arguments):
+    check_one_device(state=state, x=x)
