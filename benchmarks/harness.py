@@ -1,7 +1,8 @@
 """Honest timing of callables side by side: interleaved rounds, CPU time, medians of ratios; peak memory in a fork.
 
 Every benchmark file has `bench(quick: bool) -> list[Row]`: peers and ours in the same run on the same input, with one
-Row per (case, method). `python -m benchmarks` prints them all; `--json FOLDER` writes them with the machine's description.
+Row per (case, method). `python -m benchmarks` prints them all; `--json FOLDER` writes them with the machine's
+description.
 """
 
 from __future__ import annotations

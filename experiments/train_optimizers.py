@@ -67,7 +67,7 @@ def variants() -> dict[str, tuple[float, Factory]]:
     """Damping mode × d × α × update scale, each with the start of its walk, and the paper's settings."""
     table = {}
     starts = {"match_rms_adamw": 2**-6, "spectral": 2**-4}
-    for mode, dampings in {"spectral": (0.01, 0.03, 0.1, 0.3, 1.0), "mean": (0.03, 0.1, 0.3, 1.0, 3.0)}.items():
+    for mode, dampings in {"spectral": (0.01, 0.03, 0.1, 0.3, 1.0), "rms": (0.03, 0.1, 0.3, 1.0, 3.0)}.items():
         for damping, alpha, scale in itertools.product(dampings, (0.5, 1.0, 1.5, 2.0, 3.0, 4.0), starts):
             name = f"SpectralNewton {mode} d={damping:g} alpha={alpha:g} {scale}"
             settings = {"damping_mode": mode, "damping": damping, "alpha": alpha, "update_scale": scale}

@@ -471,6 +471,106 @@ def _():
     return mlp(nn.GELU()), nn.CrossEntropyLoss(), vectors(6) + vectors(3) + vectors(6)
 
 
+def padded(mode: str) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, C),
+    )
+
+
+for _mode in ("circular", "reflect", "replicate"):
+
+    @case(f"padding_mode {_mode}")
+    def _(mode=_mode):
+        return padded(mode), nn.CrossEntropyLoss(), images()
+
+
+@case("slices of an empty tensor written in place")
+def _():
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(7, 8), nn.Linear(8, 4), nn.Linear(12, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.a(x))
+            out = torch.empty(len(x), 12, dtype=x.dtype)
+            out[:, :8] = h
+            out[:, 8:] = self.b(h)
+            out[:, 2:4] *= 2
+            out[:, 5] = 1.5
+            rows = torch.zeros(len(x), 2, 6, dtype=x.dtype)
+            rows[:, 0].copy_(out[:, :6])
+            rows[:, 1] = out[:, 6:].sin()
+            return self.c(rows.flatten(1))
+
+    return InPlace(), nn.CrossEntropyLoss(), vectors()
+
+
+@case("fourier transform and complex products")
+def _():
+    class Fourier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.mix, self.b = nn.Linear(7, 8), nn.Linear(5, 5), nn.Linear(8 + 5 + 5, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            f = torch.fft.rfft(self.a(x), dim=1)
+            g = f * f.conj() * torch.polar(torch.ones(5).double(), torch.linspace(0, 1, 5).double())
+            mixed = self.mix(g.real).tanh()
+            y = torch.fft.irfft(f * torch.complex(mixed, g.imag), n=8, dim=1)
+            return self.b(torch.cat([y, f.abs(), torch.view_as_real(f.exp())[..., 1]], 1))
+
+    return Fourier(), nn.CrossEntropyLoss(), vectors()
+
+
+@case("complex matrix products and a complex fourier transform")
+def _():
+    class Unitary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(7, 6), nn.Linear(7, 6), nn.Linear(6, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = torch.complex(self.a(x), self.b(x).tanh())
+            w = torch.fft.fft(z, dim=1) @ (z.mH @ z)
+            return self.c(torch.fft.ifft(w, dim=1).real / 10)
+
+    return Unitary(), nn.CrossEntropyLoss(), vectors()
+
+
+@case("a transposed convolution's own weight, used twice", layers=["0", "1.up"])
+def _():
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.head = nn.ConvTranspose2d(4, 4, 3, padding=1), nn.Linear(4, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.up(self.up(x).tanh()).tanh().mean((2, 3)))
+
+    return nn.Sequential(nn.Conv2d(3, 4, 3), Up()), nn.CrossEntropyLoss(), images()
+
+
+@case("addmm with factors")
+def _():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(7, 6), nn.Linear(7, 6), nn.Linear(6, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, z = self.a(x), self.b(x)
+            return self.c(torch.addmm(y, y, z.T @ z, alpha=0.7, beta=0.4))
+
+    return Scaled(), nn.CrossEntropyLoss(), vectors()
+
+
 @case("two passes under no_grad", "double_backward_output")
 def _():
     class Stop(nn.Module):

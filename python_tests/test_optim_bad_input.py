@@ -98,7 +98,7 @@ def test_a_setting_changed_between_steps():
     for _, weight in weights:
         weight.grad = torch.ones_like(weight)
     optimizer.step()
-    for key, value in (("alpha", [1.0, -2.0]), ("damping", [0.1, 0.0]), ("damping_mode", ["mean", "x"])):
+    for key, value in (("alpha", [1.0, -2.0]), ("damping", [0.1, 0.0]), ("damping_mode", ["rms", "x"])):
         before = optimizer.param_groups[0][key]
         optimizer.param_groups[0][key] = value
         with pytest.raises(ValueError, match=rf"{key} of 'layer\.weight'"):
@@ -195,6 +195,7 @@ def test_scalar_spectral_adam():
 def test_capturable_refuses_what_waits_for_the_device():
     model = nn.Linear(4, 3, device="meta")
     settings = {"capturable": True, "nonfinite": "skip", "alpha": 1.3}
-    with pytest.raises(ValueError, match=r"capturable.*'weight'.*alpha=1.3.*spectral"):
-        SpectralNewton(model, **settings, use_adamw=None)
-    SpectralNewton(model, **settings, damping_mode="spectral")
+    with pytest.raises(ValueError, match=r"capturable.*'eigh'.*'weight'.*alpha=1.3.*larger damping"):
+        SpectralNewton(model, **settings, use_adamw=None, solver="eigh")
+    for mode in ("rms", "spectral", "absolute"):
+        SpectralNewton(model, **settings, damping_mode=mode)

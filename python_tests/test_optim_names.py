@@ -52,7 +52,7 @@ ROWS = {f"blocks.{i}.attn.{name}": 1.0 + i / 2 for i in range(2) for name in ("q
 @pytest.mark.parametrize("route", ["model", "names", "group"])
 def test_a_pattern_that_fits_nothing_names_its_neighbours(key, route):
     model = GPT()
-    value = {"alpha": 2.0, "damping": 0.1, "damping_mode": "mean"}.get(key, 0 if key != "split" else 1)
+    value = {"alpha": 2.0, "damping": 0.1, "damping_mode": "rms"}.get(key, 0 if key != "split" else 1)
     setting = {key: {"*.atn.qkv": value, "*": value}}
     names = list(model.named_parameters())
     params = {"model": model, "names": names, "group": [{"params": names, **setting}]}[route]

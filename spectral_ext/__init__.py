@@ -6,11 +6,15 @@ that `import spectral_ext` costs no more than torch.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from spectral_ext._figures import register
 from spectral_ext._version import __version__
+
+with contextlib.suppress(ImportError):  # without the compiled part, the first use of an op says why
+    import spectral_ext._extension  # noqa: F401  (registers torch.ops.spectral_ext.*)
 
 if TYPE_CHECKING:
     from spectral_ext.curvature import directional_curvature as directional_curvature
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
     from spectral_ext.ops.input_factor import input_factor as input_factor
     from spectral_ext.ops.output_factor import output_factor as output_factor
     from spectral_ext.ops.rayleigh_quotients import rayleigh_quotients as rayleigh_quotients
+    from spectral_ext.ops.spectral_newton import SpectralMap as SpectralMap
+    from spectral_ext.ops.spectral_newton import polar as polar
+    from spectral_ext.ops.spectral_newton import spectral_map as spectral_map
     from spectral_ext.ops.spectral_newton import spectral_newton as spectral_newton
     from spectral_ext.optim import ScalarSpectralAdam as ScalarSpectralAdam
     from spectral_ext.optim import SpectralNewton as SpectralNewton
@@ -46,7 +53,15 @@ _HOME = {
     ],
     "factors": ["KroneckerAccumulator", "top_eigenpairs"],
     "landscape": ["Landscape", "measure"],
-    "ops": ["input_factor", "output_factor", "rayleigh_quotients", "spectral_newton"],
+    "ops": [
+        "SpectralMap",
+        "input_factor",
+        "output_factor",
+        "polar",
+        "rayleigh_quotients",
+        "spectral_map",
+        "spectral_newton",
+    ],
     "optim": ["ScalarSpectralAdam", "SpectralNewton"],
     "tracker": ["LandscapeTracker"],
 }

@@ -104,15 +104,14 @@ def rayleigh_quotients(
 
 
 def absolute_damping(sigma: Tensor, alpha: float | Tensor, damping: float | Tensor, mode: str) -> Tensor:
-    """d in the units of σ^α, (…, 1): ``absolute`` d, ``spectral`` d·σ_max^α, ``mean`` d·mean(σ^α)."""
-    powers = sigma**alpha
+    """d in the units of σ^α, (…, 1): ``absolute`` d, ``spectral`` d·σ_max^α, ``rms`` d·(mean σ²)^{α/2}."""
     if mode == "absolute":
         return torch.as_tensor(damping, dtype=sigma.dtype, device=sigma.device).expand(*sigma.shape[:-1], 1)
     if mode == "spectral":
-        return damping * powers.amax(-1, keepdim=True)
-    if mode == "mean":
-        return damping * powers.mean(-1, keepdim=True)
-    raise ValueError(f"damping_mode must be 'absolute', 'spectral' or 'mean', not {mode!r}")
+        return damping * sigma.amax(-1, keepdim=True) ** alpha
+    if mode == "rms":
+        return damping * sigma.square().mean(-1, keepdim=True) ** (alpha / 2)
+    raise ValueError(f"damping_mode must be 'absolute', 'spectral' or 'rms', not {mode!r}")
 
 
 def spectral_newton(G: Tensor, alpha: float = 2.0, damping: float = 0.1, *, damping_mode: str = "absolute") -> Tensor:

@@ -28,7 +28,7 @@ struct PartialFractions {
   const double *pole, *residue;
 };
 
-enum class DampingMode : int64_t { kAbsolute, kSpectral, kMean };
+enum class DampingMode : int64_t { kAbsolute, kSpectral, kRms };  // the unit of d: 1, σ_max^α, (mean σ²)^{α/2}
 
 // All eigenvalues of a symmetric matrix (n × n, contiguous, lower triangle), ascending.
 struct Eigenvalues {
@@ -39,7 +39,7 @@ struct Eigenvalues {
 struct TransferSettings {
   double alpha, damping, tolerance;
   DampingMode mode;
-  Eigenvalues eigenvalues;  // where the trace, ‖R‖_F or Lanczos do not give what the mode needs
+  Eigenvalues eigenvalues;  // for kSpectral, where Lanczos does not find λ_max
   const PartialFractions* fits;
   int64_t fit_count;
 };
@@ -62,7 +62,7 @@ enum class TransferStatus : int64_t {
 
 struct TransferResult {
   TransferStatus status;
-  double y_max;  // σ_max²/δ
+  double y_max;  // σ_max²/δ, or a bound of it
 };
 
 // One instruction set. `scratch` holds scratch_bytes(…) bytes, 64-byte aligned.

@@ -11,7 +11,7 @@ constexpr double unit_roundoff() {
   return std::numeric_limits<T>::epsilon() / 2;
 }
 
-constexpr double kNormSlack = 2;  // ‖T(G)‖_F over its lower bound is less, as a rule
+constexpr double kNormSlack = 2;  // ‖T(G)‖_F over its estimate beyond which an attempt is given up
 
 // How much larger than their sum the terms of φ are, at worst over the spectrum.
 inline double cancellation(const PartialFractions& phi, double y_max) {

@@ -7,13 +7,11 @@
 namespace spectral_ext::cpu {
 namespace {
 
-constexpr double kEigenvalueEstimate = 1e-2;  // where λ_max only decides
-constexpr double kTopSlack = 0.03;            // of the estimate of λ_max: three times what it stops at
-constexpr double kRangeSlack = 1e-9;          // between the host's logarithm of y_max and this one's bounds
+constexpr double kSpreadSlack = 1e-5;  // rounding of ‖R‖_F² and (tr R)²/n, relative to ‖R‖_F²
+constexpr double kRangeSlack = 1e-9;   // between the host's logarithm of y_max and this one's bounds
 constexpr int64_t kConversionColumns = 256;
 
 constexpr double kMaxConditionError = 1e3;  // unit round-off · condition number beyond which an attempt is wasted
-constexpr double kEigenvalueRounding = 8;   // error over estimate of the mean: at most 1.7 over α, shapes and spectra
 constexpr double kSafety = 3;  // error over estimate near 1e-5: at most 3 over α, d, shapes and spectra, 0.1 as a rule
 
 inline const PartialFractions* fit_for(const TransferSettings& settings, double y_max) {
@@ -32,10 +30,6 @@ inline int64_t scratch_bytes(int64_t rows, int64_t columns, int64_t threads) {
   return 8 * (n * n + std::max(fractions, substitution_scratch<float>(n, threads)) + 640);
 }
 
-struct Mean {
-  double value, error;  // the error relative to the value
-};
-
 template <class T>
 void eigenvalues_of(const TransferSettings& settings, const T* R, int64_t n, double* eigenvalues) {
   if constexpr (std::is_same_v<T, float>)
@@ -44,25 +38,24 @@ void eigenvalues_of(const TransferSettings& settings, const T* R, int64_t n, dou
     settings.eigenvalues.of_double(R, n, eigenvalues);
 }
 
-// Mean of λ^{α/2}, the mean of σ^α, over the spectrum of R in units of scale². Rounding moves eigenvalue k by about
-// c u (λ_k + ‖R‖_F/√n): those above ‖R‖_F/√n · c u add up as random errors, those below as what they may hide.
-template <class T>
-Mean mean_power(const TransferSettings& settings, const T* R, int64_t n, double* eigenvalues) {
-  eigenvalues_of(settings, R, n, eigenvalues);
-  double square = 0, sum = 0, random = 0, hidden = 0;
-  for (int64_t i = 0; i < n; ++i) square += eigenvalues[i] * eigenvalues[i];
-  const double power = 0.5 * settings.alpha, noise = kEigenvalueRounding * unit_roundoff<T>();
-  const double floor = noise * std::sqrt(square / n);
-  for (int64_t i = 0; i < n; ++i) {
-    const double value = std::max(eigenvalues[i], 0.0);
-    const double moved = power * std::pow(std::max(value, floor), power - 1) * (floor + noise * value);
-    sum += std::pow(value, power);
-    if (value > floor)
-      random += moved * moved;
-    else
-      hidden += moved;
-  }
-  return {sum / n, (std::sqrt(random) + hidden) / sum};
+// An upper bound of λ_max from the mean and the mean square of n eigenvalues ≥ 0 (Samuelson's inequality).
+inline double largest_eigenvalue_bound(double trace, double square, int64_t n) {
+  const double mean = trace / n, spread = std::max(square / n - mean * mean, 0.0) + kSpreadSlack * square / n;
+  return std::min(mean + std::sqrt((n - 1) * spread), std::sqrt((1 + kSpreadSlack) * square));
+}
+
+struct NormBounds {
+  double lower, upper;
+};
+
+// Bounds of ‖T(G)‖_F in units of √δ/d from t = tr R/δ and q = ‖R‖_F²/δ²; T² = g(y) = y φ(y)², φ = 1/(1 + y^β), β = α/2.
+// Below: φ² is at least a convex function h, φ² itself for β ≤ 1 and else (1 + y)^{−2β}, so that by Jensen
+// Σ y φ(y)² ≥ t h(q/t). Above: g is concave up to its maximum, at y^β = 1/(2β − 1), so that n g(min(t/n, that)) is.
+inline NormBounds norm_of_result(double t, double q, int64_t n, double beta) {
+  const double mean = q / t, h = beta <= 1 ? 1 + std::pow(mean, beta) : std::pow(1 + mean, beta);
+  const double peak = beta > 0.5 ? std::pow(1 / (2 * beta - 1), 1 / beta) : t, y = std::min(t / n, peak);
+  const double lower = std::sqrt(t) / h;
+  return {lower, std::max(lower, std::sqrt(n * y) / (1 + std::pow(y, beta)))};
 }
 
 // Largest |G|, NaN if any element is not finite.
@@ -128,23 +121,17 @@ TransferResult solve_in_precision(const GradientMatrix<S>& G, const TransferSett
   const double square = square_of_symmetric(at.R, n), size = std::sqrt(square);
   const bool exactly = settings.mode == DampingMode::kSpectral;
   const auto top = [&] {
-    if (!exactly) return largest_eigenvalue(at.R, n, size, kEigenvalueEstimate, 0, at.spare).value;
+    if (!exactly) return largest_eigenvalue_bound(trace, square, n);
     const LargestEigenvalue first = largest_eigenvalue(at.R, n, size, 0.02 * settings.tolerance, 0, at.spare);
     const LargestEigenvalue second = largest_eigenvalue(at.R, n, size, 0.02 * settings.tolerance, 1, at.spare);
     if (first.converged && second.converged) return std::max(first.value, second.value);
     eigenvalues_of(settings, at.R, n, at.eigenvalues);
     return at.eigenvalues[n - 1];
   };
-  double lambda = alpha == 2 && !exactly ? trace : top();
+  const double lambda = top();
   double damping = settings.damping;
-  if (settings.mode == DampingMode::kSpectral) damping *= std::pow(scale * std::sqrt(lambda), alpha);
-  double relative = 0;
-  if (settings.mode == DampingMode::kMean) {
-    Mean mean{(alpha == 2 ? trace : alpha == 4 ? square : 0) / n, 0};
-    if (mean.value == 0) mean = mean_power(settings, at.R, n, at.eigenvalues);
-    damping *= std::pow(scale, alpha) * mean.value;
-    relative = mean.error;
-  }
+  if (exactly) damping *= std::pow(scale * std::sqrt(lambda), alpha);
+  if (settings.mode == DampingMode::kRms) damping *= std::pow(scale * std::sqrt(trace / n), alpha);
   const double delta = std::pow(damping, 2 / alpha) / (scale * scale);
   if constexpr (std::is_same_v<S, T>) {
     const double shifted = std::sqrt((square + delta * (2 * trace + n * delta)) / n), unit = std::max(lambda, delta);
@@ -157,7 +144,6 @@ TransferResult solve_in_precision(const GradientMatrix<S>& G, const TransferSett
       if (substitution.run()) return {TransferStatus::kSinglePrecision, lambda / delta};
     }
   }
-  if (alpha == 2 && !exactly) lambda = top();
   const double y_max = lambda / delta;
   if (!(delta > 0 && std::isfinite(y_max))) return {TransferStatus::kIllConditioned, y_max};
   const PartialFractions* phi = fit_for(settings, y_max);
@@ -165,18 +151,13 @@ TransferResult solve_in_precision(const GradientMatrix<S>& G, const TransferSett
 
   const TransferResult refused{TransferStatus::kIllConditioned, y_max};
   const double worst_terms = cancellation(*phi, y_max);
-  if (unit_roundoff<T>() * y_max * worst_terms > kMaxConditionError || kSafety * relative > settings.tolerance)
-    return refused;
+  if (unit_roundoff<T>() * y_max * worst_terms > kMaxConditionError) return refused;
   const double unit = std::exp2(std::ceil(std::log2(std::max(lambda, delta))));
   const T shrink = static_cast<T>(1 / unit);
   for (int64_t i = 0; i < n; ++i) at.diagonal[i] = shrink * at.R[i * n + i];
-  // With λ_1 = λ_max, no other eigenvalue exceeds λ_2 = (‖R‖_F² − λ_1²)^½, and ‖T(G)‖_F² ≥ λ_1 f(λ_1)² + (tr R − λ_1)
-  // f(λ_2)².
-  const auto f = [&](double y) { return scale / damping / (std::pow(y, 0.5 * alpha) + 1); };
-  const double second = std::sqrt(std::max(square - lambda * lambda, 0.0));
-  const double norm = std::sqrt((lambda * std::pow(f(y_max), 2) +
-                                 std::max(trace - lambda, 0.0) * std::pow(f(std::min(second, lambda) / delta), 2)) /
-                                unit);
+  const NormBounds bounds = norm_of_result(trace / delta, square / (delta * delta), n, 0.5 * alpha);
+  const double norm_unit = scale / damping * std::sqrt(delta / unit);
+  const double norm = norm_unit * std::sqrt(bounds.lower * bounds.upper);  // only decides what is tried
   const bool mixed = !std::is_same_v<S, T> && !exact_apply;
   Fractions<T> fractions{workspace,
                          *phi,
@@ -196,8 +177,7 @@ TransferResult solve_in_precision(const GradientMatrix<S>& G, const TransferSett
   double last = 0;
   for (int64_t i = 0; i < n; ++i) last += dot(at.F + i * n, at.F + i * n, n) * at.diagonal[i];
   last = exact_apply ? 0 : std::sqrt(last) * unit_roundoff<S>() * (1 + std::sqrt(static_cast<double>(n)) / 16);
-  relative += fractions.rounding.relative;
-  const double absolute = last + fractions.rounding.absolute;
+  const double relative = fractions.rounding.relative, absolute = last + fractions.rounding.absolute;
   const auto fails = [&](double norm) { return !(kSafety * (relative + absolute / norm) <= settings.tolerance); };
   if (fails(kNormSlack * norm)) return refused;
   if (!exact_apply) {
@@ -210,11 +190,7 @@ TransferResult solve_in_precision(const GradientMatrix<S>& G, const TransferSett
   } else if constexpr (std::is_same_v<T, double>) {
     apply_in_double(workspace, G, g, wide, at.F, n, at.packing + parallel.threads * at.packing_size);
   }
-  // The same bound with λ_1 as uncertain as Lanczos left it; rounding of tr R − λ_1 is far less.
-  const double above = (1 + kTopSlack) * lambda, rest = std::max(trace - above, 0.0);
-  const double certain = std::sqrt(
-      (lambda * std::pow(f(above / delta), 2) + rest * std::pow(f(std::min(second, above) / delta), 2)) / unit);
-  if (fails(certain) && fails(std::sqrt(dot(G.out, G.out, G.rows * G.columns) / unit))) return refused;
+  if (fails(norm_unit * bounds.lower) && fails(std::sqrt(dot(G.out, G.out, G.rows * G.columns) / unit))) return refused;
   return {std::is_same_v<T, float> ? TransferStatus::kSinglePrecision
           : exact_apply            ? TransferStatus::kDoublePrecision
                                    : TransferStatus::kDoubleGram,

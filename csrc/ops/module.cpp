@@ -54,7 +54,7 @@ PYBIND11_MODULE(_C, m) {
                                      "non_finite"_a = number(TransferStatus::kNonFinite));
   m.attr("NEWTON_DAMPING_MODE") =
       py::dict("absolute"_a = number(DampingMode::kAbsolute), "spectral"_a = number(DampingMode::kSpectral),
-               "mean"_a = number(DampingMode::kMean));
+               "rms"_a = number(DampingMode::kRms));
   m.attr("NEWTON_FIT_COLUMNS") = py::tuple(py::cast(std::vector<std::string>(kFitColumns, kFitColumns + kFitHeader)));
   m.def(
       "lag_state_size",

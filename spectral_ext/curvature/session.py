@@ -124,9 +124,12 @@ class Session:
                     f"the gradient of {name!r} holds NaN or Inf: check the data and the weights, and the scale of the "
                     f"loss ({self.loss:.3g})"
                 )
+            elif 0 < (peak := float(gradient.abs().max())) < torch.finfo(self.dtype).tiny:
+                kind = str(self.dtype).removeprefix("torch.")
+                self.skipped[name] = f"its gradient underflows {kind} (largest entry {peak:.1e}): scale the loss up"
             elif given is not None:
                 found[name] = given[name].along(gradient).to(self.dtype), given[name]
-            elif not bool(gradient.any()):
+            elif peak == 0:
                 self.skipped[name] = "its gradient is zero: there are no singular directions"
             else:
                 found[name] = self._singular(name, gradient, top_k)
@@ -311,11 +314,15 @@ class Session:
                 f"largest h, as at the kinks of a piecewise linear network{cause}; give the operation a backward pass "
                 "that autograd can differentiate"
             )
+        largest = float(h.abs().max())
+        kind = str(self.dtype).removeprefix("torch.")
         if not bool(h.to(self.dtype).isfinite().all()):
             return (
-                f"its h by {choice.method} does not fit {str(self.dtype).removeprefix('torch.')} (largest "
-                f"{float(h.abs().max()):.1e}): scale the loss down, or measure a float64 copy of the model"
+                f"its h by {choice.method} does not fit {kind} (largest {largest:.1e}): scale the loss down, or "
+                "measure a float64 copy of the model"
             )
+        if 0 < largest < torch.finfo(self.dtype).tiny:
+            return f"its h underflows {kind} (largest {largest:.1e}): measure a float64 copy of the model"
         return None
 
 

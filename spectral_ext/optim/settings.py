@@ -179,5 +179,5 @@ def _check_capturable(group: Mapping[str, Any], name: str, alpha: float, damping
     if solver in ("eigh", "svd"):
         raise ValueError(
             f"capturable=True cannot take solver {solver!r}, which waits for the device, for {name!r} with "
-            f"alpha={alpha:g} and damping_mode={mode!r}: use alpha = 2 or 4, or damping_mode='spectral'"
+            f"alpha={alpha:g} and damping_mode={mode!r}: use solver='auto' and a larger damping or tolerance"
         )

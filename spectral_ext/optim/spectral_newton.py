@@ -136,7 +136,7 @@ class SpectralNewton(CheckpointedOptimizer):
         lr: Rate = 2e-2,
         alpha: PerParameter | str = 2.0,
         damping: PerParameter = 0.1,
-        damping_mode: str | list[str] | Mapping[str, str] = "mean",
+        damping_mode: str | list[str] | Mapping[str, str] = "rms",
         momentum: float = 0.95,
         *,
         momentum_mode: str = "ema",

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from spectral_ext.ops.spectral_newton import decompositions as solvers
+from spectral_ext.ops.spectral_newton import decompositions
 from spectral_ext.ops.spectral_newton import partial_fractions_cpu as cpu
-from spectral_ext.ops.spectral_newton.choose_solver import (
-    choose_solver,
-    default_tolerance,
-    operand_type,
-    pole_fits,
-    product_fits,
-)
-from spectral_ext.ops.spectral_newton.partial_fractions_torch import needs_float64, rational
-from spectral_ext.ops.spectral_newton.product_sum import Basis
-from spectral_ext.ops.spectral_newton.product_sum_torch import product_sum
+from spectral_ext.ops.spectral_newton.choose_solver import choose_solver, default_tolerance
+from spectral_ext.ops.spectral_newton.partial_fractions import extent_of, rounded_reach
+from spectral_ext.ops.spectral_newton.partial_fractions_torch import constants, rational_
 
 
 @dataclass
 class Problem:
-    """One tensor of matrices with its parameters: one number a matrix, or a float64 tensor (B, 1) on the device."""
+    """One tensor of matrices with its parameters: one number per matrix, or a float64 tensor (B, 1) on the device."""
 
     name: str
     G: Tensor
@@ -35,13 +29,15 @@ class Problem:
 
 @dataclass
 class Item:
-    """Matrices of one problem that share a solver and α: a batch (B, m, n) and where its results go."""
+    """Matrices of one problem that are solved together: a batch (B, m, n) and where its results go."""
 
+    name: str
     G: Tensor
     alpha: list[float] | Tensor
     damping: list[float] | Tensor
     result: Tensor
     index: list[int]
+    solver: str
 
 
 def solve(problems: list[Problem], mode: str, solver: str, tolerance: float | None) -> list[Tensor]:
@@ -62,24 +58,28 @@ def solve(problems: list[Problem], mode: str, solver: str, tolerance: float | No
         if G.numel() == 0:
             continue
         flat = G.reshape(-1, *G.shape[-2:])
-        work = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
         target = result.view(-1, *G.shape[-2:])
         wanted = default_tolerance(G.device.type, G.dtype) if tolerance is None else tolerance
         for key, index in _by_solver(problem, mode, solver, wanted).items():
-            whole = len(index) == len(work)
+            whole = len(index) == len(flat)
             item = Item(
-                work if whole else work[index],
+                problem.name,
+                flat if whole else flat[index],
                 _select(problem.alpha, index),
                 _select(problem.damping, index),
                 target,
                 index,
+                solver,
             )
-            groups[(*key, wanted, work.dtype, work.device)].append(item)
-    for (chosen, alpha, wanted, _, device), items in groups.items():
-        if device.type == "cpu" and chosen in ("cholesky", "rational"):
+            groups[(*key, wanted, G.dtype == torch.float64, G.device)].append(item)
+    for (chosen, alpha, extent, _, wanted, _, device), items in groups.items():
+        if chosen in ("eigh", "svd"):
+            for item in items:
+                _decompose(item, chosen, mode, wanted)
+        elif device.type == "cpu":
             _compiled(items, mode, wanted)
         else:
-            _batched(items, chosen, alpha, mode, wanted)
+            _batched(items, alpha, extent, mode, wanted)
     finished = []
     for problem, result in zip(problems, results):
         finished.append(result if problem.out is None or problem.out is result else problem.out.copy_(result))
@@ -98,134 +98,132 @@ def _select(values: list[float] | Tensor, index: list[int]) -> list[float] | Ten
     return [values[i] for i in index]
 
 
-def _by_solver(problem: Problem, mode: str, solver: str, tolerance: float) -> dict[tuple[str, float | None], list[int]]:
-    """Matrices of a problem by (solver, α); α is None where the solver takes any mixture of them."""
-    count = problem.G.shape[:-2].numel()
+def _by_solver(problem: Problem, mode: str, solver: str, tolerance: float) -> dict[tuple, list[int]]:
+    """Matrices of a problem by (solver, α, extent, n); on a CPU the compiled loop takes any mixture of the last three.
+
+    Raises:
+        ValueError: ``solver`` was asked for by name and cannot hold the tolerance.
+    """
+    count, n = problem.G.shape[:-2].numel(), min(problem.G.shape[-2:])
     device, dtype = problem.G.device.type, problem.G.dtype
-    if isinstance(problem.alpha, Tensor) or isinstance(problem.damping, Tensor):
-        chosen = "eigh" if solver == "auto" else solver
-        if chosen == "eigh" or chosen == "svd":
-            return {(chosen, None): list(range(count))}
-        if isinstance(problem.alpha, Tensor):
-            raise ValueError(f"{problem.name}: solver={solver!r} needs alpha as a number, not a tensor on the device")
-    found: dict[tuple[str, float | None], list[int]] = defaultdict(list)
+    if isinstance(problem.alpha, Tensor):
+        return {("eigh" if solver == "auto" else solver, None, None, None): list(range(count))}
+    found: dict[tuple, list[int]] = defaultdict(list)
     dampings = problem.damping if isinstance(problem.damping, list) else [None] * count
     for i, (a, d) in enumerate(zip(problem.alpha, dampings)):
         chosen = solver
-        if solver == "auto":
-            chosen = choose_solver(a, d, mode, device=device, dtype=dtype, tolerance=tolerance).solver
-        mixed = chosen in ("eigh", "svd") or (device == "cpu" and chosen in ("cholesky", "rational"))
-        if device == "cpu" and chosen == "cholesky":
-            chosen = "rational"  # one compiled loop over all of them
-        found[(chosen, None if mixed else a)].append(i)
+        if solver not in ("eigh", "svd"):
+            choice = choose_solver(a, d, mode, device=device, dtype=dtype, tolerance=tolerance, small_side=n)
+            chosen = choice.solver
+            if solver != "auto" and chosen == "eigh":
+                raise ValueError(refusal(problem.name, solver, a, tolerance, choice.reason))
+        if chosen in ("eigh", "svd"):
+            found[chosen, None, None, None].append(i)
+        elif device == "cpu":
+            found["rational", None, None, None].append(i)
+        else:
+            extent = extent_of(a, d, mode, n) if d is not None else math.inf
+            found["rational", a, rounded_reach(extent) if math.isfinite(extent) else extent, n].append(i)
     return found
+
+
+def refusal(name: str, solver: str, alpha: float, tolerance: float, reason: str) -> str:
+    """What is said where a solver asked for by name cannot hold the tolerance."""
+    remedy = "use solver='auto' or 'svd', " if solver != "svd" else "use "
+    return (
+        f"{name}: solver={solver!r} cannot hold the relative error {tolerance:g} at alpha = {alpha:g}: {reason}; "
+        f"{remedy}a larger tolerance or a larger damping"
+    )
+
+
+def _store(item: Item, found: Tensor) -> None:
+    if len(item.index) == len(item.result):
+        item.result.copy_(found)
+    else:
+        item.result[item.index] = found.to(item.result.dtype)
 
 
 def _compiled(items: list[Item], mode: str, tolerance: float) -> None:
     """The compiled path: results are written in place where that is possible."""
-    outs = []
+    matrices, outs = [], []
     for item in items:
-        whole = len(item.index) == len(item.result) and item.result.dtype == item.G.dtype
-        outs.append(item.result if whole else torch.empty_like(item.G, memory_format=torch.contiguous_format))
+        work = item.G if item.G.dtype in (torch.float32, torch.float64) else item.G.float()
+        matrices.append(work)
+        whole = len(item.index) == len(item.result) and item.result.dtype == work.dtype
+        outs.append(item.result if whole else torch.empty_like(work, memory_format=torch.contiguous_format))
     alphas = [float(a) for item in items for a in item.alpha]
     dampings = [float(d) for item in items for d in item.damping]
-    undone = cpu.partial_fractions_([item.G for item in items], outs, alphas, dampings, mode, tolerance)
+    undone = cpu.partial_fractions_(matrices, outs, alphas, dampings, mode, tolerance)
     for i, b in undone:
         item = items[i]
-        G = item.G[b : b + 1]
-        wide = G.shape[1] <= G.shape[2]
-        a, d = _column([float(item.alpha[b])], G), _column([float(item.damping[b])], G)
-        found = solvers.exact(G if wide else G.mT, a, d, mode, tolerance)
-        outs[i][b : b + 1] = found if wide else found.mT
+        if item.solver != "auto":
+            reason = "float64 is not enough for its singular values, or more poles than an eigendecomposition is worth"
+            raise ValueError(refusal(item.name, item.solver, float(item.alpha[b]), tolerance, reason))
+        alpha, damping = [float(item.alpha[b])], [float(item.damping[b])]
+        single = Item(item.name, matrices[i][b : b + 1], alpha, damping, outs[i][b : b + 1], [0], "auto")
+        _decompose(single, "eigh", mode, tolerance)
     for item, out in zip(items, outs):
         if out is not item.result:
-            item.result[item.index] = out.to(item.result.dtype)
+            _store(item, out)
 
 
-def _column(values: list[float] | Tensor, G: Tensor, scale: float = 1.0) -> Tensor:
-    if isinstance(values, Tensor):
-        return values * scale
-    return solvers.constants(tuple(value * scale for value in values), G.device).unsqueeze(-1)
+def _decompose(item: Item, solver: str, mode: str, tolerance: float) -> None:
+    """eigh or svd in float64; with ``auto``, svd where the estimated error of eigh exceeds the tolerance.
+
+    Raises:
+        ValueError: the estimate of the solver asked for, or of svd, exceeds the tolerance.
+    """
+    wide = item.G if item.G.shape[1] <= item.G.shape[2] else item.G.mT
+    a, d = (
+        v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64, device=wide.device).unsqueeze(-1)
+        for v in (item.alpha, item.damping)
+    )
+    a, d = a.expand(len(wide), 1), d.expand(len(wide), 1)
+    found, error = getattr(decompositions, solver)(wide, a, d, mode)
+    left = (error > tolerance).nonzero().flatten()
+    if item.solver == "auto" and solver == "eigh" and len(left):
+        found[left], error = decompositions.svd(wide[left], a[left], d[left], mode)
+        left = left[error > tolerance]
+    if len(left):
+        raise ValueError(
+            refusal(
+                item.name,
+                "svd" if item.solver == "auto" else solver,
+                float(a[left[0]]),
+                tolerance,
+                "its small singular values, which carry T(G), are lost in the rounding of float64",
+            )
+        )
+    _store(item, found if wide is item.G else found.mT)
 
 
-def _batched(items: list[Item], solver: str, alpha: float | None, mode: str, tolerance: float) -> None:
-    """One solver call a bucket of matrices, zero-padded to one shape."""
-    for bucket in _buckets(items, one_damping=solver in ("polynomial", "iterates") and mode == "spectral"):
-        n = max(min(item.G.shape[1:]) for item in bucket)
-        N = max(max(item.G.shape[1:]) for item in bucket)
-        parts, alphas, dampings = [], [], []
-        for item in bucket:
-            wide = item.G if item.G.shape[1] <= item.G.shape[2] else item.G.mT
-            rows, columns = wide.shape[1:]
-            padding = (0, N - columns, 0, n - rows)
-            parts.append(torch.nn.functional.pad(wide, padding) if any(padding) else wide)
-            # Padding adds zeros to the spectrum that ``mean`` averages.
-            dampings.append(_column(item.damping, wide, n / rows if mode == "mean" else 1.0))
-            alphas.append(_column(item.alpha, wide))
-        stacked = parts[0] if len(parts) == 1 else torch.cat(parts)
-        known = {d for item in bucket if isinstance(item.damping, list) for d in item.damping}
-        result = _run(stacked, torch.cat(alphas), torch.cat(dampings), known, solver, alpha, mode, tolerance)
-        start = 0
-        for item in bucket:
-            count, rows, columns = item.G.shape
-            piece = result[start : start + count]
-            start += count
-            piece = piece[:, :rows, :columns] if rows <= columns else piece[:, :columns, :rows].mT
-            if count == len(item.result):
-                item.result.copy_(piece)
-            else:
-                item.result[item.index] = piece.to(item.result.dtype)
-
-
-def _run(
-    G: Tensor, a: Tensor, d: Tensor, known: set[float], solver: str, alpha: float | None, mode: str, tolerance: float
-) -> Tensor:
-    """One solver on a batch of wide matrices; ``known`` are the dampings that the host knows."""
-    if solver == "svd":
-        return solvers.svd(G, a, d, mode)
-    if solver == "eigh":
-        if G.device.type == "cpu":
-            return solvers.exact(G, a, d, mode, tolerance)
-        return solvers.eigh(G.double(), a, d, mode).to(G.dtype)  # nothing waits to learn whether float32 was enough
-    assert alpha is not None
-    if solver in ("cholesky", "rational"):
-        levels = pole_fits(alpha, frozenset(known) if mode == "spectral" else None, tolerance)
-        sides = (G.shape[-2], G.shape[-1])
-        float64 = needs_float64(alpha, min(known, default=None), mode, sides, G.dtype, tolerance)
-        return rational(G, alpha, d, mode, levels, float64)
-    basis: Basis = "polynomial" if solver == "polynomial" else "iterates"
-    table = product_fits(basis, alpha, next(iter(known)) if mode == "spectral" else None, tolerance)
-    return product_sum(G, alpha, d, mode, table, operand_type(G.dtype))
-
-
-def _buckets(items: list[Item], one_damping: bool) -> list[list[Item]]:
-    """Items to stack: one shape on the CPU; elsewhere shapes whose padding costs less than a quarter more work."""
-    if one_damping:
-        items = [part for item in items for part in _by_damping(item)]
-    sides = sorted(items, key=lambda item: (-min(item.G.shape[1:]), -max(item.G.shape[1:])))
-    buckets: list[list[Item]] = []
-    for item in sides:
-        n, N = min(item.G.shape[1:]), max(item.G.shape[1:])
-        for bucket in buckets:
-            big_n, big_N = min(bucket[0].G.shape[1:]), max(bucket[0].G.shape[1:])
-            same = (n, N) == (big_n, big_N)
-            near = item.G.device.type != "cpu" and big_n <= 1.12 * n and N <= big_N <= 1.12 * N
-            if (same or near) and (not one_damping or item.damping[0] == bucket[0].damping[0]):
-                bucket.append(item)
-                break
-        else:
-            buckets.append([item])
-    return buckets
-
-
-def _by_damping(item: Item) -> list[Item]:
-    """The matrices of an item by their damping."""
-    places: dict[float, list[int]] = defaultdict(list)
-    for b, value in enumerate(item.damping):
-        places[float(value)].append(b)
-    if len(places) == 1:
-        return [item]
-    return [
-        Item(item.G[own], _select(item.alpha, own), [value] * len(own), item.result, [item.index[b] for b in own])
-        for value, own in places.items()
-    ]
+def _batched(items: list[Item], alpha: float, extent: float, mode: str, tolerance: float) -> None:
+    """The torch path of accelerators: all matrices of one n, α and pole set."""
+    items = sorted(items, key=lambda item: max(item.G.shape[1:]))
+    outs = []
+    for item in items:
+        whole = len(item.index) == len(item.result)
+        outs.append(item.result if whole else torch.empty_like(item.G, memory_format=torch.contiguous_format))
+    wide = [item.G.shape[1] <= item.G.shape[2] for item in items]
+    known = [item.damping for item in items]
+    numbers = {d for own in known if isinstance(own, list) for d in own}
+    damping: float | Tensor
+    if len(numbers) == 1 and all(isinstance(own, list) for own in known):
+        damping = numbers.pop()
+    else:
+        device = items[0].G.device
+        damping = torch.cat(
+            [constants(tuple(own), device) if isinstance(own, list) else own.flatten() for own in known]
+        )
+    rational_(
+        [item.G if w else item.G.mT for item, w in zip(items, wide)],
+        [out if w else out.mT for out, w in zip(outs, wide)],
+        alpha,
+        damping,
+        mode,
+        extent,
+        tolerance,
+    )
+    for item, out in zip(items, outs):
+        if out is not item.result:
+            _store(item, out)

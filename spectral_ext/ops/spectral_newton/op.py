@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from spectral_ext.ops.spectral_newton import dispatch as solve
-from spectral_ext.ops.spectral_newton.choose_solver import SolverChoice, choose_solver, usable_solver
+from spectral_ext.ops.spectral_newton.choose_solver import SOLVERS, SolverChoice, choose_solver, usable_solver
 from spectral_ext.ops.spectral_newton.transfer_function import check_damping, check_exponent
 
 __all__ = ["DAMPING_MODES", "SOLVERS", "SolverChoice", "choose_solver", "spectral_newton"]
 
-DAMPING_MODES = ("absolute", "spectral", "mean")
-SOLVERS = ("auto", "cholesky", "rational", "polynomial", "iterates", "eigh", "svd")
+DAMPING_MODES = ("absolute", "spectral", "rms")
 Scalar = float | Tensor
 Scalars = Scalar | Sequence[Scalar]
 
@@ -58,19 +57,20 @@ def spectral_newton(
     Args:
         G: one matrix (m, n), a batch (…, m, n), or a list of such tensors of any shapes. float16, bfloat16, float32 or
             float64; any strides. Computed in float32 or more, returned in the dtype of G.
-        alpha: curvature exponent, 0 < α ≤ 6: a number, one value a matrix (a tensor or sequence that broadcasts to the
-            batch dimensions of G), or for a list one entry a tensor.
+        alpha: curvature exponent, 0 < α ≤ 6: a number, one value per matrix (a tensor or sequence that broadcasts to
+            the batch dimensions of G), or for a list one entry per tensor.
         damping: d > 0, as ``alpha``.
-        damping_mode: the unit of d. ``absolute``: d itself. ``spectral``: d·σ_max^α. ``mean``: d times the mean of
-            σ_k^α over the min(m, n) singular values.
-        solver: ``auto`` (see `choose_solver`), or one of ``cholesky`` (α = 2, 4), ``rational`` (partial fractions),
-            ``polynomial`` and ``iterates`` (16-bit products with a float32 Gram matrix), ``eigh``, ``svd`` (float64).
+        damping_mode: the unit of d. ``absolute``: d itself. ``spectral``: d·σ_max^α. ``rms``: d·(mean σ²)^{α/2}, the
+            mean over the min(m, n) singular values, that is (‖G‖_F²/min(m, n))^{α/2}.
+        solver: ``auto`` (see `choose_solver`); ``rational``, partial fractions; ``cholesky``, which is that with one
+            inverse (α = 2, 4); ``eigh`` or ``svd``, in float64.
         tolerance: the relative error wanted, ‖T̂ − T(G)‖_F / ‖T(G)‖_F, beside the rounding of the result to the dtype of
-            G; by default 1e-10 for float64, else 1e-3 on CUDA, on the CPU 1e-5 for float32 and 1e-4 for 16 bits. On
-            the CPU each matrix is checked against it: what float32 cannot do is done in float64, and what that cannot
-            do, by ``svd``. On CUDA nothing waits for the device, so float64 is chosen by what the host knows, d and the
-            shape: in the mode ``absolute`` with α ≤ 2, ask for less than 1e-4 where σ_max²/d^{2/α} may exceed about
-            2000. Beyond 1e14, or the 24 poles that α needs, T(G) is replaced by G/(σ_max^α + d) there.
+            G; by default 1e-10 for float64, else 1e-3 on accelerators, on the CPU 1e-5 for float32 and 1e-4 for 16
+            bits. On the CPU each matrix is checked against it: what float32 cannot do is done in float64, and what
+            partial fractions cannot do, by ``eigh`` or ``svd``. On an accelerator nothing waits for the device: float64
+            is chosen by what the host knows, d and the shape, so always in the mode ``absolute``. There, where
+            ‖G‖_F²/d^{2/α} exceeds what the poles serve (1e14, less for small α and tolerances), a matrix gets
+            G/(‖G‖_F^α + d), and float64 matrices need 1e-150 < ‖G‖_F < 1e150.
         out: where to write, of the shape of G and any floating dtype; a list for a list.
 
     Returns:
@@ -80,7 +80,8 @@ def spectral_newton(
 
     Raises:
         ValueError: α outside (0, 6], d not positive and finite, an unknown mode or solver, fewer than two dimensions,
-            a solver that cannot do this α or mode.
+            a solver asked for by name that cannot do this α, or cannot hold the tolerance; ``auto`` where not even
+            ``svd`` in float64 holds it.
         TypeError: G or ``out`` complex, sparse or integer, or not a tensor.
     """
     if damping_mode not in DAMPING_MODES:
@@ -110,7 +111,7 @@ def spectral_newton(
         problems.append(solve.Problem(name, g, _values(a, g, "alpha", name), _values(d, g, "damping", name), o))
     for problem in problems:
         for a in problem.alpha if isinstance(problem.alpha, list) else [float("nan")]:
-            reason = usable_solver(solver, a, damping_mode)
+            reason = usable_solver(solver, a)
             if reason:
                 raise ValueError(f"{problem.name}: {reason}")
     if torch.compiler.is_compiling() and all(
@@ -123,7 +124,7 @@ def spectral_newton(
 
 
 def _per_tensor(value: Scalars, count: int, name: str) -> list[Any]:
-    """One entry a tensor of a list: a number or 0-d tensor for all, or a sequence of ``count``."""
+    """One entry per tensor of a list: a number or 0-d tensor for all, or a sequence of ``count``."""
     if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
         return [value] * count
     entries = list(value)  # type: ignore[arg-type]
@@ -144,7 +145,7 @@ def _check_tensor(x: Any, name: str, dimensions: int) -> None:
 
 
 def _values(value: Scalars, G: Tensor, name: str, owner: str) -> list[float] | Tensor:
-    """A parameter as checked numbers, one a matrix of G; a tensor on an accelerator stays there, float64 (B, 1)."""
+    """A parameter as checked numbers, one per matrix of G; a tensor on an accelerator stays there, float64 (B, 1)."""
     batch = G.shape[:-2]
     count = batch.numel()
     check = check_exponent if name == "alpha" else check_damping
@@ -181,7 +182,7 @@ def _compiled_call(problems: list[solve.Problem], mode: str, solver: str, tolera
 def spectral_newton_op(
     G: list[Tensor], alpha: list[float], damping: list[float], damping_mode: str, solver: str, tolerance: float | None
 ) -> list[Tensor]:
-    """The op behind `spectral_newton`: tensors (…, m, n), α and d flat, one a matrix in the order of the list."""
+    """The op behind `spectral_newton`: tensors (…, m, n), α and d flat, one per matrix in the order of the list."""
     problems, start = [], 0
     for i, g in enumerate(G):
         end = start + g.shape[:-2].numel()

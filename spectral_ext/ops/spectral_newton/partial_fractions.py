@@ -31,14 +31,21 @@ FLOOR = 1.0 / 32.0
 """Errors count relative to max(T(σ), FLOOR · T(σ_max)): where T is small they are measured against the whole."""
 LADDER = 4.0
 """A fit serves σ_max²/δ from reach/LADDER to reach; below, T(σ_max) would be smaller than its error is measured by."""
+CENTRES, CENTRE_SHARE = 32, 0.85
+"""Poles are fitted at multiples of 1/CENTRES of α, to this share of the tolerance, and serve the α around them."""
 
 SEPARATION = 1.4
 MAX_CANCELLATION = 4.0
 
 
-def reach_of(alpha: float, damping: float) -> float:
-    """σ_max²/δ for ``spectral`` damping, where d is in the unit σ_max^α: d^{−2/α}, and a little more for rounding."""
-    exponent = -2.0 / alpha * math.log(damping)
+def extent_of(alpha: float, damping: float, mode: str, n: int) -> float:
+    """An upper bound of y_max = σ_max²/d^{2/α} that needs no look at G (n the small side), raised for rounding.
+
+    d^{−2/α} for ``spectral``, n d^{−2/α} for ``rms``, as σ_max² ≤ Σσ²; infinite for ``absolute``.
+    """
+    if mode == "absolute":
+        return math.inf
+    exponent = -2.0 / alpha * math.log(damping) + (math.log(n) if mode == "rms" else 0.0)
     return (1.0 + 1e-5) * math.exp(exponent) if exponent < 700.0 else math.inf
 
 
@@ -63,12 +70,17 @@ class PartialFractions:
     @property
     def form(self) -> int:
         """0: g; 1: g + (u + v y)/Q, where the first pole of g is b; 2: g/Q."""
-        return 0 if self.alpha <= 2.0 else 1 if self.alpha < 4.0 else 2
+        return _form(self.alpha)
 
     @property
     def pair(self) -> tuple[float, float]:
         """(u, v), zeros unless the form is 1."""
         return pair_coefficients(self.alpha) if self.form == 1 else (0.0, 0.0)
+
+    @property
+    def pairs(self) -> tuple[tuple[complex, complex], ...]:
+        """Further pairs of conjugate poles: none, those of φ are in ``quadratic``."""
+        return ()
 
     def __call__(self, y: Array) -> Array:
         """The approximation of φ at y."""
@@ -76,6 +88,10 @@ class PartialFractions:
         total = self.constant + sum(r / (y + p) for p, r in zip(self.poles, self.residues))
         pair, q = _split(self.alpha, y)
         return np.asarray(total / q + pair)
+
+
+def _form(alpha: float) -> int:
+    return 0 if alpha <= 2.0 else 1 if alpha < 4.0 else 2
 
 
 def quadratic_coefficient(alpha: float) -> float | None:
@@ -100,21 +116,71 @@ def _split(alpha: float, y: Array) -> tuple[Array, Array]:
     return (u + v * y) / q, np.ones_like(y)
 
 
-def error_weight(alpha: float, y: Array) -> Array:
-    """What |error of φ| is multiplied by to be relative to max(T(σ), FLOOR · T(σ_max)); y ends with y_max."""
+def error_weight(alpha: float, y: Array, lowest: float) -> Array:
+    """What |error of φ| is multiplied by to be relative to max(T(σ), FLOOR · T(σ_max)) for any σ_max²/δ from
+    LADDER · lowest to the last y: T has one maximum, so the least T(σ_max) is at an end."""
     transfer = np.sqrt(y) / (y ** (alpha / 2) + 1.0)
-    return np.sqrt(y) / np.maximum(transfer, FLOOR * transfer[-1])
+    first = LADDER * lowest
+    least = min(transfer[-1], math.sqrt(first) / (first ** (alpha / 2) + 1.0))
+    return np.sqrt(y) / np.maximum(transfer, FLOOR * least)
 
 
-def _grid(reach: float, tolerance: float, points: int) -> Array:
+def _grid(reach: float, tolerance: float, points: int, lowest: float) -> Array:
     """From 0 to `reach`, geometric; below the first positive point σ is too small to matter at this tolerance."""
-    smallest = (tolerance * FLOOR / 4.0) ** 2 * min(1.0, reach)
+    smallest = (tolerance * FLOOR / 4.0) ** 2 * min(1.0, LADDER * lowest)
     return np.concatenate([[0.0], np.geomspace(smallest, reach, points)])
 
 
-@lru_cache(maxsize=512)
-def fit_partial_fractions(alpha: float, reach: float, tolerance: float, max_poles: int = MAX_POLES) -> PartialFractions:
+def rounded_reach(y_max: float) -> float:
+    """The next power of two: over a training run, or a schedule of d, few distinct fits are met."""
+    return 2.0 ** math.ceil(math.log2(max(y_max, 1e-300)))
+
+
+@lru_cache(maxsize=4096)
+def partial_fractions(
+    alpha: float, reach: float, tolerance: float, max_poles: int = MAX_POLES, lowest: float | None = None
+) -> PartialFractions:
+    """As `fit_partial_fractions`, in about a millisecond once a neighbouring α was fitted: a schedule of α takes the
+    poles of the nearest multiple of 1/32 and fits the residues alone. Cached.
+
+    Raises:
+        ValueError: as `fit_partial_fractions`.
+    """
+    check_exponent(alpha)
+    centre = round(alpha * CENTRES) / CENTRES
+    if alpha != centre and centre in (0.0, 2.0, 4.0, 6.0):  # there the form of the fit changes
+        centre += math.copysign(1.0 / CENTRES, alpha - centre)
+    if alpha == centre or not 0.0 < reach <= MAX_REACH:
+        return fit_partial_fractions(alpha, reach, tolerance, max_poles, lowest)
+    try:
+        near = fit_partial_fractions(centre, reach, CENTRE_SHARE * tolerance, max_poles, lowest)
+    except ValueError:
+        return fit_partial_fractions(alpha, reach, tolerance, max_poles, lowest)
+    if near.lowest == 0.0:  # T(G) = G/d
+        return fit_partial_fractions(alpha, reach, tolerance, max_poles, lowest)
+    fixed = _fixed_poles(alpha)
+    found = _minimax(
+        alpha,
+        _grid(reach, tolerance, 220, near.lowest),
+        np.array(near.poles[len(fixed) :]),
+        6,
+        fixed,
+        True,
+        lowest=near.lowest,
+    )
+    certified = _certified(alpha, reach, tolerance, found[0], found[1], near.lowest)
+    if certified.error <= tolerance and _cancellation(found, reach) <= MAX_CANCELLATION:
+        return certified
+    return fit_partial_fractions(alpha, reach, tolerance, max_poles, lowest)
+
+
+@lru_cache(maxsize=1024)
+def fit_partial_fractions(
+    alpha: float, reach: float, tolerance: float, max_poles: int = MAX_POLES, lowest: float | None = None
+) -> PartialFractions:
     """Few poles with an error bound of at most `tolerance` on 0 ≤ σ²/d^{2/α} ≤ reach. Cached.
+
+    It serves spectra whose σ_max²/d^{2/α} lies between ``lowest`` (by default reach/LADDER) and ``reach``.
 
     Raises:
         ValueError: α outside (0, 6], or no fit with `max_poles` (α near 0, or reach too large): use ``eigh``.
@@ -128,21 +194,22 @@ def fit_partial_fractions(alpha: float, reach: float, tolerance: float, max_pole
     if alpha in exact:
         poles, residues, constant = exact[alpha]
         return PartialFractions(alpha, 0.0, math.inf, constant, poles, residues, 0.0)
+    lowest = reach / LADDER if lowest is None else lowest
     if reach ** (alpha / 2) < 0.5 * tolerance:  # T(G) = G/d
         flat = _constant(alpha, reach)
         if flat.error <= tolerance:
             return flat
-    y = _grid(reach, tolerance, 220)
-    two = _minimax(alpha, y, np.geomspace(0.1 * min(1.0, reach), 3.0 * max(1.0, reach), 2), 15)
-    fit = four = _minimax(alpha, y, _spread(two[0], 4), 20)
+    y = _grid(reach, tolerance, 220, lowest)
+    two = _minimax(alpha, y, np.geomspace(0.1 * min(1.0, reach), 3.0 * max(1.0, reach), 2), 15, lowest=lowest)
+    fit = four = _minimax(alpha, y, _spread(two[0], 4), 20, lowest=lowest)
     decay = min(math.sqrt(four[2] / two[2]), 0.5)
     count = 4 + max(0, math.floor(math.log(tolerance / four[2]) / math.log(decay))) if four[2] > tolerance else 1
     for terms in range(count, max_poles + 1):
         for start in (fit[0], four[0]):
-            found = _minimax(alpha, y, _spread(start, terms), 45)
+            found = _minimax(alpha, y, _spread(start, terms), 45, lowest=lowest)
             stable = _cancellation(found, reach) <= MAX_CANCELLATION
             if stable and found[2] <= 1.2 * tolerance:
-                certified = _certified(alpha, reach, tolerance, found[0], found[1])
+                certified = _certified(alpha, reach, tolerance, found[0], found[1], lowest)
                 if certified.error <= tolerance:
                     return _with_fixed_pole(certified, y, tolerance)
             if stable:
@@ -192,9 +259,9 @@ def _with_fixed_pole(fit: PartialFractions, y: Array, tolerance: float) -> Parti
     if not fixed:
         return fit
     nearest = int(np.argmin(np.abs(np.log(np.array(fit.poles) / fixed[0]))))
-    found = _minimax(fit.alpha, y, np.delete(np.array(fit.poles), nearest), 30, fixed)
+    found = _minimax(fit.alpha, y, np.delete(np.array(fit.poles), nearest), 30, fixed, lowest=fit.lowest)
     if found[2] <= 1.2 * tolerance and _cancellation(found, fit.reach) <= MAX_CANCELLATION:
-        certified = _certified(fit.alpha, fit.reach, tolerance, found[0], found[1])
+        certified = _certified(fit.alpha, fit.reach, tolerance, found[0], found[1], fit.lowest)
         if certified.error <= tolerance:
             return certified
     return replace(fit, poles=(*fixed, *fit.poles), residues=(0.0, *fit.residues))
@@ -205,12 +272,20 @@ def _basis(y: Array, poles: Array) -> Array:
 
 
 def _minimax(
-    alpha: float, y: Array, poles: Array, iterations: int, fixed: tuple[float, ...] = ()
+    alpha: float,
+    y: Array,
+    poles: Array,
+    iterations: int,
+    fixed: tuple[float, ...] = (),
+    keep: bool = False,
+    *,
+    lowest: float,
 ) -> tuple[Array, Array, float]:
     """Poles, the fixed ones first, and coefficients (c, r/p) of least maximal error: Gauss–Newton on the logarithms of
-    the other poles with the linear coefficients projected out, under weights that grow with the error (Lawson)."""
+    the other poles with the linear coefficients projected out, under weights that grow with the error (Lawson); with
+    ``keep`` the poles stay where they are."""
     pair, q = _split(alpha, y)
-    scale = error_weight(alpha, y) / q
+    scale = error_weight(alpha, y, lowest) / q
     target = (1.0 / (y ** (alpha / 2) + 1.0) - pair) * q * scale
     weights = np.ones_like(y)
     first = 1 + len(fixed)
@@ -227,14 +302,17 @@ def _minimax(
             best, damping = (every, coefficients, size), damping * 0.5
         else:
             damping = min(damping * 3.0, 1.0)
-        slope = coefficients[first:] * poles * y[:, None] / (y[:, None] + poles) ** 2 * (scale * weights)[:, None]
+        weights_now = weights
+        weights = weights * (np.abs(residual) / size + 0.02) ** 0.25
+        weights /= weights.max()
+        if keep:
+            continue
+        slope = coefficients[first:] * poles * y[:, None] / (y[:, None] + poles) ** 2 * (scale * weights_now)[:, None]
         J = slope - Qw @ (Qw.T @ slope)
         normal = J.T @ J
         normal[np.diag_indices_from(normal)] *= 1.0 + damping
-        step = np.linalg.lstsq(normal, J.T @ (residual * weights), rcond=1e-14)[0]
+        step = np.linalg.lstsq(normal, J.T @ (residual * weights_now), rcond=1e-14)[0]
         poles = _apart(np.sort(poles * np.exp(np.clip(step, -0.7, 0.7))))
-        weights = weights * (np.abs(residual) / size + 0.02) ** 0.25
-        weights /= weights.max()
     return best
 
 
@@ -251,16 +329,18 @@ def _apart(poles: Array) -> Array:
     return np.asarray(np.exp(np.maximum.accumulate(np.log(poles) - steps) + steps))
 
 
-def _certified(alpha: float, reach: float, tolerance: float, poles: Array, coefficients: Array) -> PartialFractions:
+def _certified(
+    alpha: float, reach: float, tolerance: float, poles: Array, coefficients: Array, lowest: float
+) -> PartialFractions:
     fit = PartialFractions(
         alpha,
-        reach / LADDER,
+        lowest,
         reach,
         float(coefficients[0]),
         tuple(map(float, poles)),
         tuple(map(float, coefficients[1:] * poles)),
         0.0,
     )
-    y = _grid(reach, tolerance * 1e-3, 6000)
-    error = np.abs(fit(y) - 1.0 / (y ** (alpha / 2) + 1.0)) * error_weight(alpha, y)
-    return PartialFractions(alpha, fit.lowest, reach, fit.constant, fit.poles, fit.residues, float(error.max()))
+    y = _grid(reach, tolerance * 1e-3, 6000, lowest)
+    error = np.abs(fit(y) - 1.0 / (y ** (alpha / 2) + 1.0)) * error_weight(alpha, y, lowest)
+    return replace(fit, error=float(error.max()))

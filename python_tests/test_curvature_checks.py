@@ -1,0 +1,389 @@
+"""What tells a right h from a wrong one: sums, references, custom functions, coupled samples, refusals."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from spectral_ext.curvature import directional_curvature
+from spectral_ext.curvature.extrapolation import derivative_at_zero
+from spectral_ext.curvature.sums import inner_products, sum_in_float64, weighted_squares
+
+CE = nn.CrossEntropyLoss()
+
+
+# Long sums
+
+
+@pytest.mark.parametrize("size", [10, 4096, 4097, 50_000, 3_000_000])
+def test_the_error_of_float32_sums_does_not_grow_with_their_length(size):
+    torch.manual_seed(0)
+    tangents, weight = torch.randn(2, size), torch.rand(size)
+    expected = (tangents.double().square() * weight.double()).sum(1)
+    assert weighted_squares(tangents, weight).dtype == torch.float64
+    assert torch.allclose(weighted_squares(tangents, weight), expected, rtol=5e-7, atol=0)
+    assert torch.allclose(sum_in_float64(tangents.square() * weight), expected, rtol=5e-7, atol=0)
+    positive = tangents.abs()
+    expected = positive.double() @ weight.double()
+    assert torch.allclose(inner_products(positive, weight), expected, rtol=5e-7, atol=0)
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.tokens, self.up, self.down = nn.Embedding(vocabulary, 16), nn.Linear(16, 24), nn.Linear(24, 16)
+        self.norm, self.head = nn.RMSNorm(16), nn.Linear(16, vocabulary, bias=False)
+
+    def forward(self, x):
+        z = self.tokens(x)
+        return self.head(self.norm(z + self.down(F.silu(self.up(z)))))
+
+
+@pytest.mark.parametrize("vocabulary", [100, 5_000, 50_000])
+def test_a_large_vocabulary_in_float32_keeps_tangents_without_a_warning(vocabulary):
+    torch.manual_seed(0)
+    model, ids = LanguageModel(vocabulary), torch.randint(vocabulary, (2, 33))
+
+    def loss(output, target):
+        return F.cross_entropy(output.flatten(0, 1), target.flatten())
+
+    data = [(ids[:, :-1], ids[:, 1:])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = directional_curvature(model, loss, data, top_k=2, layers=["up", "down"])
+    exact = directional_curvature(
+        model.double(),
+        loss,
+        data,
+        directions={n: (r.U, r.V) for n, r in found.items()},
+        method="double_backward_output",
+    )
+    for name, result in found.items():
+        assert result.method == "tangent_adjoint"
+        assert torch.allclose(result.h.double(), exact[name].h, rtol=3e-6)
+
+
+# The reference
+
+
+def test_a_float32_reference_that_is_wrong_itself_is_replaced_by_float64(monkeypatch):
+    from spectral_ext.curvature import self_check
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 9), nn.GELU(), nn.Linear(9, 5))
+    data = [(torch.randn(6, 7), torch.randint(0, 5, (6,)))]
+    weights = [p.clone() for p in model.parameters()]
+    exact, seen = self_check.double_backward, []
+
+    def noisy(plan, few, *args, **kwargs):
+        results = exact(plan, few, *args, **kwargs)
+        for name, result in results.items():
+            weight = plan.layers[name].weight
+            seen.append(weight.dtype)
+            if weight.dtype == torch.float32:
+                result.first = result.first * 1.005
+        return results
+
+    monkeypatch.setattr(self_check, "double_backward", noisy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = directional_curvature(model, CE, data, top_k=3)
+    assert set(seen) == {torch.float32, torch.float64}
+    for result in found.values():
+        assert result.method == "tangent_adjoint" and result.check.error < 1e-5
+        assert result.check.reference == "double backward in torch.float64"
+    for parameter, before in zip(model.parameters(), weights, strict=True):
+        assert isinstance(parameter, nn.Parameter) and parameter.dtype == torch.float32
+        assert torch.equal(parameter, before)
+
+
+@pytest.mark.parametrize("method", ["tangent_adjoint", "sqrt_gn"])
+def test_a_fast_method_asked_for_by_name_is_checked_too(method, monkeypatch):
+    from spectral_ext.curvature import methods
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 5)).double()
+    data = [(torch.randn(6, 7).double(), torch.randint(0, 5, (6,)))]
+    assert directional_curvature(model, CE, data, method=method)["0"].check.passed
+    right = getattr(methods, method)
+
+    def wrong(plan, directions, done):
+        found = right(plan, directions, done)
+        found["0"].first = found["0"].first * 1.1
+        return found
+
+    monkeypatch.setattr(methods, method, wrong)
+    with pytest.raises(ValueError, match=f"method='{method}' is wrong for '0': h differs"):
+        directional_curvature(model, CE, data, method=method)
+    assert directional_curvature(model, CE, data, method=method, self_check=False)["0"].check is None
+
+
+# Operations without a second derivative
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        y = torch.sigmoid(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (y,) = ctx.saved_tensors
+        return g * y * (1 - y)
+
+
+class Detached(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        y = torch.sigmoid(x)
+        ctx.y = y.detach()
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.y * (1 - ctx.y)
+
+
+class OutsideTorch(torch.autograd.Function):
+    """Cannot be traced."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.y = torch.from_numpy(1 / (1 + np.exp(-x.detach().numpy())))
+        return ctx.y.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.y * (1 - ctx.y)
+
+
+@torch.library.custom_op("spectral_ext_tests::sigmoid", mutates_args=())
+def library_sigmoid(x: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(x)
+
+
+library_sigmoid.register_fake(torch.empty_like)
+
+
+def _save(ctx, inputs, output):
+    ctx.y = output.detach()
+
+
+library_sigmoid.register_autograd(lambda ctx, g: g * ctx.y * (1 - ctx.y), setup_context=_save)
+
+
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def network(function, activation=nn.Tanh):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), activation(), nn.Linear(8, 8), Apply(function), nn.Linear(8, 3))
+    return net, (torch.randn(16, 6).double(), torch.randint(3, (16,)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("function", [Once.apply, Detached.apply, library_sigmoid])
+def test_fused_functions_have_the_h_of_the_plain_one(function, activation, dtype):
+    plain, (x, y) = network(torch.sigmoid, activation)
+    expected = directional_curvature(plain.double(), CE, [(x, y)], top_k=3)
+    fused, _ = network(function, activation)
+    directions = {name: (r.U, r.V) for name, r in expected.items()}
+    found = directional_curvature(fused.to(dtype), CE, [(x.to(dtype), y)], directions=directions)
+    for name, result in found.items():
+        assert result.method == "tangent_adjoint"
+        scale = float(expected[name].h.abs().max())
+        assert torch.allclose(
+            result.h.double(), expected[name].h, rtol=0, atol=scale * (1e-11 if dtype == torch.float64 else 2e-6)
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_central_differences_where_nothing_else_is_right(dtype):
+    plain, (x, y) = network(torch.sigmoid)
+    expected = directional_curvature(plain.double(), CE, [(x, y)], top_k=3)
+    model, _ = network(OutsideTorch.apply)
+    directions = {name: (r.U, r.V) for name, r in expected.items()}
+    found = directional_curvature(model.to(dtype), CE, [(x.to(dtype), y)], directions=directions, split=True)
+    for name in ("0", "2"):
+        result = found[name]
+        assert result.method == "finite_difference" and result.parts is None
+        assert "OutsideTorch has no second derivative" in result.reason
+        error = (result.h.double() - expected[name].h).abs()
+        assert (error <= 1e-6 * expected[name].h.abs().max()).all()
+        assert (
+            error <= 10 * result.error.double() + (1e-6 if dtype == torch.float32 else 0) * expected[name].h.abs().max()
+        ).all()
+    assert found["4"].method == "double_backward_output"  # nothing of the function lies behind it
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
+    with pytest.raises(ValueError, match=r"double_backward_output' is wrong for '[02]': OutsideTorch has no second"):
+        directional_curvature(model, CE, [(x.to(dtype), y)], method="double_backward_output")
+
+
+def test_double_backward_by_name_refuses_once_differentiable_functions():
+    model, (x, y) = network(Once.apply, nn.ReLU)
+    for method in ("double_backward_output", "double_backward_weight"):
+        with pytest.raises(ValueError, match=r"Once: its backward pass is once_differentiable.*finite_difference"):
+            directional_curvature(model.double(), CE, [(x, y)], method=method)
+
+
+def test_kinks_make_central_differences_unusable_and_the_layer_is_named():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 3)).double()
+    x, y = torch.randn(200, 6).double(), torch.randint(3, (200,))
+    with pytest.warns(UserWarning, match="0 is not measured: central differences of the gradient do not converge"):
+        found = directional_curvature(model, CE, [(x, y)], method="finite_difference", top_k=2)
+    assert list(found) == ["2"] and "do not converge" in found.skipped["0"]
+    with (
+        pytest.warns(UserWarning, match="not measured"),
+        pytest.raises(ValueError, match=r"0 cannot be measured: .* give the operation a backward pass"),
+    ):
+        directional_curvature(model, CE, [(x, y)], method="finite_difference", layers="0")
+
+
+def test_torch_operations_without_a_second_derivative():
+    class Distances(nn.Module):
+        def __init__(self, mode):
+            super().__init__()
+            self.a, self.b, self.mode = nn.Linear(6, 8), nn.Linear(8, 3), mode
+            self.register_buffer("centres", torch.randn(8, 8))
+
+        def forward(self, x):
+            return self.b(torch.cdist(self.a(x), self.centres, compute_mode=self.mode))
+
+    torch.manual_seed(0)
+    model, plain = Distances("donot_use_mm_for_euclid_dist"), Distances("use_mm_for_euclid_dist")
+    plain.load_state_dict(model.state_dict())
+    data = [(torch.randn(16, 6).double(), torch.randint(3, (16,)))]
+    found = directional_curvature(model.double(), CE, data, top_k=2)
+    directions = {name: (r.U, r.V) for name, r in found.items()}
+    expected = directional_curvature(plain.double(), CE, data, directions=directions)
+    assert torch.allclose(found["a"].h, expected["a"].h, rtol=1e-8)
+
+
+def test_derivative_at_zero_states_its_error():
+    value, error = derivative_at_zero(lambda t: np.sin(t) + t**3, 0.3, 1e-16)
+    assert abs(value - 1) <= 3 * error <= 1e-9
+    _, error = derivative_at_zero(lambda t: float(t > 1e-6), 0.3, 1e-16)  # a jump next to 0
+    assert error > 0.1
+
+
+# Samples that influence each other
+
+
+class Mixing(nn.Module):
+    def __init__(self, mix):
+        super().__init__()
+        self.a, self.b, self.mix = nn.Linear(6, 8), nn.Linear(8, 5), mix
+
+    def forward(self, x):
+        return self.b(self.mix(self.a(x).relu()).relu())
+
+
+MIXTURES = {
+    "roll by one": lambda h: h + h.roll(1, 0),
+    "roll by two": lambda h: h + h.roll(2, 0),
+    "flip": lambda h: h + h.flip(0),
+    "product over the batch": lambda h: (torch.eye(len(h)) + torch.ones(len(h), len(h)).triu(1) / 9).to(h) @ h,
+    "mean": lambda h: h - h.mean(0),
+    "sort": lambda h: h.sort(0).values,
+    "cumulative sum": lambda h: h.cumsum(0),
+    "faint": lambda h: h - 1e-3 * h.mean(0),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_sqrt_gn_refuses_samples_that_influence_each_other(mixture, dtype):
+    torch.manual_seed(0)
+    model = Mixing(MIXTURES[mixture]).to(dtype)
+    data = [(torch.randn(8, 6).to(dtype), torch.randint(5, (8,)))]
+    for check in (None, False):
+        with pytest.raises(ValueError, match=r"sqrt_gn.*'a': the model couples the samples"):
+            directional_curvature(model, CE, data, method="sqrt_gn", self_check=check, layers="a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = directional_curvature(model, CE, data, layers="a")["a"]
+    assert found.method == "tangent_adjoint" and "couples" in found.reason
+
+
+def test_sqrt_gn_refuses_a_loss_that_couples_a_sample_with_its_mirror_image():
+    torch.manual_seed(0)
+    model, data = Mixing(lambda h: h).double(), [(torch.randn(8, 6).double(), torch.randint(5, (8,)))]
+    with pytest.raises(ValueError, match="the loss couples the samples"):
+        directional_curvature(
+            model, lambda o, t: CE(o, t) + (o * o.flip(0)).sum(1).mean(), data, method="sqrt_gn", self_check=False
+        )
+
+
+# Scales, sizes and arguments
+
+
+@pytest.mark.parametrize("exponent", [-30, -20, 20, 30])
+def test_h_scales_with_the_loss(exponent):
+    torch.manual_seed(0)
+    model, scale = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4)), 10.0**exponent
+    x, y = torch.randn(32, 8), torch.randint(4, (32,))
+    plain = directional_curvature(model, CE, [(x, y)], top_k=3)
+    directions = {name: (r.U, r.V) for name, r in plain.items()}
+    found = directional_curvature(model, lambda o, t: CE(o, t) * scale, [(x, y)], directions=directions)
+    for name, result in found.items():
+        assert torch.allclose(result.h.double() / scale, plain[name].h.double(), rtol=1e-5)
+
+
+def test_underflow_is_named():
+    model, data = nn.Linear(8, 4), [(torch.randn(32, 8), torch.randint(4, (32,)))]
+    found = directional_curvature(nn.Sequential(model), lambda o, t: CE(o, t) * 1e-40, data)
+    assert not found and "its gradient underflows float32" in found.skipped["0"]
+
+
+def test_layers_without_entries_are_skipped_and_named():
+    class Pruned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 0), nn.Linear(0, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.c(torch.tanh(self.b(self.a(x))) + x[:, :5])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of initialising nothing
+        model = Pruned()
+    data = [(torch.randn(16, 6), torch.randint(3, (16,)))]
+    found = directional_curvature(model, CE, data)
+    assert list(found) == ["c"] and all("has no entries" in found.skipped[name] for name in "ab")
+    with pytest.raises(ValueError, match="a: its weight has no entries"):
+        directional_curvature(model, CE, data, layers=["a", "b"])
+    with pytest.raises((KeyError, ValueError), match=r"no entries|not a measurable"):
+        directional_curvature(model, CE, data, directions={"a": (torch.ones(0, 1), torch.ones(6, 1))})
+
+
+def test_options_are_judged_before_the_first_loss():
+    calls = []
+
+    def loss(output, target):
+        calls.append(1)
+        return CE(output, target)
+
+    model, data = nn.Sequential(nn.Linear(8, 4)), [(torch.randn(6, 8), torch.randint(4, (6,)))]
+    bad = (torch.ones(1, 1), torch.ones(1, 1))
+    for options in (
+        {"method": "sqrt"}, {"memory_budget": -1}, {"memory_budget": "x"}, {"top_k": 0}, {"self_check": "yes"},
+        {"directions": {"0": bad}}, {"split": 3},
+    ):  # fmt: skip
+        with pytest.raises((ValueError, TypeError)):
+            directional_curvature(model, loss, data, **options)
+    assert not calls
