@@ -10,9 +10,9 @@ from typing import Any
 
 from spectral_ext._figures import draw
 from spectral_ext.landscape.columns import COLUMNS, Column, summary, terminal_columns
+from spectral_ext.landscape.documents import encode_landscape, load_document, save_document
 from spectral_ext.landscape.files import write_atomically
 from spectral_ext.landscape.row import LayerLandscape
-from spectral_ext.landscape.storage import encode_landscape, load_document, save_document
 
 TERMINAL_LAYERS = 200
 """A table in the terminal shows at most so many layers and says how many it leaves out."""

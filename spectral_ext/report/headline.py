@@ -109,7 +109,7 @@ def _laws(rows: list[LayerLandscape]) -> str:
     parts = [f"{MODEL_NAMES[name]} in {count}" for name, count in counts.most_common()]
     close = sum(one.margin < 2 for one in fits)
     text = f"By BIC the gradient's spectrum is {', '.join(parts)} of {len(fits)} layers"
-    return f"{text}; in {close} the lead is below 2, which decides nothing."
+    return f"{text}; in {close} the lead is below 2, too small to decide."
 
 
 def _participation(rows: list[LayerLandscape]) -> str:
