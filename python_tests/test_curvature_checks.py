@@ -387,3 +387,15 @@ def test_options_are_judged_before_the_first_loss():
         with pytest.raises((ValueError, TypeError)):
             directional_curvature(model, loss, data, **options)
     assert not calls
+
+
+def test_measure_keeps_the_other_layers_where_one_cannot_be_measured():
+    from spectral_ext import measure
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 4)).double()
+    data = [(torch.randn(200, 6).double(), torch.randint(4, (200,)))]
+    with pytest.warns(UserWarning, match="0 is not measured"):
+        landscape = measure(model, CE, data, method="finite_difference", top_k=3, split=False, progress=False)
+    assert "do not converge" in landscape["0"].empty_reason
+    assert landscape["2"].empty_reason in (None, "") and landscape["2"].method == "finite_difference"

@@ -119,6 +119,8 @@ def directional_curvature(
         with together(process_group):
             session.measure(found, progress)
         result = session.results(found, split)
+    if found and not result:
+        raise ValueError("; ".join(f"{name} cannot be measured: {result.skipped[name]}" for name in found))
     result.skipped.update({name: why for name, why in skipped.items() if name not in result})
     return result
 

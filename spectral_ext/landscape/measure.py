@@ -248,6 +248,8 @@ class _Run:
         session, names = self.session, list(pairs)
         local = replace(capture.local, gradients={name: capture.local.gradients.get(name) for name in self.chosen})
         found = session.directions_of(local, given_directions(pairs, self.chosen), self.options["top_k"])
+        for name in (name for name in names if name not in found):
+            yield empty_row(self.chosen[name], self.depth[name], session.skipped[name], capture.samples)
         size = GROUP if self.keeps_rows else len(names)
         for start in range(0, len(names), size):
             part = {name: found[name] for name in names[start : start + size] if name in found}
@@ -256,6 +258,10 @@ class _Run:
             curvature = session.results(part, self.options["split"])
             with self.progress.bar("spectra", len(part)) as bar:
                 for name in part:
+                    if name not in curvature:
+                        reason = curvature.skipped[name]
+                        yield empty_row(self.chosen[name], self.depth[name], reason, capture.samples)
+                        continue
                     with self.progress.stage("spectra"):
                         row = build_row(
                             self.chosen[name], self.depth[name], directions[name], curvature[name],
