@@ -252,7 +252,9 @@ def check_a_shard_without_gradient_counts_as_zeros():
         plain = nn.Parameter(torch.ones(4, 3, 5))
         sharded = nn.Parameter(distribute_tensor(torch.ones(4, 3, 5), mesh, [Shard(0)]))
         plain.grad = gradient.clone()
-        sharded.grad = distribute_tensor(gradient, mesh, [Shard(0)]) if dist.get_rank() == 0 else None
+        sharded.grad = distribute_tensor(gradient, mesh, [Shard(0)])
+        if dist.get_rank() == 1:
+            sharded.grad = None
         for p in (plain, sharded):
             SpectralNewton([p], 0.1, batch_dims=1, use_adamw=use_adamw).step()
         torch.testing.assert_close(sharded.full_tensor(), plain.detach(), atol=1e-5, rtol=1e-4)
