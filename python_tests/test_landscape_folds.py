@@ -174,3 +174,34 @@ def test_own_batch_alpha_is_named_as_such(landscape):
 def test_bad_folds_are_refused_before_work_is_spent(folds, error, match):
     with pytest.raises(error, match=match):
         measured(folds)
+
+
+def test_the_interval_of_the_data_follows_from_each_groups_own_values(landscape):
+    """Along the directions of all samples, group by group, against directional_curvature on each group."""
+    model, batches = net().eval(), data()
+    row = landscape["4"]
+    own = directional_curvature(model, LOSS, batches, layers=["4"], top_k=5)["4"]
+    pair = own.U, own.V
+    each = [directional_curvature(model, LOSS, [batch], directions={"4": pair})["4"] for batch in batches]
+    sigma, h = (np.stack([getattr(one, what).numpy() for one in each]) for what in ("sigma", "h"))
+    np.testing.assert_allclose(row.data_intervals.sigma_se, sigma.std(0, ddof=1) / 2, rtol=1e-6)
+    np.testing.assert_allclose(row.data_intervals.h_se, h.std(0, ddof=1) / 2, rtol=1e-6)
+    np.testing.assert_allclose(np.mean(row.signal.own_folds, axis=0), row.arrays.sigma, rtol=1e-8)
+    low, high = row.data_intervals.gamma
+    assert low < row.gamma.value < high
+    assert measured(2)["4"].data_intervals is None
+
+
+def test_a_memory_budget_that_cuts_groups_changes_no_interval(landscape):
+    from spectral_ext.landscape.held_out import own_intervals
+
+    signal = landscape["4"].signal
+    rng = np.random.default_rng(0)
+    h = torch.as_tensor(rng.random((4, len(signal.own_folds[0]))))
+    whole = own_intervals(signal, list(h), [24.0] * 4, [24] * 4, 0.95)
+    halves = [part for one in h for part in (1.5 * one, 0.5 * one)]
+    cut = own_intervals(signal, halves, [12.0] * 8, [24] * 4, 0.95)
+    rest = own_intervals(signal, [*h, 7 * h[0]], [24.0] * 4 + [9.0], [24] * 4, 0.95)
+    for other in (cut, rest):
+        np.testing.assert_allclose(other.h_se, whole.h_se)
+        np.testing.assert_allclose(other.alpha, whole.alpha)

@@ -120,7 +120,7 @@ void check(const std::vector<Tensor>& G, const std::vector<Tensor>& out, const T
   check_tensor(fits, {ScalarType::Double}, {-1, -1}, "fits", cpu);
   check_contiguous(alpha, "alpha"), check_contiguous(damping, "damping"), check_contiguous(status, "status");
   check_contiguous(y_max, "y_max"), check_contiguous(fits, "fits");
-  STD_TORCH_CHECK(mode >= 0 && mode <= static_cast<int64_t>(DampingMode::kMean), "damping_mode must be 0, 1 or 2, not ",
+  STD_TORCH_CHECK(mode >= 0 && mode <= static_cast<int64_t>(DampingMode::kRms), "damping_mode must be 0, 1 or 2, not ",
                   mode);
   STD_TORCH_CHECK(tolerance > 0, "tolerance must be positive, not ", tolerance);
   check_fits(fits);

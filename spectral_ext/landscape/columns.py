@@ -158,6 +158,9 @@ def _own_alpha(row: LayerLandscape) -> Cell:
     """α of this batch's own directions; doubtful where other samples contradict it."""
     cell = alpha_cell(row.alpha)
     remark = f"own batch: directions, σ and h are of the same samples. {cell.title}"
+    if row.data_intervals is not None and math.isfinite(row.data_intervals.alpha[0]):
+        low, high = row.data_intervals.alpha
+        remark += f"; interval of the data [{low:.3f}, {high:.3f}], the directions held fixed"
     noise = row.signal is not None and row.signal.verdict == "noise"
     return Cell(cell.text, cell.key, f"{row.signal.reason}. {remark}" if row.signal and noise else remark,
                 cell.doubt or noise)  # fmt: skip
@@ -210,6 +213,10 @@ COLUMNS: tuple[Column, ...] = (
             lambda r: r.noise.effective_positions if r.noise else math.nan, 1, page="more"),
     _number("noise_exponent", "γ noise", "Slope of the log variance of the sampled gradient on log h; noise alone has "
             "an α of 2 over it.", lambda r: _held_out(r, lambda s: s.noise_exponent.value), page="more"),
+    _number("alpha_data_low", "α data low", "Lower end of the data's interval of the own-batch α.",
+            lambda r: r.data_intervals.alpha[0] if r.data_intervals else math.nan),
+    _number("alpha_data_high", "α data high", "Upper end of the data's interval of the own-batch α.",
+            lambda r: r.data_intervals.alpha[1] if r.data_intervals else math.nan),
     *_exponent("alpha", "α", "Curvature exponent of h ≈ c·σ^α over this batch's own directions, with the interval of "
                "the fit.", lambda r: r.alpha, _own_alpha, r2=dict(page="first", terminal=2), page="first", terminal=1,
                tracked=True),

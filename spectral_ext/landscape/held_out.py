@@ -17,8 +17,10 @@ from spectral_ext.curvature.session import Session
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.batches import LossFunction
 from spectral_ext.measurement.gradients import GradientPass, gradient_pass, pieces_of
+from spectral_ext.measurement.singular_directions import SingularDirections
 from spectral_ext.signal.cross_fitting import MIN_GROUPS, cross_fit, fold_directions
 from spectral_ext.signal.groups import Groups
+from spectral_ext.signal.own_batch import DataIntervals, own_batch_intervals
 from spectral_ext.signal.verdict import Signal, judge, too_few_groups
 
 
@@ -27,17 +29,17 @@ def cross_fitted(
     loss_fn: LossFunction,
     groups: Groups,
     layers: dict[str, Layer],
-    own_sigma: dict[str, np.ndarray],
+    own: dict[str, SingularDirections],
     *,
     options: dict[str, Any],
     memory_budget: int | None,
     planned_directions: int,
     on_group: Callable[[], Any],
 ) -> dict[str, Signal]:
-    """The :class:`Signal` of each layer in ``own_sigma``; call it under ``measurement(model)``.
+    """The :class:`Signal` of each layer in ``own``; call it under ``measurement(model)``.
 
     Args:
-        own_sigma: singular values of the gradient of all samples, for ``share``.
+        own: singular directions of the gradient of all samples, for ``share`` and ``own_folds``.
         options: ``top_k``, ``method`` and ``level`` of the measurement.
         memory_budget, planned_directions: as in the measurement, so that the same method is chosen.
         on_group: called after each group.
@@ -45,8 +47,8 @@ def cross_fitted(
     count, weights = len(groups.batches), groups.weights
     if count < MIN_GROUPS:
         few = too_few_groups(count)
-        return {name: Signal(count, alpha=few.alpha, reason=few.reason, notes=list(groups.notes)) for name in own_sigma}
-    measured = {name: layers[name] for name in own_sigma}
+        return {name: Signal(count, alpha=few.alpha, reason=few.reason, notes=list(groups.notes)) for name in own}
+    measured = {name: layers[name] for name in own}
     passes = [gradient_pass(model, loss_fn, pieces_of(group), measured) for group in groups.batches]
     gradients = {name: [_matrix(one, name, layer) for one in passes] for name, layer in measured.items()}
     pairs = {name: fold_directions(g, top_k=options["top_k"], weights=weights) for name, g in gradients.items()}
@@ -62,12 +64,33 @@ def cross_fitted(
         found[name] = judge(
             cross,
             h.get(name, np.zeros((count, cross.folds.shape[1]))),
-            own_sigma[name],
+            own[name].sigma.double().cpu().numpy(),
             weights=weights,
             level=options["level"],
             notes=groups.notes,
         )
+        U, V = (t.double() for t in (own[name].U, own[name].V))
+        found[name].own_folds = [((g.double() @ V) * U).sum(0).cpu().numpy() for g in gradients[name]]
     return found
+
+
+def own_intervals(
+    signal: Signal, by_piece: list[Tensor], piece_weights: list[float], weights: list[int], level: float
+) -> DataIntervals | None:
+    """The interval of the data of a layer, from h on each piece of the measurement; None where it was not kept.
+
+    Args:
+        by_piece, piece_weights: h (K,) of each piece, and its samples; the pieces of a group follow each other.
+        weights: samples of each group.
+    """
+    if len(weights) < MIN_GROUPS or len(by_piece) != len(piece_weights) or not signal.own_folds:
+        return None
+    group_of = np.searchsorted(np.cumsum(weights), np.cumsum(piece_weights) - 0.5 * np.asarray(piece_weights))
+    h = np.zeros((len(weights), len(by_piece[0])))
+    for j, weight, values in zip(group_of, piece_weights, by_piece, strict=True):
+        if j < len(weights):  # beyond are the samples of no group
+            h[j] += weight / weights[j] * values.double().cpu().numpy()
+    return own_batch_intervals(np.stack(signal.own_folds), h, weights=weights, level=level)
 
 
 def _matrix(one: GradientPass, name: str, layer: Layer) -> Tensor:

@@ -18,7 +18,7 @@ from spectral_ext.curvature.choose import check_method
 from spectral_ext.curvature.directions import given_directions
 from spectral_ext.curvature.session import Session
 from spectral_ext.landscape.build import build_row, empty_row
-from spectral_ext.landscape.held_out import cross_fitted
+from spectral_ext.landscape.held_out import cross_fitted, own_intervals
 from spectral_ext.landscape.resume import RowStore, fingerprint
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape
@@ -218,7 +218,12 @@ class _Run:
         quotients = {name: held.reduced(group) for name, held in moments.items()}
         signals = self._signals(todo, directions)
         for row in self._curvature(capture, directions, pairs, quotients):
-            row.signal = signals.get(row.name)
+            if self.groups is not None and row.name in signals:
+                row.signal = signals[row.name]
+                row.data_intervals = own_intervals(
+                    row.signal, self.session.measured[row.name].by_piece,
+                    [piece.weight for piece in self.session.plan.pieces], self.groups.weights, self.options["level"],
+                )  # fmt: skip
             rows[row.name] = row
             with together(group if self.keeps_rows else None):
                 if self.store:
@@ -231,7 +236,7 @@ class _Run:
         with self.progress.stage("folds"), self.progress.bar("folds", len(self.groups.batches)) as bar:
             return cross_fitted(
                 self.model, self.loss_fn, self.groups, todo,
-                {name: along.sigma.double().cpu().numpy() for name, along in directions.items()},
+                directions,
                 options=self.options, memory_budget=self.memory_budget, planned_directions=self.planned,
                 on_group=bar.update,
             )  # fmt: skip

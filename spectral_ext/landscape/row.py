@@ -10,6 +10,7 @@ import numpy as np
 from spectral_ext.landscape.mechanisms import LayerNormDiagnostic, ResidualDiagnostic, SoftmaxDiagnostic
 from spectral_ext.landscape.recommendation import Recommendation
 from spectral_ext.signal.noise_spectrum import NoiseLevel
+from spectral_ext.signal.own_batch import DataIntervals
 from spectral_ext.signal.verdict import Signal
 from spectral_ext.spectra.couillet_hachem import SpectrumPrediction
 from spectral_ext.spectra.participation import EffectiveRank
@@ -170,6 +171,9 @@ class LayerLandscape:
     residual: ResidualDiagnostic | None = None
     softmax: SoftmaxDiagnostic | None = None
     recommendation: Recommendation | None = None
+    data_intervals: DataIntervals | None = None
+    """Of the own-batch α, γ, s, σ_k and h_k over groups of samples; None without ``folds`` or three groups. The
+    intervals of the fits themselves are those of a line through K directions."""
     signal: Signal | None = None
     """What holds on other samples: the layer cross-fitted over groups; None where ``folds`` was not asked for."""
 

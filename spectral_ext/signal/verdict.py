@@ -54,6 +54,8 @@ class Signal:
     """J arrays (K,): u_jkᵀG_jv_jk."""
     h_folds: list[np.ndarray] = field(default_factory=list, repr=False)
     """J arrays (K,): h along fold j's directions on group j."""
+    own_folds: list[np.ndarray] = field(default_factory=list, repr=False)
+    """J arrays (K,): u_kᵀG_jv_k along the directions of all samples, from which the interval of the data follows."""
     verdict: str = "too few groups"
     """``signal``, ``mixed``, ``noise`` or ``too few groups``."""
     reason: str = ""
