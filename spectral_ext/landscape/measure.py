@@ -26,6 +26,7 @@ from spectral_ext.layers import Layer, find_layers, why_no_layer
 from spectral_ext.measurement.batches import Batch, BatchSize, LossFunction, as_batches, batch_loss
 from spectral_ext.measurement.checks import batch_norm_mode, check_precision, check_task, task_notes
 from spectral_ext.measurement.digest import digest
+from spectral_ext.measurement.direction_sources import direction_matrices
 from spectral_ext.measurement.environment import measurement, unwrapped
 from spectral_ext.measurement.options import check_options, pattern_list
 from spectral_ext.measurement.progress import Progress
@@ -34,6 +35,7 @@ from spectral_ext.measurement.singular_directions import SingularDirections, sin
 from spectral_ext.signal.groups import check_folds, make_groups
 from spectral_ext.signal.verdict import Signal
 
+GIVEN_NOTE = "σ, u and v are those of the matrix in directions=, not of this batch's gradient"
 GROUP = 8
 """Layers whose curvature is measured at a time when rows are kept for a resumed run."""
 
@@ -55,6 +57,7 @@ def measure(
     resume: str | Path | None = None,
     process_group: Any = None,
     folds: int | Sequence[Any] | None = None,
+    directions: Any = None,
 ) -> Landscape:
     """Measure every layer: G = UΣVᵀ, h_k along u_k v_kᵀ, C_A, C_δ, and all that the paper derives from them.
 
@@ -89,6 +92,9 @@ def measure(
             size (whole batches under train-mode batch norm, or where the loss is no mean over samples); a list gives
             the label of each batch's group, None for none. At least three groups are needed, eight are usual. It costs
             about one further measurement, and the memory of J gradients. None: α describes this batch alone.
+        directions: take σ_k, u_k and v_k of other matrices than the gradient: an optimizer (its momentum, what T(σ; α)
+            is applied to), or a mapping from a layer's or weight's name to a tensor. None: the gradient. Not together
+            with ``folds``, whose directions are those of other groups.
 
     Returns:
         The landscape. A layer whose Kronecker factors cannot be had (its weight is used more than once, for example)
@@ -115,6 +121,10 @@ def measure(
             model = unwrapped(model)
             stack.enter_context(measurement(model))
             run = _Run(model, loss_fn, layers, options, process_group, progress)
+            if directions is not None:
+                if folds is not None:
+                    raise ValueError("directions and folds exclude each other: folds takes directions from the groups")
+                run.take_directions(directions)
             data = as_batches(batches, model, batch_size=batch_size, device=run.device)
         agree(model, run.chosen, options, process_group)
         with together(process_group):
@@ -158,6 +168,7 @@ class _Run:
         self.keeps_rows = False
         """On all ranks alike; the first rank alone has the store."""
         self.store: RowStore | None = None
+        self.given: dict[str, Tensor] = {}
 
     def plan(self, data: list[Batch], memory_budget: int | None, folds: Any, reduction: str) -> None:
         """Trace the model, and cut the data into groups and to the memory budget, before any pass."""
@@ -168,6 +179,14 @@ class _Run:
         self.session = Session(self.model, self.loss_fn, self.chosen, method, None, self.group, self.planned)
         with self.progress.stage("trace"):
             self.session.cut(data, memory_budget)
+
+    def take_directions(self, source: Any) -> None:
+        """Measure along the singular directions of these matrices; layers without one are skipped."""
+        self.given = direction_matrices(source, self.chosen)
+        for name in self.chosen.keys() - self.given.keys():
+            self.skipped[name] = "directions holds nothing for it"
+            del self.chosen[name]
+        self.options["directions"] = digest(self.given)
 
     def _coupling(self, reduction: str) -> str:
         """Why a batch must not be cut into groups; "" where it may."""
@@ -202,11 +221,20 @@ class _Run:
         with self.progress.stage("directions"):
             directions = {}
             for name, gradient in capture.gradients.items():
-                along = directions_of_first(singular_directions(gradient, self.options["top_k"]), group)
+                matrix = self.given.get(name, gradient)
+                along = directions_of_first(singular_directions(matrix, self.options["top_k"]), group)
+                if along is not None and name in self.given:
+                    # All singular values of another matrix than G would be compared with G's predicted spectrum.
+                    along = replace(along, sigma_all=along.sigma_all[:0], notes=[*along.notes, GIVEN_NOTE])
                 if along is not None:
                     directions[name] = along
                 elif name in capture.layers:
-                    rows[name] = empty_row(todo[name], self.depth[name], "its gradient is zero", capture.samples)
+                    rows[name] = empty_row(
+                        todo[name],
+                        self.depth[name],
+                        "its gradient is zero" if name not in self.given else "its direction matrix is zero",
+                        capture.samples,
+                    )
                 else:
                     self.skipped[name] = capture.missing[name]
         if not rows and not directions and not self.keeps_rows:
