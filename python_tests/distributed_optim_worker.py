@@ -202,6 +202,116 @@ def check_experts_without_gradient():
         torch.testing.assert_close(sharded.full_tensor(), plain.detach(), atol=1e-5, rtol=1e-4)
 
 
+def check_parts_of_a_fused_weight_without_gradient():
+    """Shards that straddle the parts; a part whose rows lie on both ranks."""
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(9)
+    weight, first, second = (torch.randn(9, 6) for _ in range(3))
+    second[3:6] = 0
+    second[0] = 0
+    for layout in ({"split": 3}, {"split": (3, 3, 3)}, {"split": 3, "split_dim": 1}):
+        turn = (lambda t: t.t().contiguous()) if "split_dim" in layout else (lambda t: t.clone())
+        for placement in (Shard(0), Shard(1), Replicate()):
+            plain = nn.Parameter(turn(weight))
+            sharded = nn.Parameter(distribute_tensor(turn(weight), mesh, [placement]))
+            optimizers = [SpectralNewton([p], 0.1, weight_decay=0.0, **layout) for p in (plain, sharded)]
+            for gradient in (first, second):
+                before = plain.detach().clone()
+                plain.grad, sharded.grad = turn(gradient), distribute_tensor(turn(gradient), mesh, [placement])
+                for optimizer in optimizers:
+                    optimizer.step()
+            moved = turn(plain.detach() - before)
+            assert moved[:3].any() and not moved[3:6].any() and moved[6:].any()
+            torch.testing.assert_close(sharded.full_tensor(), plain.detach(), atol=1e-5, rtol=1e-4)
+
+
+def check_a_replica_without_gradient_stops_all_ranks():
+    model = net()
+    optimizer = SpectralNewton(model, process_group=dist.group.WORLD)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    if dist.get_rank() == 1:
+        model[4].weight.grad = None
+    before = copy.deepcopy(model.state_dict())
+    message = ""
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        message = str(error)
+    assert "'4.weight'" in message and "on some ranks" in message, message
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def check_a_shard_without_gradient_counts_as_zeros():
+    """An expert without a token on one rank: its shard has no gradient there."""
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(8)
+    gradient = torch.randn(4, 3, 5)
+    gradient[2:] = 0
+    for use_adamw in (False, True):
+        plain = nn.Parameter(torch.ones(4, 3, 5))
+        sharded = nn.Parameter(distribute_tensor(torch.ones(4, 3, 5), mesh, [Shard(0)]))
+        plain.grad = gradient.clone()
+        sharded.grad = distribute_tensor(gradient, mesh, [Shard(0)])
+        if dist.get_rank() == 1:
+            sharded.grad = None
+        for p in (plain, sharded):
+            SpectralNewton([p], 0.1, batch_dims=1, use_adamw=use_adamw).step()
+        torch.testing.assert_close(sharded.full_tensor(), plain.detach(), atol=1e-5, rtol=1e-4)
+
+
+def check_replicas_agree_about_gradients_that_are_not_finite():
+    for nonfinite in ("raise", "skip"):
+        model = net()
+        optimizer = SpectralNewton(model, nonfinite=nonfinite, process_group=dist.group.WORLD)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        if dist.get_rank() == 1:
+            model[4].weight.grad[0, 0] = float("inf")
+        raised = ""
+        try:
+            optimizer.step()
+        except NonFiniteGradientError as error:
+            raised = str(error)
+        if nonfinite == "raise":
+            assert ("4.weight" if dist.get_rank() == 1 else "another rank") in raised, raised
+        else:
+            assert optimizer.skipped_steps == 1 and not optimizer.state
+
+
+def check_rounding_noise_of_replicas_and_shards():
+    mesh = init_device_mesh("cpu", (2,))
+    settings = {"low_precision": "stochastic_rounding", "weight_decay": 0.0}
+    for placement in (Replicate(), Shard(0)):
+        weight = nn.Parameter(distribute_tensor(torch.ones(64, 64, dtype=torch.bfloat16), mesh, [placement]))
+        weight.grad = distribute_tensor(torch.eye(64, dtype=torch.bfloat16), mesh, [placement])
+        SpectralNewton([weight], 1e-3, update_scale=None, momentum=0.0, **settings).step()
+        here = weight.to_local().detach()
+        rows = [torch.empty_like(here) for _ in range(2)]
+        dist.all_gather(rows, here)
+        if placement.is_replicate():
+            assert torch.equal(*rows)
+        else:
+            assert not torch.equal((rows[0][:, :32] < 1).diagonal(), (rows[1][:, 32:] < 1).diagonal())
+
+
+def check_a_state_of_another_layout_is_refused_by_name():
+    model = sharded_net()
+    optimizer = SpectralNewton(model)
+    train(model, optimizer, range(1))
+    state = optimizer.state_dict()
+    for entries in state["state"].values():
+        for key, value in entries.items():
+            entries[key] = value.to_local() if isinstance(value, DTensor) else value
+    other = SpectralNewton(sharded_net())
+    message = ""
+    try:
+        other.load_state_dict(state)
+    except ValueError as error:
+        message = str(error)
+    assert "0.weight" in message and "torch.distributed.checkpoint" in message and not other.state, message
+
+
 def check_fsdp_over_tensor_parallel():
     """Both sharded mesh dimensions on the same dimension of a weight: strided shards."""
     for shape in ((1, 2), (2, 1)):

@@ -229,14 +229,14 @@ def test_central_differences_where_nothing_else_is_right(dtype):
         ).all()
     assert found["4"].method == "double_backward_output"  # nothing of the function lies behind it
     assert all(parameter.dtype == dtype for parameter in model.parameters())
-    with pytest.raises(ValueError, match="double_backward_output' is wrong for '[02]': OutsideTorch has no second"):
+    with pytest.raises(ValueError, match=r"double_backward_output' is wrong for '[02]': OutsideTorch has no second"):
         directional_curvature(model, CE, [(x.to(dtype), y)], method="double_backward_output")
 
 
 def test_double_backward_by_name_refuses_once_differentiable_functions():
     model, (x, y) = network(Once.apply, nn.ReLU)
     for method in ("double_backward_output", "double_backward_weight"):
-        with pytest.raises(ValueError, match="Once: its backward pass is once_differentiable.*finite_difference"):
+        with pytest.raises(ValueError, match=r"Once: its backward pass is once_differentiable.*finite_difference"):
             directional_curvature(model.double(), CE, [(x, y)], method=method)
 
 
@@ -249,7 +249,7 @@ def test_kinks_make_central_differences_unusable_and_the_layer_is_named():
     assert list(found) == ["2"] and "do not converge" in found.skipped["0"]
     with (
         pytest.warns(UserWarning, match="not measured"),
-        pytest.raises(ValueError, match="0 cannot be measured: .* give the operation a backward pass"),
+        pytest.raises(ValueError, match=r"0 cannot be measured: .* give the operation a backward pass"),
     ):
         directional_curvature(model, CE, [(x, y)], method="finite_difference", layers="0")
 
@@ -312,7 +312,7 @@ def test_sqrt_gn_refuses_samples_that_influence_each_other(mixture, dtype):
     model = Mixing(MIXTURES[mixture]).to(dtype)
     data = [(torch.randn(8, 6).to(dtype), torch.randint(5, (8,)))]
     for check in (None, False):
-        with pytest.raises(ValueError, match="sqrt_gn.*'a': the model couples the samples"):
+        with pytest.raises(ValueError, match=r"sqrt_gn.*'a': the model couples the samples"):
             directional_curvature(model, CE, data, method="sqrt_gn", self_check=check, layers="a")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -367,7 +367,7 @@ def test_layers_without_entries_are_skipped_and_named():
     assert list(found) == ["c"] and all("has no entries" in found.skipped[name] for name in "ab")
     with pytest.raises(ValueError, match="a: its weight has no entries"):
         directional_curvature(model, CE, data, layers=["a", "b"])
-    with pytest.raises((KeyError, ValueError), match="no entries|not a measurable"):
+    with pytest.raises((KeyError, ValueError), match=r"no entries|not a measurable"):
         directional_curvature(model, CE, data, directions={"a": (torch.ones(0, 1), torch.ones(6, 1))})
 
 
@@ -387,3 +387,15 @@ def test_options_are_judged_before_the_first_loss():
         with pytest.raises((ValueError, TypeError)):
             directional_curvature(model, loss, data, **options)
     assert not calls
+
+
+def test_measure_keeps_the_other_layers_where_one_cannot_be_measured():
+    from spectral_ext import measure
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 4)).double()
+    data = [(torch.randn(200, 6).double(), torch.randint(4, (200,)))]
+    with pytest.warns(UserWarning, match="0 is not measured"):
+        landscape = measure(model, CE, data, method="finite_difference", top_k=3, split=False, progress=False)
+    assert "do not converge" in landscape["0"].empty_reason
+    assert landscape["2"].empty_reason in (None, "") and landscape["2"].method == "finite_difference"

@@ -2,6 +2,7 @@
 
 import itertools
 
+import dense_reference
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import nn
 from spectral_ext import reference
 from spectral_ext._extension import compiled
 from spectral_ext.ops import geometry_of, input_factor
+from spectral_ext.ops.geometry import prepare
 
 # float64 sums of up to ~1e5 products of O(1): the bound of the design, far above c·eps·sqrt(rows).
 TOLERANCE = 1e-12
@@ -151,6 +153,29 @@ def test_sixteen_bit_input_is_read_exactly(dtype):
     numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     for row in numbers[torch.isfinite(numbers)].split(256):
         assert torch.equal(input_factor(row[None], bias=True)[-1, :-1], row.float())
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        dict(kernel_size=3, padding=1),
+        dict(kernel_size=(3, 2), stride=2, dilation=(1, 2)),
+        dict(kernel_size=3, stride=2, padding=1, output_padding=1, transposed=True),
+    ],
+)
+def test_reduced_patches_spread_no_nan(geometry):
+    """A pixel that is not a number reaches those entries of the mean patches that read it, and no other."""
+    x = torch.randn(2, 3, 7, 8, dtype=torch.float64)
+    _, full = prepare(x, **geometry)
+    exact = dense_reference.mean_patch_factor(dense_reference.patches(x, *full.arguments), bias=False)[0]
+    assert error(input_factor(x, reduction="reduce", **geometry), exact) < TOLERANCE
+    one = torch.zeros_like(x)
+    one[1, 2, 2, 2] = 1.0
+    reads = dense_reference.patches(one, *full.arguments).sum((0, 1, 2)) > 0
+    x[1, 2, 2, 2] = float("nan")
+    found = input_factor(x, reduction="reduce", **geometry)
+    assert torch.equal(found.isnan(), reads[:, None] | reads)
+    assert 0 < int(reads.sum()) < len(reads)
 
 
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])

@@ -204,7 +204,7 @@ def test_one_entry_is_a_column_of_every_output(monkeypatch, tmp_path):
                    lambda r: Cell(f"nov {2 * r.num_directions}"), page="first", terminal=1, tracked=True)  # fmt: skip
     monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS, extra))
     monkeypatch.setattr(table, "COLUMNS", columns.COLUMNS)
-    monkeypatch.setattr(table, "TERMINAL", (*columns.TERMINAL, extra))
+    monkeypatch.setattr(columns, "TERMINAL", (*columns.TERMINAL, extra))
     landscape = synthetic_landscape(1)
     assert "nov 40" in str(landscape)
     assert ",novelty" in landscape.to_csv().splitlines()[0]

@@ -72,7 +72,7 @@ class TestNonFinite:
         models = [self.model() for _ in range(2)]
         models[1].load_state_dict(models[0].state_dict())
         optimizers = [
-            SpectralNewton(models[0]),
+            SpectralNewton(models[0], 0.02),
             SpectralNewton(models[1], torch.tensor(0.02), capturable=True, nonfinite="skip"),
         ]
         for _ in range(3):

@@ -1,5 +1,6 @@
 """The page: complete, self-contained, safe, and right in a real browser where there is one."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -213,3 +214,56 @@ def test_browser_sorts_the_table_and_nothing_overflows(written, landscape, tmp_p
     assert result["plots"] > 10
     assert result["empty"] == 0
     assert result["ink"] == "rgb(27, 31, 36)"
+
+
+def test_a_page_of_thousands_of_layers_is_bounded_and_says_what_it_leaves_out(monkeypatch):
+    from spectral_ext.report import page as module
+
+    for name, limit in (("CARDS", 4), ("TABLE_LAYERS", 50)):
+        monkeypatch.setattr(module, name, limit)
+    monkeypatch.setattr(module.plots, "SUMMARY_LAYERS", 10)
+    row = synthetic_row("x", top_k=6)
+    rows = {f"l{i}": dataclasses.replace(row, name=f"l{i}", depth=i) for i in range(1500)}
+    skipped = {f"m{i}": "no weight" for i in range(600)}
+    text = render(Landscape(rows, skipped), title="T")
+    assert len(text) < 1e6
+    assert "The table shows 50 of 1500 layers, evenly spaced in depth" in text
+    assert "4 of 1500 layers are shown here" in text
+    assert "All 1500 layers by kind" in text
+    assert "100 further modules are named in landscape.json" in text
+    parser = Balance()
+    parser.feed(text)
+    assert {link[1:] for link in parser.links} <= set(parser.ids)
+    assert len(set(parser.ids)) == len(parser.ids)
+
+
+def test_hostile_names_and_numbers_are_a_page(tmp_path):
+    names = ["$a$", "<script>x</script>", "a\nb\0", "x" * 3000, "", "\ud800", "{{ 7*7 }}"]
+    rows = {name: dataclasses.replace(synthetic_row("x"), name=name) for name in names}  # all of the same depth
+    rows["$a$"].arrays.h[:] = float("inf")
+    page = render(Landscape(rows, {name: name for name in names}), title="$t$")
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    assert len(set(parser.ids)) == len(parser.ids)
+    assert "<script>x" not in page
+    assert "{{ 7*7 }}" in page
+
+
+def test_the_numbers_are_written_before_the_page(tmp_path, monkeypatch):
+    from spectral_ext.report import page as module
+
+    monkeypatch.setattr(module, "render", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_report(synthetic_landscape(1), tmp_path / "o")
+    assert len(Landscape.load(tmp_path / "o")) == 2
+    with pytest.raises(ValueError, match="no layer"):
+        write_report(Landscape({}), tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
+
+
+def test_one_layer_is_spoken_of_in_the_singular():
+    row = synthetic_row("only")
+    assert sentences(Landscape({"only": row}))[0].startswith(
+        f"The curvature exponent α of only is {row.alpha.value:.2f}"
+    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spectral_ext.signal import jackknife, jackknife_difference
+from spectral_ext.signal import jackknife, jackknife_difference, own_batch_intervals
 from spectral_ext.spectra import FitError, fit_alpha, fit_gamma, fit_s
 
 K = np.arange(1, 21.0)
@@ -113,3 +113,19 @@ def test_bad_groups():
         jackknife(np.sum, np.ones((2, 4)))
     with pytest.raises(ValueError, match="different numbers"):
         jackknife(np.add, np.ones((3, 4)), np.ones((4, 4)))
+
+
+def test_own_batch_intervals_of_every_exponent():
+    rng = np.random.default_rng(2)
+    sigma = SIGMA * (1 + 0.05 * rng.standard_normal((8, 20)))
+    h = SIGMA**2 * (1 + 0.1 * rng.standard_normal((8, 20)))
+    found = own_batch_intervals(sigma, h)
+    assert found.alpha == pytest.approx(jackknife(alpha, sigma, h).interval)
+    for name, truth in (("alpha", 2.0), ("gamma", 0.8), ("s", 1.6)):
+        low, high = getattr(found, name)
+        assert low < truth < high and high - low < 0.3
+    np.testing.assert_allclose(found.h_se, h.std(0, ddof=1) / 8**0.5)
+    assert len(found.alpha_replicates) == 8
+    assert np.isnan(own_batch_intervals(sigma, -h).alpha[0])
+    with pytest.raises(ValueError, match="at least 3 groups"):
+        own_batch_intervals(sigma[:2], h[:2])

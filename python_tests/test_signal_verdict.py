@@ -33,7 +33,7 @@ def test_signal():
     assert found.alpha.ok and found.alpha.interval[0] < 1.5 < found.alpha.interval[1]
     assert found.share[0] == pytest.approx(0.95, abs=0.1) and found.median_share < 1
     assert "hold on other samples" in found.reason and "5 %" in found.reason
-    assert len(found.h_se) == 16 and found.h_folds.shape == (8, 16)
+    assert len(found.h_se) == 16 and np.shape(found.h_folds) == (8, 16)
 
 
 def test_mixed():

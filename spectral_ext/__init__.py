@@ -6,11 +6,15 @@ that `import spectral_ext` costs no more than torch.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from spectral_ext._figures import register
 from spectral_ext._version import __version__
+
+with contextlib.suppress(ImportError):  # without the compiled part, the first use of an op says why
+    import spectral_ext._extension  # noqa: F401  (registers torch.ops.spectral_ext.*)
 
 if TYPE_CHECKING:
     from spectral_ext.curvature import directional_curvature as directional_curvature

@@ -64,10 +64,4 @@ inline Dtype dtype_of(const torch::stable::Tensor& tensor) {
   }
 }
 
-// The dispatcher takes the CUDA path for any CUDA argument: the others may still be elsewhere.
-inline void check_same_device(const torch::stable::Tensor& a, const torch::stable::Tensor& b, const char* name) {
-  STD_TORCH_CHECK(a.get_device_index() == b.get_device_index() && a.is_cuda() == b.is_cuda(), name,
-                  " must be on the device of x");
-}
-
 }  // namespace spectral_ext::cuda

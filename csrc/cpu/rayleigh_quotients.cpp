@@ -9,6 +9,7 @@ namespace spectral_ext::cpu {
 namespace {
 
 constexpr int64_t kMostBlocks = 128;  // bounds the partial sums; fixed, because results must not depend on threads
+constexpr int64_t kMostScratch = int64_t{1} << 40;
 constexpr int64_t kMergedStrip = 32;  // positions of a lane where rows have no sample to belong to
 
 int tile_width(int64_t columns) { return columns == 1 ? 1 : int(columns + 1) / 2 * 2; }
@@ -148,7 +149,7 @@ RayleighPlan make_rayleigh_plan(const RayleighProblem& problem, int64_t scratch_
   plan.tile = tile_width(ceil_div(problem.directions, plan.tiles));
   if (pointwise(problem.input)) flatten(plan);
   choose_lanes(plan);
-  choose_box(plan, size, scratch_bytes);
+  choose_box(plan, size, std::min(scratch_bytes, kMostScratch));
   plan.lane_groups_per_block = ceil_div(plan.lane_groups, std::max<int64_t>(1, kMostBlocks / problem.input.groups));
   plan.blocks_per_group = ceil_div(plan.lane_groups, plan.lane_groups_per_block);
   const RayleighLayout layout(plan, size);

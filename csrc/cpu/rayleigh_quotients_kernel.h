@@ -163,10 +163,12 @@ struct Block {
     });
   }
 
-  // Cuts [first, first + count) where a lane ends; from there on that lane reads lane 0, and is masked.
+  // Cuts [first, first + count) where a lane ends. From there on that lane reads what lane 0 reads, which ends last,
+  // and its sums are masked. Where lane 0 has ended too, nothing is packed: `masks` excludes all lanes of these
+  // positions.
   template <class S, class F>
   void pack_ragged(const S* const* lane, const LaneGroup<T>& group, int64_t first, int64_t count, F pack) {
-    const int64_t end = first + count;
+    const int64_t end = std::min(first + count, group.length[0]);
     for (int64_t p = first; p < end;) {
       const S* from[L];
       int64_t next = end;

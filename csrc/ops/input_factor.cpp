@@ -11,7 +11,6 @@
 namespace spectral_ext {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
@@ -42,8 +41,10 @@ void dispatch(const Tensor& x, const Body& body) {
     body(float{});
 }
 
+const torch::stable::Device kCpu(torch::headeronly::DeviceType::CPU);
+
 void accumulate(Tensor& out, const Tensor& x, const Geometry& g, bool channels_last_order, double beta, double scale) {
-  check_output(out, x, g.groups * g.n() * g.n(), "out");
+  check_output(out, x, {g.groups, g.n(), g.n()}, "out");
   TorchContext torch_context;
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
@@ -55,6 +56,7 @@ void accumulate(Tensor& out, const Tensor& x, const Geometry& g, bool channels_l
 Tensor input_factor(const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                     const Ints& dilation, int64_t groups, bool bias, bool transposed, const Ints& output_padding,
                     bool channels_last_order, double scale) {
+  check_input(x, "x", kCpu);
   const Geometry g =
       make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
   Tensor out = torch::stable::new_empty(x, {groups, g.n(), g.n()}, accumulator_of(x));
@@ -66,6 +68,7 @@ Tensor input_factor(const Tensor& x, const Ints& kernel_size, const Ints& stride
 void input_factor_(Tensor out, const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                    const Ints& dilation, int64_t groups, bool bias, bool transposed, const Ints& output_padding,
                    bool channels_last_order, double beta, double scale) {
+  check_input(x, "x", kCpu);
   const Geometry g =
       make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
   accumulate(out, x, g, channels_last_order, beta, scale);
@@ -74,9 +77,10 @@ void input_factor_(Tensor out, const Tensor& x, const Ints& kernel_size, const I
 void lag_sums_(Tensor state, const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                const Ints& dilation, int64_t groups, bool bias, bool transposed, const Ints& output_padding,
                double beta, double scale) {
+  check_input(x, "x", kCpu);
   const Geometry g =
       make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
-  check_output(state, x, LagPlan(g).state_size(), "state");
+  check_output(state, x, {LagPlan(g).state_size()}, "state");
   TorchContext torch_context;
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
@@ -92,9 +96,8 @@ Tensor expand_lag_sums(const Tensor& state, const Ints& input_size, const Ints& 
   shape.insert(shape.begin(), 1);
   const Geometry g =
       make_geometry(shape, {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
-  STD_TORCH_CHECK(state.scalar_type() == ScalarType::Float || state.scalar_type() == ScalarType::Double,
-                  "state must be float32 or float64");
-  check_output(state, state, LagPlan(g).state_size(), "state");
+  check_tensor(state, {ScalarType::Float, ScalarType::Double}, {LagPlan(g).state_size()}, "state", kCpu);
+  check_contiguous(state, "state");
   Tensor out = torch::stable::new_empty(state, {groups, g.n(), g.n()}, state.scalar_type());
   advise_huge_pages(out.mutable_data_ptr(), out.numel() * static_cast<int64_t>(out.element_size()));
   TorchContext torch_context;

@@ -12,7 +12,6 @@
 namespace spectral_ext {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
@@ -115,8 +114,7 @@ void direct(const Tensor& x, const Geometry& g, bool channels_last_order, const 
 }
 
 void accumulate(Tensor& out, const Tensor& x, const Geometry& g, bool channels_last_order, double beta, double scale) {
-  cuda::check_same_device(out, x, "out");
-  check_output(out, x, g.groups * g.n() * g.n(), "out");
+  check_output(out, x, {g.groups, g.n(), g.n()}, "out");
   if (out.numel() == 0) return;
   const cuda::Device device(x);
   const cuda::FactorOutput target{out.mutable_data_ptr(), g.n() * g.n(), g.n(), 1, scale, beta};
@@ -135,6 +133,7 @@ void accumulate(Tensor& out, const Tensor& x, const Geometry& g, bool channels_l
 Tensor input_factor(const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                     const Ints& dilation, int64_t groups, bool bias, bool transposed, const Ints& output_padding,
                     bool channels_last_order, double scale) {
+  check_input(x, "x", x.device());
   const Geometry g =
       make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
   Tensor out = torch::stable::new_empty(x, {groups, g.n(), g.n()}, accumulator_of(x));
@@ -145,6 +144,7 @@ Tensor input_factor(const Tensor& x, const Ints& kernel_size, const Ints& stride
 void input_factor_(Tensor out, const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                    const Ints& dilation, int64_t groups, bool bias, bool transposed, const Ints& output_padding,
                    bool channels_last_order, double beta, double scale) {
+  check_input(x, "x", x.device());
   const Geometry g =
       make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
   accumulate(out, x, g, channels_last_order, beta, scale);
@@ -153,11 +153,11 @@ void input_factor_(Tensor out, const Tensor& x, const Ints& kernel_size, const I
 void lag_sums_(Tensor state, const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                const Ints& dilation, int64_t groups, bool bias, bool transposed, const Ints& output_padding,
                double beta, double scale) {
+  check_input(x, "x", x.device());
   const Geometry g =
       make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
   const LagPlan plan(g);
-  cuda::check_same_device(state, x, "state");
-  check_output(state, x, plan.state_size(), "state");
+  check_output(state, x, {plan.state_size()}, "state");
   if (state.numel() == 0) return;
   const cuda::Device device(x);
   LagSums(x, plan, device).accumulate(state.mutable_data_ptr(), beta, scale);
@@ -172,7 +172,8 @@ Tensor expand_lag_sums(const Tensor& state, const Ints& input_size, const Ints& 
       make_geometry(shape, {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
   STD_TORCH_CHECK(g.taps() <= kLagTaps, "expand_lag_sums: at most ", kLagTaps, " kernel taps on CUDA, not ", g.taps());
   const LagPlan plan(g);
-  check_output(state, state, plan.state_size(), "state");
+  check_tensor(state, {ScalarType::Float, ScalarType::Double}, {plan.state_size()}, "state", state.device());
+  check_contiguous(state, "state");
   Tensor out = torch::stable::new_empty(state, {groups, g.n(), g.n()}, state.scalar_type());
   if (out.numel() == 0) return out;
   const cuda::Device device(state);

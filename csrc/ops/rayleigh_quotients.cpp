@@ -1,21 +1,18 @@
-// rayleigh_quotients on CPU: x (B, C, axes…) with delta (B, M, axes…), or x (B, S, n) with delta (B, S, m) where
-// kernel_size is empty; U (groups, m, K) and V (groups, n, K) in the compute type. Shapes are checked in Python.
+// rayleigh_quotients on the CPU. Arguments: see rayleigh_arguments.h.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <algorithm>
 #include <vector>
 
 #include "cpu/rayleigh_quotients.h"
-#include "ops/input_geometry.h"
+#include "ops/rayleigh_arguments.h"
 #include "ops/torch_context.h"
 
 namespace spectral_ext {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 cpu::RayleighOperand operand(const Tensor& t, bool convolution) {
@@ -53,34 +50,18 @@ Tensor rayleigh_quotients(const Tensor& x, const Tensor& delta, const Tensor& U,
                           std::vector<int64_t> dilation, int64_t groups, bool bias, bool transposed,
                           std::vector<int64_t> output_padding, int64_t scratch_bytes) {
   const bool convolution = !kernel_size.empty();
+  cpu::RayleighProblem problem;
+  problem.input =
+      check_rayleigh(x, delta, U, V, {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding},
+                     scratch_bytes, torch::stable::Device(torch::headeronly::DeviceType::CPU));
   const int64_t K = U.size(2);
   Tensor out = torch::stable::new_zeros(x, {4, groups, K}, ScalarType::Double);
-  cpu::RayleighProblem problem;
+  if (out.numel() == 0 || problem.input.batch == 0 || problem.input.positions() <= 0) return out;
   problem.x = operand(x, convolution);
   problem.delta = operand(delta, convolution);
   problem.outputs = U.size(1);
   problem.directions = K;
-  Geometry& input = problem.input;
-  if (convolution) {
-    input =
-        make_geometry(shape_of(x), {kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding});
-    for (int64_t i = 2; i < x.dim(); ++i)
-      STD_TORCH_CHECK(input.axes[kAxes - x.dim() + i].positions() == delta.size(i),
-                      "rayleigh_quotients: the spatial size of delta is not that of the output");
-  } else {
-    input.batch = x.size(0);
-    input.channels = x.size(2);
-    input.bias = bias;
-    input.axes[2].size = x.size(1);
-  }
-  STD_TORCH_CHECK(delta.size(0) == input.batch && V.size(1) == input.n() && V.size(2) == K && V.size(0) == groups,
-                  "rayleigh_quotients: shapes do not fit each other");
-  if (K == 0 || input.batch == 0 || input.positions() <= 0) return out;
-
   const Tensor directions_u = torch::stable::contiguous(U), directions_v = torch::stable::contiguous(V);
-  const ScalarType compute = problem.wide() ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(U.scalar_type() == compute && V.scalar_type() == compute,
-                  "rayleigh_quotients: U and V must have the compute type");
   problem.U = directions_u.const_data_ptr();
   problem.V = directions_v.const_data_ptr();
   const cpu::RayleighPlan plan = cpu::make_rayleigh_plan(problem, scratch_bytes);

@@ -1,5 +1,5 @@
 // rayleigh_quotients on CUDA: projections P = a·V by cuDNN or cuBLAS and Q = d·U by cuBLAS, in chunks of samples, then
-// one reduction kernel for all four outputs. Arguments as in rayleigh_quotients.cpp; scratch_bytes counts bytes of P
+// one reduction kernel for all four outputs. Arguments: see rayleigh_arguments.h; scratch_bytes counts bytes of P
 // and Q for each multiprocessor.
 #include "cuda/rayleigh_quotients.h"
 
@@ -9,14 +9,14 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include "common/cuda.h"
-#include "ops/input_geometry.h"
+#include "ops/rayleigh_arguments.h"
 
 namespace spectral_ext {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
@@ -54,17 +54,13 @@ Tensor rayleigh_quotients(const Tensor& x, const Tensor& delta, const Tensor& U,
                           std::vector<int64_t> output_padding, int64_t scratch_bytes) {
   const bool conv = !kernel_size.empty();
   const GeometryArguments arguments{kernel_size, stride, padding, dilation, groups, bias, transposed, output_padding};
-  const int64_t K = U.size(2), samples = x.size(0);
-  Tensor out = torch::stable::new_zeros(x, {4, groups, K}, ScalarType::Double);
-  for (const auto* t : {&delta, &U, &V}) cuda::check_same_device(*t, x, "delta, U and V");
-  int64_t taps = 1, positions = conv ? 1 : x.size(1), patch = conv ? x.size(1) / groups : x.size(2);
-  for (size_t i = 0; i < kernel_size.size(); ++i) taps *= kernel_size[i], positions *= delta.size(2 + i);
-  patch *= taps;
+  const Geometry input = check_rayleigh(x, delta, U, V, arguments, scratch_bytes, x.device());
+  const int64_t K = U.size(2), samples = input.batch, taps = input.taps(), patch = input.group_channels() * taps;
+  const int64_t positions = input.positions();
   const ScalarType compute = V.scalar_type();
-  STD_TORCH_CHECK(delta.size(0) == samples && V.size(1) == patch + bias && V.size(2) == K && V.size(0) == groups &&
-                      U.size(0) == groups && U.scalar_type() == compute,
-                  "rayleigh_quotients: shapes do not fit each other");
-  if (K == 0 || samples == 0 || positions == 0) return out;
+  Tensor out = torch::stable::new_zeros(x, {4, groups, K}, ScalarType::Double);
+  if (out.numel() == 0 || samples == 0 || positions <= 0) return out;
+  STD_TORCH_CHECK(groups * K <= std::numeric_limits<int32_t>::max(), "U: more directions than this kernel counts");
 
   const cuda::Device device(x);
   Tensor directions = V, bias_row = V;
@@ -75,7 +71,9 @@ Tensor rayleigh_quotients(const Tensor& x, const Tensor& delta, const Tensor& U,
   const Tensor left = conv ? filters(directions, taps, arguments) : torch::stable::select(directions, 0, 0);
   const Tensor right = torch::stable::transpose(U, 1, 2);  // (groups, K, m)
   const int64_t bytes = 2 * groups * K * positions * static_cast<int64_t>(V.element_size());
-  const int64_t chunk = std::clamp<int64_t>(scratch_bytes * device.multiprocessors() / bytes, 1, samples);
+  const int64_t chunk = std::clamp<int64_t>(
+      static_cast<int64_t>(static_cast<double>(scratch_bytes) * device.multiprocessors() / static_cast<double>(bytes)),
+      1, samples);
 
   cuda::RayleighSizes sizes{samples, positions, static_cast<int>(groups * K)};
   int64_t rows = 0;

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -16,13 +17,13 @@
 #include <vector>
 
 #include "cpu/spectral_newton.h"
+#include "ops/check_tensor.h"
 #include "ops/torch_context.h"
 
 namespace spectral_ext {
 namespace {
 
 using namespace cpu;
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 struct Job {
@@ -83,30 +84,76 @@ std::vector<PartialFractions> fits_of(const Tensor& fits, double alpha) {
   return found;
 }
 
-void check(const std::vector<Tensor>& G, const std::vector<Tensor>& out, const std::vector<Tensor>& per_matrix,
-           const Tensor& fits) {
-  STD_TORCH_CHECK(G.size() == out.size(), "spectral_newton: G and out differ in length");
+// Rows of `fits` are within its capacity and finite; an exact fit has no largest y.
+void check_fits(const Tensor& fits) {
+  const int64_t columns = fits.size(1), capacity = (columns - kFitHeader) / 2;
+  STD_TORCH_CHECK(columns >= kFitHeader && (columns - kFitHeader) % 2 == 0, "fits must have ", kFitHeader,
+                  " columns and as many for poles as for residues, not ", columns, " columns");
+  for (int64_t i = 0; i < fits.size(0); ++i) {
+    const double* row = static_cast<const double*>(fits.const_data_ptr()) + i * columns;
+    for (int64_t c = 0; c < columns; ++c)
+      STD_TORCH_CHECK(std::isfinite(row[c]) || (c == kFitYMax && row[c] > 0), "fits: number ", c, " of row ", i, " is ",
+                      row[c]);
+    const double form = row[kFitForm], poles = row[kFitPoles];
+    STD_TORCH_CHECK(form == 0 || form == 1 || form == 2, "fits: the form of row ", i, " must be 0, 1 or 2, not ", form);
+    STD_TORCH_CHECK(poles == std::floor(poles) && poles >= (form == 1 ? 1 : 0) && poles <= capacity,
+                    "fits: the pole count of row ", i, " must be an integer from ", form == 1 ? 1 : 0, " to ", capacity,
+                    ", not ", poles);
+  }
+}
+
+void check(const std::vector<Tensor>& G, const std::vector<Tensor>& out, const Tensor& alpha, const Tensor& damping,
+           int64_t mode, double tolerance, const Tensor& fits, const Tensor& status, const Tensor& y_max) {
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  STD_TORCH_CHECK(G.size() == out.size(), "out must have as many tensors as G, ", G.size(), ", not ", out.size());
   int64_t count = 0;
   for (size_t i = 0; i < G.size(); ++i) {
-    STD_TORCH_CHECK(G[i].dim() == 3 && G[i].is_cpu() && out[i].is_contiguous() && out[i].dim() == 3 &&
-                        G[i].scalar_type() == out[i].scalar_type() &&
-                        (G[i].scalar_type() == ScalarType::Float || G[i].scalar_type() == ScalarType::Double),
-                    "spectral_newton: G must be batches of float or double matrices on the CPU, out contiguous");
-    for (int64_t axis = 0; axis < 3; ++axis)
-      STD_TORCH_CHECK(G[i].size(axis) == out[i].size(axis), "spectral_newton: G and out differ in shape");
+    check_tensor(G[i], {ScalarType::Float, ScalarType::Double}, {-1, -1, -1}, "G", cpu);
+    check_tensor(out[i], {G[i].scalar_type()}, shape_of(G[i]), "out", cpu);
+    check_contiguous(out[i], "out");
     count += G[i].size(0);
   }
-  for (const Tensor& t : per_matrix)
-    STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == count && t.is_contiguous(),
-                    "spectral_newton: per-matrix tensors must be contiguous, with one value a matrix");
-  STD_TORCH_CHECK(
-      fits.dim() == 2 && fits.size(1) >= kFitHeader && fits.is_contiguous() && fits.scalar_type() == ScalarType::Double,
-      "spectral_newton: fits must be a contiguous double matrix");
+  check_tensor(alpha, {ScalarType::Double}, {count}, "alpha", cpu);
+  check_tensor(damping, {ScalarType::Double}, {count}, "damping", cpu);
+  check_tensor(status, {ScalarType::Long}, {count}, "status", cpu);
+  check_tensor(y_max, {ScalarType::Double}, {count}, "y_max", cpu);
+  check_tensor(fits, {ScalarType::Double}, {-1, -1}, "fits", cpu);
+  check_contiguous(alpha, "alpha"), check_contiguous(damping, "damping"), check_contiguous(status, "status");
+  check_contiguous(y_max, "y_max"), check_contiguous(fits, "fits");
+  STD_TORCH_CHECK(mode >= 0 && mode <= static_cast<int64_t>(DampingMode::kRms), "damping_mode must be 0, 1 or 2, not ",
+                  mode);
+  STD_TORCH_CHECK(tolerance > 0, "tolerance must be positive, not ", tolerance);
+  check_fits(fits);
+
+  // What is written shares no memory with anything else: ranges of memory, by where they begin.
+  struct Range {
+    uintptr_t begin, end;
+    bool written;
+    const char* name;
+  };
+  std::vector<Range> ranges;
+  const auto add = [&](const Tensor& t, bool written, const char* name) {
+    if (t.numel() == 0) return;
+    const auto [begin, end] = memory_of(t);
+    ranges.push_back({begin, end, written, name});
+  };
+  for (size_t i = 0; i < G.size(); ++i) add(G[i], false, "G"), add(out[i], true, "out");
+  add(alpha, false, "alpha"), add(damping, false, "damping"), add(fits, false, "fits");
+  add(status, true, "status"), add(y_max, true, "y_max");
+  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  Range read{0, 0, false, ""}, written{0, 0, true, ""};  // those that reach furthest so far
+  for (const Range& range : ranges) {
+    for (const Range* other : {&read, &written})
+      STD_TORCH_CHECK(other->end <= range.begin || !(other->written || range.written), range.name,
+                      " overlaps the memory of ", other->name, ": pass a tensor of its own");
+    Range& furthest = range.written ? written : read;
+    if (range.end > furthest.end) furthest = range;
+  }
 }
 
 void spectral_newton_cpu_(std::vector<Tensor> G, std::vector<Tensor> out, Tensor alpha, Tensor damping, int64_t mode,
                           double tolerance, Tensor fits, Tensor status, Tensor y_max) {
-  check(G, out, {alpha, damping, status, y_max}, fits);
+  check(G, out, alpha, damping, mode, tolerance, fits, status, y_max);
   const auto* alphas = static_cast<const double*>(alpha.data_ptr());
   const auto* dampings = static_cast<const double*>(damping.data_ptr());
   auto* statuses = static_cast<int64_t*>(status.data_ptr());
@@ -117,6 +164,11 @@ void spectral_newton_cpu_(std::vector<Tensor> G, std::vector<Tensor> out, Tensor
   int64_t index = 0;
   for (size_t i = 0; i < G.size(); ++i)
     for (int64_t item = 0; item < G[i].size(0); ++item, ++index) {
+      if (G[i].size(1) == 0 || G[i].size(2) == 0) {  // no element: done
+        statuses[index] = static_cast<int64_t>(TransferStatus::kSinglePrecision);
+        extents[index] = 0;
+        continue;
+      }
       const double side = std::min(G[i].size(1), G[i].size(2)), other = std::max(G[i].size(1), G[i].size(2));
       jobs.push_back({&G[i], &out[i], item, index, side * side * (side + 3 * other)});
       left += jobs.back().cost;

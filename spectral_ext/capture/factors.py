@@ -222,11 +222,11 @@ def _add_surroundings(sums: dict[str, _LayerSums], calls: Calls, layers: Mapping
 def _factors(held: _LayerSums, samples: int, group: Any) -> LayerFactors:
     A, delta, out = held.input.total, held.output.total, held.block_output.total
     assert A is not None and delta is not None
-    everyone = gathered((held.input.rows, held.rows_without_error, out is not None), group)
+    everyone = gathered((held.input.rows, held.rows_without_error, out is not None, held.notes), group)
     rows, bare = sum(one[0] for one in everyone), sum(one[1] for one in everyone)
-    if not all(has_block for _, _, has_block in everyone):
+    if not all(has_block for _, _, has_block, _ in everyone):
         out = None
-    notes = list(held.notes)
+    notes = list(dict.fromkeys(note for one in everyone for note in one[3]))
     if bare:
         notes.append(
             f"{bare} of {round(rows)} rows carry no error (padding or masked tokens, perhaps), and yet count in C_A, S "

@@ -79,6 +79,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--split", action=argparse.BooleanOptionalAction, default=True, help="Gauss–Newton and residual parts of h"
     )
+    one.add_argument(
+        "--folds",
+        type=_positive,
+        metavar="J",
+        help="also test on J groups of samples which directions hold (8 is usual)",
+    )
     one.add_argument("--mode", choices=("eval", "train"), help="set the model's mode (default: as it comes)")
     one.add_argument("--data", metavar="FUNCTION", help="module:function that returns (loss_fn, batches)")
     one.add_argument("--checkpoint", type=Path, help="state dict to load into the model")

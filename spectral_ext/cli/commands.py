@@ -46,6 +46,7 @@ def landscape(args: Namespace, console: Console) -> None:
         seed=args.seed,
         progress=sys.stderr.isatty(),  # no bars in a redirected file
         resume=kept if args.resume else None,
+        folds=args.folds,
     )
     found.meta["specification"] = args.model
     found.meta["notes"] = [*task.notes, *found.meta.get("notes", [])]

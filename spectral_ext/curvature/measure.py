@@ -40,7 +40,9 @@ def directional_curvature(
     shared: bool = False,
     self_check: bool | None = None,
 ) -> DirectionalCurvature:
-    """h_k = vec(D_k)ᵀ H vec(D_k), exactly, for every layer, H the Hessian of the mean loss in that layer's weight (§2).
+    """h_k = vec(D_k)ᵀ H vec(D_k) for every layer, H the Hessian of the mean loss in that layer's weight (§2).
+
+    All methods but ``finite_difference`` are exact up to rounding, and sum products of float32 numbers in float64.
 
     The loss is the mean over all samples: batches are weighted by their size. The model is measured in the mode it is
     in (train-mode batch norm gives another h, and then each batch is normalised by itself).
@@ -54,26 +56,35 @@ def directional_curvature(
         layers: names or shell patterns; None takes all that :func:`spectral_ext.layers.find_layers` measures. A module
             of another kind (an Embedding, Hugging Face's Conv1D) is measured in ``weight.flatten(1)`` if it is named,
             and so is a grouped convolution or a layer with a shared weight.
-        top_k: how many singular directions, at most min(m, n) of a layer.
-        method: ``auto``, ``tangent_adjoint``, ``sqrt_gn``, ``double_backward_output`` or ``double_backward_weight``.
-            ``auto`` takes the fastest exact one, compares k = 1 and k = K with double backward (1e-8 in float64, 1e-3
-            in float32), and on a mismatch warns and falls back.
+        top_k: how many singular directions per layer, at most the numerical rank of its gradient, see
+            :func:`spectral_ext.measurement.singular_directions.singular_directions`.
+        method: ``auto``, ``tangent_adjoint``, ``sqrt_gn``, ``double_backward_output``, ``double_backward_weight`` or
+            ``finite_difference``. ``auto`` takes the fastest that applies, in the order ``sqrt_gn``,
+            ``tangent_adjoint``, double backward in the layer's output, in its weight; and
+            ``finite_difference``, with an estimate of its error in the result, where an operation has no second
+            derivative. It warns where a method fails its check. A method that is asked for by name and does not
+            apply to a layer, or fails its check there, raises an error.
         split: also h by mechanism, ``parts``: ``gauss_newton`` is the curvature of the loss carried back by the
             Jacobian of the model's output (all operations behind that output), and the curvature of the model's own
             operations is ``norm``, ``softmax``, ``bilinear`` (products, attention), ``activation`` and ``other``. They
             add up to h.
-        memory_budget: bytes for the measurement; directions, then samples are taken in turns to fit. None: no limit
-            on a CPU; on a GPU directions are taken in turns to fit what is free.
+        memory_budget: bytes for the measurement. To fit it, fewer directions are measured at once, and then fewer
+            samples. None: no limit on a CPU; on a GPU as many directions at once as fit the free memory.
         progress: show a progress bar.
         batch_size: the number of samples of a batch, or a function that tells it of a batch; None: as
             :func:`spectral_ext.measurement.batches.count_samples` finds it.
         process_group: a ``torch.distributed`` group whose ranks each bring their own batches; all get the same result.
         grouped: measure grouped convolutions too, D_k in ``weight.flatten(1)``.
         shared: measure layers too whose weight is shared with other modules; h counts every use of the weight.
-        self_check: None: under ``auto`` only.
+        self_check: whether ``tangent_adjoint`` and ``sqrt_gn`` are compared with double backward at k = 1 and k = K on
+            the first batch, tolerance 1e-8 in float64 and 1e-3 in float32. None means True. The comparison is made in
+            the model's precision, and again in float64 where it fails. Custom autograd functions may lack a second
+            derivative without an error: where the comparison fails behind one, and wherever double backward itself
+            measures h behind one, central differences of the gradient decide.
 
     Returns:
         a mapping from layer name to :class:`LayerCurvature`, float results in the weight's dtype and on its device.
+        ``skipped`` holds the layers without a result, with the reason.
 
     Raises:
         ValueError, TypeError, KeyError, RuntimeError: what cannot be measured, named with the remedy: a loss that is
@@ -108,6 +119,8 @@ def directional_curvature(
         with together(process_group):
             session.measure(found, progress)
         result = session.results(found, split)
+    if found and not result:
+        raise ValueError("; ".join(f"{name} cannot be measured: {result.skipped[name]}" for name in found))
     result.skipped.update({name: why for name, why in skipped.items() if name not in result})
     return result
 

@@ -31,7 +31,7 @@ class MemoryEstimate:
     """Layer → the most that one direction's tangents take at once."""
     samples: int
     self_check: int
-    """What ``auto`` takes besides, in turn: a double backward through the whole graph."""
+    """The self-check's own need, at another time than the rest: a double backward through the whole graph."""
 
     def total(self, directions_at_once: int = 1) -> int:
         """Peak bytes with ``directions_at_once`` directions at a time."""

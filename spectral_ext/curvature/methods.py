@@ -23,6 +23,8 @@ class MethodResult:
 
     parts: dict[str, Tensor] = field(default_factory=dict)
     """Σ weight · h by mechanism, or under "total" where the method does not split h."""
+    by_piece: list[Tensor] = field(default_factory=list)
+    """h on each piece, of weight 1; empty for central differences."""
     slope: Tensor | None = None
     """Σ weight · ⟨∂L/∂W, D_k⟩ as the method saw it."""
     first: Tensor | None = None
@@ -38,8 +40,9 @@ class MethodResult:
 
     def add(self, weight: float, parts: dict[str, Tensor], slope: Tensor | None = None) -> None:
         """Add one piece's h by part, and its slope."""
+        every = torch.stack(list(parts.values()))
+        self.by_piece.append(every.sum(0))
         if self.first is None:
-            every = torch.stack(list(parts.values()))
             self.first, self.terms = every.sum(0), every.abs().sum(0)
         for kind, value in parts.items():
             held = self.parts.get(kind)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from spectral_ext.curvature import methods
 from spectral_ext.curvature.choose import AFTER, FAST, Choice, choose
 from spectral_ext.curvature.chunks import Plan
-from spectral_ext.curvature.directions import Directions, given_directions
+from spectral_ext.curvature.directions import Directions
 from spectral_ext.curvature.methods import MethodResult
 from spectral_ext.curvature.result import MECHANISMS, DirectionalCurvature, LayerCurvature, SelfCheck
 from spectral_ext.curvature.rules.registry import NotApplicableError
@@ -33,32 +33,6 @@ from spectral_ext.measurement.singular_directions import singular_directions
 
 Found = dict[str, tuple[Tensor, Directions]]
 """Layer → ⟨G, D_k⟩ and the directions D_k."""
-
-
-def measure_layers(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    data: list[Batch],
-    layers: dict[str, Layer],
-    directions: Mapping[str, Any],
-    gradient_pass: GradientPass,
-    *,
-    method: str = "auto",
-    split: bool = False,
-    memory_budget: int | None = None,
-    self_check: bool | None = None,
-    progress: bool = False,
-) -> DirectionalCurvature:
-    """:func:`directional_curvature` for a caller that has passed over the data already.
-
-    Call it under ``measurement(model)``, with batches on the model's device that have been checked; ``directions`` as
-    there, ``gradient_pass`` over the same data with a gradient for each of the ``layers``.
-    """
-    session = Session(model, loss_fn, layers, method, self_check)
-    session.cut(data, memory_budget)
-    found = session.directions_of(gradient_pass, given_directions(directions, layers), 0)
-    session.measure(found, progress)
-    return session.results(found, split)
 
 
 class Session:
@@ -299,8 +273,6 @@ class Session:
                 name, sigma, along.U, along.V, total.to(self.dtype), choice.method, reason, parts, along.dense,
                 self.checks.get(name), error.to(self.dtype) if bool(error.any()) else None, self.notes.get(name, []),
             )  # fmt: skip
-        if found and not results:
-            raise ValueError("; ".join(f"{name} cannot be measured: {self.skipped[name]}" for name in found))
         mode = "train" if self.model.training else "eval"
         return DirectionalCurvature(results, self.skipped, self.loss, self.samples, mode)
 

@@ -50,7 +50,7 @@ def site_of(program: Program, model: nn.Module, layer: Layer) -> Site:
 
 
 def _find(weight: fx.Node, nodes: list[fx.Node]) -> Site:
-    start, source, transposed = _product(weight, set(nodes))
+    start, other, transposed = _product(weight, set(nodes))
     reached, schedule = {start}, []
     for node in nodes:
         passes = node is not start and node.target not in CONSTANT and floating(node)
@@ -67,7 +67,7 @@ def _find(weight: fx.Node, nodes: list[fx.Node]) -> Site:
     for node, user in last.items():
         if user is not nodes[-1]:
             last_use.setdefault(user, []).append(node)
-    return Site(weight, start, source, transposed, schedule, last_use)
+    return Site(weight, start, other, transposed, schedule, last_use)
 
 
 def _product(weight: fx.Node, nodes: set[fx.Node]) -> tuple[fx.Node, fx.Node | None, bool]:

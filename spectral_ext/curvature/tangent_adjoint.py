@@ -1,12 +1,12 @@
-"""h_k by one tangent a direction and one adjoint for all.
+"""h_k by one tangent per direction and one adjoint for all directions.
 
 Along W + tD every operation y = f(x) of the traced graph obeys y″ = f′x″ + f″[x′, x′], and the loss is linear in the
-sources f″[x′, x′]. Hence, exactly,
+second-order terms f″[x′, x′]. Hence, exactly,
 
     h = Σ_operations ⟨ȳ, f″[ẋ, ẋ]⟩,
 
 with the adjoints ȳ = ∂L/∂y of one ordinary backward pass, shared by all layers and directions, and the first tangents
-ẋ of one pass through what follows the layer. Sums of sources by mechanism split h exactly.
+ẋ of one pass through what follows the layer. Sums of these terms by mechanism split h exactly.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ class TangentAdjoint:
                 given = [tangents.get(i) for i in operands(node)]
                 if all(t is None for t in given):
                     continue
-                tangents[node], source = self.rules[node](*given)
-                if source is not None:
+                tangents[node], term = self.rules[node](*given)
+                if term is not None:
                     kind = mechanism(node, program.loss_operations)
                     held = parts.get(kind)
-                    parts[kind] = source.double() if held is None else held + source.double()
+                    parts[kind] = term if held is None else held + term
                 for done in site.last_use.get(node, ()):
                     tangents.pop(done, None)
             slope = tangents.get(program.loss)

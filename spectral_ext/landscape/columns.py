@@ -6,7 +6,7 @@ A new column is a field of the row, its derivation in ``derive.py``, and one ent
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from spectral_ext.landscape.cells import WEAK_R2, Cell, alpha_cell, fit_cell, number
 from spectral_ext.landscape.row import LayerLandscape
+from spectral_ext.signal.verdict import Signal
 from spectral_ext.spectra.rank_models import MODEL_NAMES
 from spectral_ext.spectra.regression import Fit
 
@@ -42,6 +43,8 @@ class Column:
     """Whether the tracker writes it to TensorBoard."""
     numeric: bool = True
     """Whether a table aligns it to the right."""
+    folds: bool = False
+    """Whether it needs ``measure(folds=)``: the terminal leaves it out where no layer was cross-fitted."""
 
 
 def _number(key: str, symbol: str, meaning: str, value: Callable[[LayerLandscape], float], digits: int = 2,
@@ -56,7 +59,7 @@ def _text(key: str, symbol: str, meaning: str, value: Callable[[LayerLandscape],
 
 
 def _exponent(key: str, symbol: str, meaning: str, fit: Callable[[LayerLandscape], Fit],
-              cell: Callable[[Fit], Cell] = fit_cell, r2: dict[str, Any] | None = None,
+              cell: Callable[[LayerLandscape], Cell] | None = None, r2: dict[str, Any] | None = None,
               **where: Any) -> tuple[Column, ...]:  # fmt: skip
     """A fit as four columns: the value, the ends of its interval, and its R²."""
 
@@ -64,7 +67,8 @@ def _exponent(key: str, symbol: str, meaning: str, fit: Callable[[LayerLandscape
         return number(fit(row).r2, doubt=fit(row).ok and not fit(row).r2 >= WEAK_R2)
 
     return (
-        _number(key, symbol, meaning, lambda row: fit(row).value, cell=lambda row: cell(fit(row)), **where),
+        _number(key, symbol, meaning, lambda row: fit(row).value, cell=cell or (lambda row: fit_cell(fit(row))),
+                **where),
         _number(f"{key}_low", f"{symbol} low", f"Lower end of the interval of {symbol}.", lambda r: fit(r).interval[0]),
         _number(f"{key}_high", f"{symbol} high", f"Upper end of the interval of {symbol}.",
                 lambda row: fit(row).interval[1]),
@@ -122,6 +126,46 @@ def _transfer(row: LayerLandscape) -> Cell:
     return Cell(check.verdict, check.verdict, remark, check.verdict != "holds")
 
 
+def _signal(row: LayerLandscape) -> Cell:
+    signal = row.signal
+    if signal is None:
+        return Cell("–", "", "not cross-fitted: measure with folds=8")
+    counted = f" {signal.resolved}/{len(signal.sigma)}" if len(signal.sigma) else ""
+    remark = "; ".join([signal.reason, *signal.notes])
+    return Cell(f"{signal.verdict}{counted}", signal.verdict, remark, signal.verdict != "signal")
+
+
+def _held_out_alpha(row: LayerLandscape) -> Cell:
+    if row.signal is None:
+        return Cell("–", title="not cross-fitted: measure with folds=8")
+    fit = row.signal.alpha
+    if not fit.ok:
+        return Cell("–", title=fit.reason)
+    (low, high), data = fit.interval, fit.data_interval
+    remark = (
+        f"over {fit.n} resolved directions; {100 * fit.level:.0f} % interval [{low:.3f}, {high:.3f}], of the data "
+        f"alone [{data[0]:.3f}, {data[1]:.3f}], of the fit alone [{fit.fit_interval[0]:.3f}, {fit.fit_interval[1]:.3f}]"
+    )
+    text = f"{number(fit.value).text} [{number(low).text}, {number(high).text}]"
+    return Cell(text, fit.value, remark)
+
+
+def _held_out(row: LayerLandscape, what: Callable[[Signal], float]) -> float:
+    return math.nan if row.signal is None else what(row.signal)
+
+
+def _own_alpha(row: LayerLandscape) -> Cell:
+    """α of this batch's own directions; doubtful where other samples contradict it."""
+    cell = alpha_cell(row.alpha)
+    remark = f"own batch: directions, σ and h are of the same samples. {cell.title}"
+    if row.data_intervals is not None and math.isfinite(row.data_intervals.alpha[0]):
+        low, high = row.data_intervals.alpha
+        remark += f"; interval of the data [{low:.3f}, {high:.3f}], the directions held fixed"
+    noise = row.signal is not None and row.signal.verdict == "noise"
+    return Cell(cell.text, cell.key, f"{row.signal.reason}. {remark}" if row.signal and noise else remark,
+                cell.doubt or noise)  # fmt: skip
+
+
 def _advised_alpha(row: LayerLandscape) -> Cell:
     advice = row.recommendation
     return number(advice.alpha, 2, "; ".join(advice.reasons), not advice.trust) if advice else Cell("–")
@@ -149,8 +193,33 @@ COLUMNS: tuple[Column, ...] = (
     Column("shape", "shape", "Rows × columns of the flattened weight.", lambda r: f"{r.shape[0]}×{r.shape[1]}", _shape,
            page="first", terminal=16),
     _number("depth", "depth", "Index among the model's measured layers, in order of definition.", lambda r: r.depth, 0),
-    *_exponent("alpha", "α", "Curvature exponent of h ≈ c·σ^α, with its interval.", lambda r: r.alpha, alpha_cell,
-               r2=dict(page="first", terminal=2), page="first", terminal=1, tracked=True),
+    _text("signal", "signal", "Do the directions hold on other samples? How many are resolved, of those tested.",
+          lambda r: r.signal.verdict if r.signal else "", _signal, page="first", terminal=2, folds=True),
+    _number("alpha_held_out", "α held out", "α over the resolved directions, on samples that did not choose them, with "
+            "its interval.", lambda r: _held_out(r, lambda s: s.alpha.value), cell=_held_out_alpha, page="first",
+            terminal=2, tracked=True, folds=True),
+    _number("alpha_held_out_low", "α held out low", "Lower end of the interval of the held-out α.",
+            lambda r: _held_out(r, lambda s: s.alpha.interval[0])),
+    _number("alpha_held_out_high", "α held out high", "Upper end of the interval of the held-out α.",
+            lambda r: _held_out(r, lambda s: s.alpha.interval[1])),
+    _number("resolved", "resolved", "How many directions hold on other samples.",
+            lambda r: _held_out(r, lambda s: s.resolved), 0, tracked=True),
+    _number("sigma_share", "σ̃/σ", "Median over k of the held-out singular value over the own-batch one.",
+            lambda r: _held_out(r, lambda s: s.median_share), page="more", tracked=True),
+    _number("beyond_noise", "beyond noise", "How many σ exceed what noise alone gives, by the factors' spectra "
+            "(Couillet–Hachem): cruder than folds.", lambda r: r.noise.num_beyond if r.noise else math.nan, 0,
+            page="more"),
+    _number("effective_positions", "S/κ", "Effective number of independent positions per sample.",
+            lambda r: r.noise.effective_positions if r.noise else math.nan, 1, page="more"),
+    _number("noise_exponent", "γ noise", "Slope of the log variance of the sampled gradient on log h; noise alone has "
+            "an α of 2 over it.", lambda r: _held_out(r, lambda s: s.noise_exponent.value), page="more"),
+    _number("alpha_data_low", "α data low", "Lower end of the data's interval of the own-batch α.",
+            lambda r: r.data_intervals.alpha[0] if r.data_intervals else math.nan),
+    _number("alpha_data_high", "α data high", "Upper end of the data's interval of the own-batch α.",
+            lambda r: r.data_intervals.alpha[1] if r.data_intervals else math.nan),
+    *_exponent("alpha", "α", "Curvature exponent of h ≈ c·σ^α over this batch's own directions, with the interval of "
+               "the fit.", lambda r: r.alpha, _own_alpha, r2=dict(page="first", terminal=2), page="first", terminal=1,
+               tracked=True),
     _number("beta", "β", "Slope of the factors' eigenvalues against σ.", lambda r: r.beta.value,
             cell=lambda r: fit_cell(r.beta), page="more", terminal=17),
     _number("phi", "φ", "Slope of the alignment Φ against σ.", lambda r: r.phi.value, cell=lambda r: fit_cell(r.phi),
@@ -226,6 +295,12 @@ BY_KEY = {column.key: column for column in COLUMNS}
 PAGE = tuple(column for column in COLUMNS if column.page)
 TERMINAL = tuple(column for column in COLUMNS if column.terminal)
 TRACKED = tuple(column for column in COLUMNS if column.tracked)
+
+
+def terminal_columns(rows: Iterable[LayerLandscape]) -> list[Column]:
+    """The columns of a table in the terminal for these rows."""
+    folds = any(row.signal is not None for row in rows)
+    return [column for column in TERMINAL if folds or not column.folds]
 
 
 def summary(row: LayerLandscape) -> dict[str, Value]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from spectral_ext.landscape.recommendation import recommend
 from spectral_ext.landscape.row import Closure, LayerLandscape
+from spectral_ext.signal.noise_spectrum import NoiseLevel, noise_level, sample_correlation
 from spectral_ext.spectra.alignment import curvature_ratio, kronecker_products, rayleigh_ratio
 from spectral_ext.spectra.couillet_hachem import predict_singular_values
 from spectral_ext.spectra.curvature_exponent import alpha_by_quartile, fit_alpha, fit_gamma, fit_s
@@ -223,6 +224,17 @@ def _factors(
             ),
             lambda _: None,
         )
+    if row.prediction is not None and len(row.arrays.gn_sample):
+        row.noise = _attempt(row, lambda: _noise(row, eigenvalues_delta, eigenvalues_A), lambda _: None)
+
+
+def _noise(row: LayerLandscape, eigenvalues_delta: np.ndarray, eigenvalues_A: np.ndarray) -> NoiseLevel:
+    arrays = row.arrays
+    correlation = sample_correlation(arrays.gn_sample, arrays.sigma, arrays.h_kron)
+    return noise_level(
+        eigenvalues_delta, eigenvalues_A, arrays.sigma, samples=row.samples, positions=row.positions,
+        correlation=correlation, shape=row.prediction.sigma if row.prediction else None,
+    )  # fmt: skip
 
 
 def _full_rank(eigenvalues: np.ndarray, size: int) -> EffectiveRank:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from spectral_ext._version import __version__
 from spectral_ext.capture import Capture, Quotients, sum_factors, sum_quotients
@@ -20,23 +18,26 @@ from spectral_ext.curvature.choose import check_method
 from spectral_ext.curvature.directions import given_directions
 from spectral_ext.curvature.session import Session
 from spectral_ext.landscape.build import build_row, empty_row
+from spectral_ext.landscape.held_out import cross_fitted, own_intervals
 from spectral_ext.landscape.resume import RowStore, fingerprint
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape
 from spectral_ext.layers import Layer, find_layers, why_no_layer
 from spectral_ext.measurement.batches import Batch, BatchSize, LossFunction, as_batches, batch_loss
-from spectral_ext.measurement.checks import REDUCTION_NOTES, batch_norm_mode, check_precision, check_task
+from spectral_ext.measurement.checks import batch_norm_mode, check_precision, check_task, task_notes
 from spectral_ext.measurement.digest import digest
+from spectral_ext.measurement.direction_sources import direction_matrices
 from spectral_ext.measurement.environment import measurement, unwrapped
 from spectral_ext.measurement.options import check_options, pattern_list
-from spectral_ext.measurement.ranks import agree, check_group, from_first, gathered, together
+from spectral_ext.measurement.progress import Progress
+from spectral_ext.measurement.ranks import agree, check_group, directions_of_first, gathered, together
 from spectral_ext.measurement.singular_directions import SingularDirections, singular_directions
+from spectral_ext.signal.groups import check_folds, make_groups
+from spectral_ext.signal.verdict import Signal
 
+GIVEN_NOTE = "σ, u and v are those of the matrix in directions=, not of this batch's gradient"
 GROUP = 8
 """Layers whose curvature is measured at a time when rows are kept for a resumed run."""
-BATCH_NORM_NOTE = (
-    "batch norm uses batch statistics: h and d are those of the batch-coupled loss, not of the eval-mode one"
-)
 
 
 def measure(
@@ -55,6 +56,8 @@ def measure(
     batch_size: BatchSize | None = None,
     resume: str | Path | None = None,
     process_group: Any = None,
+    folds: int | Sequence[Any] | None = None,
+    directions: Any = None,
 ) -> Landscape:
     """Measure every layer: G = UΣVᵀ, h_k along u_k v_kᵀ, C_A, C_δ, and all that the paper derives from them.
 
@@ -84,6 +87,14 @@ def measure(
             with the same model, loss, data and options.
         process_group: a ``torch.distributed`` group whose ranks each bring their own batches; all ranks end with the
             same landscape. The first rank keeps the rows of ``resume``.
+        folds: also cross-fit every layer over groups of samples, ``row.signal``: which directions hold on other
+            samples, and α over these with intervals. A number J cuts the data, in its order, into J groups of equal
+            size (whole batches under train-mode batch norm, or where the loss is no mean over samples); a list gives
+            the label of each batch's group, None for none. At least three groups are needed, eight are usual. It costs
+            about one further measurement, and the memory of J gradients. None: α describes this batch alone.
+        directions: take σ_k, u_k and v_k of other matrices than the gradient: an optimizer (its momentum, what T(σ; α)
+            is applied to), or a mapping from a layer's or weight's name to a tensor. None: the gradient. Not together
+            with ``folds``, whose directions are those of other groups.
 
     Returns:
         The landscape. A layer whose Kronecker factors cannot be had (its weight is used more than once, for example)
@@ -101,6 +112,7 @@ def measure(
         with together(process_group):
             layers = pattern_list(layers)
             options = dict(top_k=top_k, method=method, split=split, seed=seed, level=level)
+            options |= {} if folds is None else {"folds": list(folds) if isinstance(folds, (list, tuple)) else folds}
             check_options(
                 top_k=top_k, layers=layers, split=split, seed=seed, level=level, memory_budget=memory_budget,
                 progress=progress, resume=resume,
@@ -109,19 +121,24 @@ def measure(
             model = unwrapped(model)
             stack.enter_context(measurement(model))
             run = _Run(model, loss_fn, layers, options, process_group, progress)
+            if directions is not None:
+                if folds is not None:
+                    raise ValueError("directions and folds exclude each other: folds takes directions from the groups")
+                run.take_directions(directions)
             data = as_batches(batches, model, batch_size=batch_size, device=run.device)
         agree(model, run.chosen, options, process_group)
         with together(process_group):
+            if folds is not None:
+                if process_group is not None:
+                    raise ValueError("folds are not available with process_group: measure on one process")
+                check_folds(folds, len(data))
             reduction = check_task(model, loss_fn, data)
-            run.plan(data, memory_budget)
+            run.plan(data, memory_budget, folds, reduction)
         rows = run.resume(resume)
         todo = {name: layer for name, layer in run.chosen.items() if name not in rows}
         if todo:
             rows |= run.measure(todo)
-        notes = [] if reduction == "mean" else [REDUCTION_NOTES[reduction]]
-        if batch_norm_mode(model) in ("train", "mixed"):
-            notes.append(BATCH_NORM_NOTE)
-        return run.landscape(rows, notes)
+        return run.landscape(rows, task_notes(model, gathered(reduction, process_group)))
 
 
 class _Run:
@@ -136,7 +153,8 @@ class _Run:
         group: Any,
         progress: bool,
     ) -> None:
-        self.model, self.loss_fn, self.options, self.group, self.progress = model, loss_fn, options, group, progress
+        self.model, self.loss_fn, self.options, self.group = model, loss_fn, options, group
+        self.progress = Progress(progress)
         every, _ = find_layers(model)
         self.chosen, self.skipped = find_layers(model, layers)
         if not self.chosen:
@@ -147,22 +165,40 @@ class _Run:
         weight = next(iter(self.chosen.values())).weight
         self.device, self.dtype = weight.device, weight.dtype
         self.loss, self.samples = math.nan, 0
+        self.keeps_rows = False
+        """On all ranks alike; the first rank alone has the store."""
         self.store: RowStore | None = None
-        self.seconds: dict[str, float] = {}
+        self.given: dict[str, Tensor] = {}
 
-    def plan(self, data: list[Batch], memory_budget: int | None) -> None:
-        """Trace the model, and cut the data to the memory budget, before any pass."""
-        self.data = data
-        self.session = Session(
-            self.model, self.loss_fn, self.chosen, self.options["method"], None, self.group, self.planned
-        )
-        with self.stage("trace"):
+    def plan(self, data: list[Batch], memory_budget: int | None, folds: Any, reduction: str) -> None:
+        """Trace the model, and cut the data into groups and to the memory budget, before any pass."""
+        self.memory_budget = memory_budget
+        self.groups = None if folds is None else make_groups(data, folds, whole_batches=self._coupling(reduction))
+        self.data = data = data if self.groups is None else self.groups.data
+        method = self.options["method"]
+        self.session = Session(self.model, self.loss_fn, self.chosen, method, None, self.group, self.planned)
+        with self.progress.stage("trace"):
             self.session.cut(data, memory_budget)
+
+    def take_directions(self, source: Any) -> None:
+        """Measure along the singular directions of these matrices; layers without one are skipped."""
+        self.given = direction_matrices(source, self.chosen)
+        for name in self.chosen.keys() - self.given.keys():
+            self.skipped[name] = "directions holds nothing for it"
+            del self.chosen[name]
+        self.options["directions"] = digest(self.given)
+
+    def _coupling(self, reduction: str) -> str:
+        """Why a batch must not be cut into groups; "" where it may."""
+        if batch_norm_mode(self.model) in ("train", "mixed"):
+            return "batch norm in train mode couples the samples of a batch, so that the groups define the loss"
+        return "" if reduction == "mean" else "it is not known that the loss is a mean over the samples of a batch"
 
     def resume(self, folder: str | Path | None) -> dict[str, LayerLandscape]:
         """The rows that an earlier run of the same task has finished."""
         if folder is None:
             return {}
+        self.keeps_rows = True
         rows: dict[str, LayerLandscape] = {}
         with together(self.group):
             identity = fingerprint(self.model, self.loss_fn, self.data, self.chosen, self.options)
@@ -177,33 +213,61 @@ class _Run:
     def measure(self, todo: dict[str, Layer]) -> dict[str, LayerLandscape]:
         """The rows of these layers; layers without any are entered in ``skipped``."""
         model, loss_fn, data, group = self.model, self.loss_fn, self.data, self.group
-        with together(group), self.stage("factors"), self.bar("factors", len(data)) as bar:
+        with together(group), self.progress.stage("factors"), self.progress.bar("factors", len(data)) as bar:
             sums = sum_factors(model, loss_fn, data, todo, on_batch=bar.update)
         capture = sums.reduced(group)
         self.loss, self.samples = capture.loss, capture.samples
         rows: dict[str, LayerLandscape] = {}
-        with self.stage("directions"):
+        with self.progress.stage("directions"):
             directions = {}
             for name, gradient in capture.gradients.items():
-                along = _first_rank(singular_directions(gradient, self.options["top_k"]), group)
+                matrix = self.given.get(name, gradient)
+                along = directions_of_first(singular_directions(matrix, self.options["top_k"]), group)
+                if along is not None and name in self.given:
+                    # All singular values of another matrix than G would be compared with G's predicted spectrum.
+                    along = replace(along, sigma_all=along.sigma_all[:0], notes=[*along.notes, GIVEN_NOTE])
                 if along is not None:
                     directions[name] = along
                 elif name in capture.layers:
-                    rows[name] = empty_row(todo[name], self.depth[name], "its gradient is zero", capture.samples)
+                    rows[name] = empty_row(
+                        todo[name],
+                        self.depth[name],
+                        "its gradient is zero" if name not in self.given else "its direction matrix is zero",
+                        capture.samples,
+                    )
                 else:
                     self.skipped[name] = capture.missing[name]
-        if not rows and not directions and not self.store:
+        if not rows and not directions and not self.keeps_rows:
             raise ValueError(why_no_layer(self.skipped))
         pairs = {name: (d.U.to(self.dtype), d.V.to(self.dtype)) for name, d in directions.items()}
-        with together(group), self.stage("quotients"), self.bar("alignment", len(data)) as bar:
+        with together(group), self.progress.stage("quotients"), self.progress.bar("alignment", len(data)) as bar:
             known = {name: todo[name] for name in pairs if name in capture.layers}
             moments = sum_quotients(model, loss_fn, data, known, pairs, on_batch=bar.update) if known else {}
         quotients = {name: held.reduced(group) for name, held in moments.items()}
+        signals = self._signals(todo, directions)
         for row in self._curvature(capture, directions, pairs, quotients):
+            if self.groups is not None and row.name in signals:
+                row.signal = signals[row.name]
+                row.data_intervals = own_intervals(
+                    row.signal, self.session.measured[row.name].by_piece,
+                    [piece.weight for piece in self.session.plan.pieces], self.groups.weights, self.options["level"],
+                )  # fmt: skip
             rows[row.name] = row
-            if self.store:
-                self.store.save(row)
+            with together(group if self.keeps_rows else None):
+                if self.store:
+                    self.store.save(row)
         return rows
+
+    def _signals(self, todo: dict[str, Layer], directions: dict[str, SingularDirections]) -> dict[str, Signal]:
+        if self.groups is None or not directions:
+            return {}
+        with self.progress.stage("folds"), self.progress.bar("folds", len(self.groups.batches)) as bar:
+            return cross_fitted(
+                self.model, self.loss_fn, self.groups, todo,
+                directions,
+                options=self.options, memory_budget=self.memory_budget, planned_directions=self.planned,
+                on_group=bar.update,
+            )  # fmt: skip
 
     def _curvature(
         self,
@@ -217,15 +281,21 @@ class _Run:
         session, names = self.session, list(pairs)
         local = replace(capture.local, gradients={name: capture.local.gradients.get(name) for name in self.chosen})
         found = session.directions_of(local, given_directions(pairs, self.chosen), self.options["top_k"])
-        size = GROUP if self.store else len(names)
+        for name in (name for name in names if name not in found):
+            yield empty_row(self.chosen[name], self.depth[name], session.skipped[name], capture.samples)
+        size = GROUP if self.keeps_rows else len(names)
         for start in range(0, len(names), size):
             part = {name: found[name] for name in names[start : start + size] if name in found}
-            with together(self.group), self.stage("curvature"):
-                session.measure(part, self.progress)
+            with together(self.group), self.progress.stage("curvature"):
+                session.measure(part, self.progress.shown)
             curvature = session.results(part, self.options["split"])
-            with self.bar("spectra", len(part)) as bar:
+            with self.progress.bar("spectra", len(part)) as bar:
                 for name in part:
-                    with self.stage("spectra"):
+                    if name not in curvature:
+                        reason = curvature.skipped[name]
+                        yield empty_row(self.chosen[name], self.depth[name], reason, capture.samples)
+                        continue
+                    with self.progress.stage("spectra"):
                         row = build_row(
                             self.chosen[name], self.depth[name], directions[name], curvature[name],
                             factors=capture.layers.get(name), quotients=quotients.get(name),
@@ -247,29 +317,11 @@ class _Run:
         meta |= {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
         meta |= {"batches": sum(gathered(len(self.data), self.group)), **self.options}
         meta |= {"mode": "train" if model.training else "eval", "batch_norm": batch_norm_mode(model)}
-        meta |= {"scale": "expand", "loss": self.loss, "samples": self.samples, "seconds": self.seconds, "notes": notes}
+        meta |= {
+            "scale": "expand",
+            "loss": self.loss,
+            "samples": self.samples,
+            "seconds": self.progress.seconds,
+            "notes": notes,
+        }
         return Landscape({name: rows[name] for name in self.chosen if name in rows}, self.skipped, meta)
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the seconds of the block to the stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def bar(self, name: str, total: int) -> Any:
-        return tqdm(total=total, desc=name, disable=not self.progress, leave=False)
-
-
-def _first_rank(along: SingularDirections | None, group: Any) -> SingularDirections | None:
-    """The first rank's directions: a singular pair is unique only up to its sign, and the rank up to rounding."""
-    if group is None or along is None:  # None on all ranks, as the gradient is the same on all
-        return along
-    k, notes = gathered((len(along.sigma), along.notes), group)[0]
-    sigma, U, V = along.sigma, along.U, along.V
-    if k != len(sigma):
-        sigma, U, V = sigma.new_empty(k), U.new_empty(U.shape[0], k), V.new_empty(V.shape[0], k)
-    sigma, U, V, sigma_all = (from_first(t, group) for t in (sigma, U, V, along.sigma_all))
-    return SingularDirections(sigma, U, V, sigma_all, notes)

@@ -9,6 +9,9 @@ import numpy as np
 
 from spectral_ext.landscape.mechanisms import LayerNormDiagnostic, ResidualDiagnostic, SoftmaxDiagnostic
 from spectral_ext.landscape.recommendation import Recommendation
+from spectral_ext.signal.noise_spectrum import NoiseLevel
+from spectral_ext.signal.own_batch import DataIntervals
+from spectral_ext.signal.verdict import Signal
 from spectral_ext.spectra.couillet_hachem import SpectrumPrediction
 from spectral_ext.spectra.participation import EffectiveRank
 from spectral_ext.spectra.rank_models import COEFFICIENTS, RankModels
@@ -154,6 +157,8 @@ class LayerLandscape:
     effective_rank_A: EffectiveRank = field(default_factory=EffectiveRank)
     prediction: SpectrumPrediction | None = None
     """Couillet–Hachem prediction of σ from the factor spectra."""
+    noise: NoiseLevel | None = None
+    """The spectrum of a gradient that is pure noise, from the factors, and how many σ exceed it; without folds."""
     weight: WeightSpectrum | None = None
 
     r2_h_sigma2: float = _NAN
@@ -166,6 +171,11 @@ class LayerLandscape:
     residual: ResidualDiagnostic | None = None
     softmax: SoftmaxDiagnostic | None = None
     recommendation: Recommendation | None = None
+    data_intervals: DataIntervals | None = None
+    """Of the own-batch α, γ, s, σ_k and h_k over groups of samples; None without ``folds`` or three groups. The
+    intervals of the fits themselves are those of a line through K directions."""
+    signal: Signal | None = None
+    """What holds on other samples: the layer cross-fitted over groups; None where ``folds`` was not asked for."""
 
     method: str = ""
     """How h was measured."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from spectral_ext._figures import draw
-from spectral_ext.landscape.columns import COLUMNS, TERMINAL, Column, summary
+from spectral_ext.landscape.columns import COLUMNS, Column, summary, terminal_columns
+from spectral_ext.landscape.documents import encode_landscape, load_document, save_document
 from spectral_ext.landscape.files import write_atomically
 from spectral_ext.landscape.row import LayerLandscape
-from spectral_ext.landscape.storage import encode_landscape, load_document, save_document
 
 TERMINAL_LAYERS = 200
 """A table in the terminal shows at most so many layers and says how many it leaves out."""
@@ -112,7 +112,7 @@ class Landscape(Mapping[str, LayerLandscape]):
         return draw("landscape", self, folder, **options)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        yield rich_table(self, TERMINAL)
+        yield rich_table(self, terminal_columns(self.values()))
         yield from remarks(self)
 
     def __str__(self) -> str:
@@ -120,7 +120,7 @@ class Landscape(Mapping[str, LayerLandscape]):
 
         buffer = io.StringIO()
         shown = list(self.values())[:TERMINAL_LAYERS]
-        Console(file=buffer, width=table_width(shown, TERMINAL), no_color=True).print(self)
+        Console(file=buffer, width=table_width(shown, terminal_columns(shown)), no_color=True).print(self)
         return buffer.getvalue().rstrip()
 
     def __repr__(self) -> str:

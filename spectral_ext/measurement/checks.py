@@ -251,6 +251,16 @@ class _NoticeAutocast(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def task_notes(model: nn.Module, reductions: list[str]) -> list[str]:
+    """What the answers of :func:`check_reduction` and the mode of the batch norms mean for the results."""
+    notes = [REDUCTION_NOTES[answer] for answer in ("unknown", "unchecked") if answer in reductions][:1]
+    if batch_norm_mode(model) in ("train", "mixed"):
+        notes.append(
+            "batch norm uses batch statistics: h and d are those of the batch-coupled loss, not of the eval-mode one"
+        )
+    return notes
+
+
 def batch_norm_mode(model: nn.Module) -> str:
     """``train``, ``eval``, ``mixed`` or ``none``: under train-mode batch norm h is the curvature of another
     function.

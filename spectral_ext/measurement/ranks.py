@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.digest import digest
+from spectral_ext.measurement.singular_directions import SingularDirections
 
 
 @contextlib.contextmanager
@@ -105,6 +106,18 @@ def from_first(tensor: Tensor, group: Any) -> Tensor:
     value = tensor.detach().clone().contiguous()
     dist.broadcast(value, group=group, group_src=0)
     return value
+
+
+def directions_of_first(along: SingularDirections | None, group: Any) -> SingularDirections | None:
+    """The first rank's singular directions; None has to be None on all ranks, which have the same gradient."""
+    if group is None or along is None:
+        return along
+    k, notes = gathered((len(along.sigma), along.notes), group)[0]
+    sigma, U, V = along.sigma, along.U, along.V
+    if k != len(sigma):  # the numerical rank is unique only up to rounding
+        sigma, U, V = sigma.new_empty(k), U.new_empty(U.shape[0], k), V.new_empty(V.shape[0], k)
+    sigma, U, V, sigma_all = (from_first(t, group) for t in (sigma, U, V, along.sigma_all))
+    return SingularDirections(sigma, U, V, sigma_all, notes)
 
 
 def check_group(group: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a layer reads: the geometry arguments of a convolution, checked once for every op, and scale conventions."""
+"""What a layer reads: the geometry arguments of a convolution, checked once for every op."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def spread(name: str, value: IntOrTuple, dims: int, least: int) -> list[int]:
     if len(numbers) == 1:
         numbers *= dims
     if len(numbers) != dims:
-        raise ValueError(f"{name}={value!r}: {dims} numbers are needed, one a spatial dimension")
+        raise ValueError(f"{name}={value!r}: {dims} numbers are needed, one per spatial dimension")
     if any(not isinstance(number, (int, torch.SymInt)) for number in numbers):
         raise TypeError(f"{name}={value!r}: integers are needed")
     if any(number < least for number in numbers):
@@ -35,7 +35,7 @@ def spread(name: str, value: IntOrTuple, dims: int, least: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """A convolution's shape arguments, one number a spatial dimension; no kernel_size stands for a linear layer.
+    """A convolution's shape arguments, one number per spatial dimension; no kernel_size stands for a linear layer.
 
     ``transposed`` describes ``nn.ConvTranspose*d``: a patch holds, for tap i of output position y, the input at
     (y + padding − i·dilation) / stride where that is an integer inside the input, in the order of
@@ -154,7 +154,7 @@ def prepare(
 
 
 def pad(x: Tensor, total: list[int], mode: str) -> Tensor:
-    """x with ``total`` pixels more a dimension, the odd one last, as ``nn.Conv*d`` pads."""
+    """x with ``total`` pixels more per dimension, the odd one last, as ``nn.Conv*d`` pads."""
     widths = [width for t in reversed(total) for width in (t // 2, t - t // 2)]
     return F.pad(x, widths, mode="constant" if mode == "zeros" else mode)
 
@@ -190,6 +190,14 @@ def check_finite(x: Tensor, name: str) -> None:
         raise ValueError(
             f"{name} has {len(bad)} of {x.numel()} numbers that are not finite, the first at {tuple(bad[0].tolist())}"
         )
+
+
+def check_one_device(**tensors: Tensor) -> None:
+    """Raises RuntimeError, as the compiled ops do: a fake op runs where any of its tensors is on the meta device."""
+    (first, x), *others = tensors.items()
+    for name, tensor in others:
+        if tensor.device != x.device:
+            raise RuntimeError(f"{name} is on {tensor.device} and {first} on {x.device}: move them to one device")
 
 
 def check_out(out: Tensor, shape: Sequence[int], like: Tensor) -> None:

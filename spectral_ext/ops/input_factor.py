@@ -13,6 +13,7 @@ from spectral_ext.ops.geometry import (
     IntOrTuple,
     accumulator_dtype,
     check_finite,
+    check_one_device,
     check_out,
     prepare,
 )
@@ -66,11 +67,11 @@ def input_factor(
 
     Returns:
         (n, n), or (groups, n, n) where groups > 1; float64 for float64 x, else float32. Exactly symmetric. Zero where
-        there is no row. On the CPU independent of the number of threads.
+        there is no row. On the CPU independent of the number of threads. No gradient is recorded, as by every op here:
+        differentiate :func:`spectral_ext.reference.input_factor`.
 
     Raises:
         TypeError, ValueError: x, geometry, ``out`` or names that do not fit, each with the remedy.
-        RuntimeError: a gradient of the result is asked for: differentiate :func:`spectral_ext.reference.input_factor`.
     """
     if order not in ORDERS:
         raise ValueError(f"order must be 'unfold' or 'channels_last', not {order!r}")
@@ -78,7 +79,7 @@ def input_factor(
     if finite:
         check_finite(x, "x")
     x, geometry = prepare(
-        x,
+        x.detach() if isinstance(x, Tensor) else x,
         kernel_size=kernel_size,
         stride=stride,
         padding=padding,
@@ -110,14 +111,15 @@ def run(x: Tensor, geometry: Geometry, order: str, out: Tensor | None, beta: flo
         return factor if geometry.groups > 1 else factor[0]
     n = geometry.side(x.shape[1])
     check_out(out, (geometry.groups, n, n) if geometry.groups > 1 or out.dim() == 3 else (n, n), x)
-    torch.ops.spectral_ext.input_factor_(out, x.detach(), *arguments, channels_last, beta, scale)
+    target = out if out.dim() == 3 else out[None]
+    torch.ops.spectral_ext.input_factor_(target, x, *arguments, channels_last, beta, scale)
     return out
 
 
 def grouped_rows(
     rows: Tensor, geometry: Geometry, groups: int, out: Tensor | None, beta: float, scale: float
 ) -> Tensor:
-    """Reduced patches (B, groups · n): one linear factor a group."""
+    """Reduced patches (B, groups · n): one linear factor per group."""
     parts = rows.chunk(groups, 1)
     n = parts[0].shape[1] + int(geometry.bias)
     if out is None:
@@ -141,29 +143,33 @@ def count_rows(x: Tensor, geometry: Geometry) -> tuple[int, int]:
 
 
 def mean_patches(x: Tensor, geometry: Geometry, order: str, positions: int) -> Tensor:
-    """(B, groups · n) without bias: Σ_s a_bs / S, by one sum over windows an axis."""
+    """(B, groups · n) without bias: Σ_s a_bs / S, by sums over the pixels of each tap, axis by axis."""
     wide = x.to(accumulator_dtype(x.dtype))
     if not geometry.kernel_size:
         rows = wide.reshape(x.shape[0] if x.dim() > 1 else 1, positions, x.shape[-1])
         return rows.sum(1) / max(positions, 1)
     for axis in range(geometry.dims):
-        wide = wide.movedim(2, -1) @ windows(geometry, axis, x.shape[2 + axis], wide).mT
+        read = [wide[:, :, window].sum(2) for window in windows(geometry, axis, x.shape[2 + axis])]
+        wide = torch.stack(read, -1)  # the next axis takes the place of this one, whose taps go last
     patches = wide.unflatten(1, (geometry.groups, x.shape[1] // geometry.groups)) / positions
     if order == "channels_last":
         patches = patches.movedim(2, -1)
     return patches.flatten(1)
 
 
-def windows(geometry: Geometry, axis: int, size: int, like: Tensor) -> Tensor:
-    """(kernel, size): 1 where a tap reads a pixel at some output position."""
+def windows(geometry: Geometry, axis: int, size: int) -> list[slice]:
+    """For every tap along one axis, the pixels that it reads: one per output position inside the input."""
     s, p, d = geometry.stride[axis], geometry.padding[axis], geometry.dilation[axis]
-    positions = torch.arange(geometry.output_size([0] * axis + [size] + [0] * (geometry.dims - axis - 1))[axis])
-    taps, pixels = torch.arange(geometry.kernel_size[axis]).view(-1, 1, 1), torch.arange(size).view(1, -1, 1)
-    if geometry.transposed:
-        reads = pixels * s == positions + p - taps * d
-    else:
-        reads = pixels == positions * s + taps * d - p
-    return reads.any(-1).to(like)
+    out = geometry.output_size([0] * axis + [size] + [0] * (geometry.dims - axis - 1))[axis]
+    found = []
+    for tap in range(geometry.kernel_size[axis]):
+        if geometry.transposed:  # pixel h at output h·s − p + tap·d
+            first, last, step = -((tap * d - p) // s), (out - 1 + p - tap * d) // s, 1
+        else:  # output y at pixel y·s + tap·d − p
+            first, last, step = tap * d - p, (out - 1) * s + tap * d - p, s
+        first += max(-(first // step), 0) * step
+        found.append(slice(first, max(min(last, size - 1) + 1, first), step))
+    return found
 
 
 def lag_state_size(input_size: Sequence[int], geometry: Geometry) -> int:
@@ -216,19 +222,10 @@ def _(
 
 
 @torch.library.register_fake("spectral_ext::input_factor_")
-def _(*arguments):
-    return None
+def _(out, x, *arguments):
+    check_one_device(out=out, x=x)
 
 
 @torch.library.register_fake("spectral_ext::lag_sums_")
-def _(*arguments):
-    return None
-
-
-def _no_gradient(ctx, *gradients):
-    raise RuntimeError(
-        "input_factor has no gradient: detach its input, or differentiate spectral_ext.reference.input_factor"
-    )
-
-
-torch.library.register_autograd("spectral_ext::input_factor", _no_gradient)
+def _(state, x, *arguments):
+    check_one_device(state=state, x=x)

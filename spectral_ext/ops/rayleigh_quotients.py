@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectral_ext.ops.geometry import FLOATING, Geometry, IntOrTuple, prepare
+from spectral_ext.ops.geometry import FLOATING, Geometry, IntOrTuple, check_one_device, prepare
 from spectral_ext.reference import RayleighQuotients
 
 __all__ = ["RayleighQuotients", "rayleigh_quotients"]
@@ -138,5 +138,6 @@ def _directions(name: str, directions: Tensor, groups: int, size: int, where: st
 
 
 @torch.library.register_fake("spectral_ext::rayleigh_quotients")
-def _(x, delta, U, *arguments):  # type: ignore[no-untyped-def]
+def _(x, delta, U, V, *arguments):  # type: ignore[no-untyped-def]
+    check_one_device(x=x, delta=delta, U=U, V=V)
     return x.new_empty((4, U.shape[0], U.shape[2]), dtype=torch.float64)

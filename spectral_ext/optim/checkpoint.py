@@ -45,6 +45,11 @@ def check_loaded(
         names = names_of(group, number)
         run_as = {key: defaults[key] for key in defaults if key in GLOBAL_SETTINGS or key not in saved}
         check({**saved, **run_as, "params": group["params"]}, names)
+        if saved.get("transfer") != group["transfer"]:
+            raise ValueError(
+                f"transfer of {names[0]!r}: the state was saved with {saved.get('transfer')}, this optimizer has "
+                f"{group['transfer']}: make it with the same transfer"
+            )
         for name, place, parameter in zip(names, saved["params"], group["params"]):
             entries[parameter] = loaded["state"].get(place, {})
             for key, value in entries[parameter].items():

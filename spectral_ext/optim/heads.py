@@ -44,11 +44,11 @@ def find_heads(model: nn.Module, heads: Iterable[str] | None) -> tuple[dict[str,
     """
     modules = {name: module for name, module in model.named_modules() if _sizes(module)}
     if heads is not None:
-        patterns = list(heads)
+        patterns, modules = list(heads), dict(model.named_modules())
         found = [name for name in modules if any(matches(f"{name}.weight", pattern) for pattern in patterns)]
         for pattern in patterns:
             if not any(matches(f"{name}.weight", pattern) for name in modules):
-                raise KeyError(f"heads: no linear layer matches {pattern!r}; near names: {near(pattern, modules)}")
+                raise KeyError(f"heads: no layer matches {pattern!r}; near names: {near(pattern, modules)}")
         return dict.fromkeys(found, "given by heads="), ""
     output = getattr(model, "get_output_embeddings", lambda: None)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_ext.ops.spectral_newton import spectral_newton
+from spectral_ext.ops.spectral_newton import SpectralMap, spectral_map, spectral_newton
 from spectral_ext.optim import distributed
 from spectral_ext.optim.dtensor import is_sharded
 from spectral_ext.optim.layout import Layout
@@ -67,9 +67,10 @@ def advance(gradients: list[Tensor], buffers: list[Tensor], group: dict[str, Any
 
 
 class Transform:
-    """D → c·T(D) for whole parameters of a group, each with its layout and settings."""
+    """D → c·T(D) for whole parameters of a group, each with its layout and settings; or with a map in place of T."""
 
-    def __init__(self, group: dict[str, Any]) -> None:
+    def __init__(self, group: dict[str, Any], transfer: SpectralMap | None = None) -> None:
+        self.transfer = transfer
         self.layouts: list[Layout] = layouts_of(group)
         self.settings = list(zip(*(values_of(group, key) for key in ("alpha", "damping", "damping_mode"))))
         self.update_scale: UpdateScale = group["update_scale"]
@@ -85,11 +86,12 @@ class Transform:
         settings = [self.settings[i] for i, own in zip(indices, pieces) for _ in own]
         matrices = [matrix for own in pieces for matrix in own]
         if isinstance(self.update_scale, str):
-            free = [place for place, (_, _, mode) in enumerate(settings) if mode != "absolute"]
+            free = [place for place, (_, _, mode) in enumerate(settings) if self._unit(mode) != "absolute"]
             for place, matrix in zip(free, to_unit_scale([matrices[place] for place in free])):
                 matrices[place] = matrix
         updates = self._map(matrices, settings)
-        factors = scale_factors(updates, matrices, settings, self.update_scale)
+        transfers = settings if self.transfer is None else [None] * len(settings)
+        factors = scale_factors(updates, matrices, transfers, self.update_scale)
         if all(isinstance(factor, Tensor) and factor.dim() == 0 for factor in factors):
             torch._foreach_mul_(updates, factors)  # type: ignore[arg-type]
         elif self.update_scale is not None:
@@ -100,8 +102,14 @@ class Transform:
             for i, own, direction in zip(indices, pieces, directions)
         ]
 
+    def _unit(self, mode: str) -> str:
+        """What the map measures singular values in, or d for T."""
+        return mode if self.transfer is None else self.transfer.unit
+
     def _map(self, matrices: list[Tensor], settings: Sequence[tuple[Any, ...]]) -> list[Tensor]:
-        """T(D) of each matrix with its (α, d, mode)."""
+        """T(D) of each matrix with its (α, d, mode), or its image under the map."""
+        if self.transfer is not None:
+            return list(spectral_map(matrices, self.transfer, self.options["tolerance"] or 1e-3))
         updates = list(matrices)
         for mode in dict.fromkeys(mode for _, _, mode in settings):
             places = [place for place, (_, _, own) in enumerate(settings) if own == mode]

@@ -42,10 +42,8 @@ def _why_no_map(module: nn.Module, own: str, parameter: nn.Parameter) -> str:
     """Why a parameter is no linear map, by its shape, its module's type and, in other modules, its name; "" if it is.
     ``own``: its name in the module."""
     kind = type(module).__name__
-    if parameter.dim() < 2:
-        return "bias or gain" if parameter.dim() else "scalar"
-    if "Norm" in kind:
-        return f"gain of {kind}"
+    if parameter.dim() < 2 or "Norm" in kind:
+        return f"{own} of {kind}"
     if "Embedding" in kind and own == "weight" and not isinstance(module, KNOWN):
         return "embedding"
     known = isinstance(module, KNOWN)

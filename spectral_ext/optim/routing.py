@@ -77,6 +77,7 @@ def routing_of(
             columns = [layouts_of(group), *(values_of(group, key) for key in ("alpha", "damping", "damping_mode"))]
         for name, p, layout, alpha, damping, mode in zip(names, group["params"], *columns):
             reason = reasons.get(name, f"use_adamw={group['use_adamw']}")
+            reason += f", map {group['transfer']['name']!r}" if group["transfer"] and not group["use_adamw"] else ""
             reason += "" if p.requires_grad else "; frozen now"
             line: dict[str, Any] = {"name": name, "shape": tuple(p.shape), "optimizer": "AdamW", "reason": reason}
             if not group["use_adamw"]:

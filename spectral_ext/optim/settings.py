@@ -13,6 +13,7 @@ from spectral_ext.optim.dtensor import local
 from spectral_ext.optim.layout import Layout
 from spectral_ext.optim.low_precision import LOW_PRECISION
 from spectral_ext.optim.names import matches
+from spectral_ext.optim.transfer import check_transfer
 from spectral_ext.optim.update_scale import UPDATE_SCALES
 
 LAYOUT = ("batch_dims", "split", "split_dim")
@@ -156,6 +157,7 @@ def check(group: Mapping[str, Any], names: Sequence[str]) -> None:
     _check_range("momentum", group["momentum"], first, 1)
     _check_choice("momentum_mode", group["momentum_mode"], MOMENTUM_MODES, first)
     _check_choice("solver", group["solver"], SOLVERS, first)
+    check_transfer(group["transfer"], first)
     if not callable(group["update_scale"]):
         _check_choice("update_scale", group["update_scale"], UPDATE_SCALES, first)
     if group["tolerance"] is not None and not 0 < number(group["tolerance"], f"tolerance of {first!r}") < 1:

@@ -1,4 +1,7 @@
-"""SpectralNewton: T(σ; α, d) = σ/(σ^α + d) on the singular values of every weight's momentum, AdamW for the rest."""
+"""SpectralNewton: T(σ; α, d) = σ/(σ^α + d) on the singular values of every weight's momentum, AdamW for the rest.
+
+Longer than 350 lines: a third is the documentation of the settings, which belong to one class.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectral_ext.ops.spectral_newton import SpectralMap
 from spectral_ext.optim import settings
 from spectral_ext.optim.checkpoint import CheckpointedOptimizer
 from spectral_ext.optim.gradients import agree, check_gradients, nonfinite_names, redistribute_gradients
@@ -22,6 +26,7 @@ from spectral_ext.optim.routing import Routing, routing_of
 from spectral_ext.optim.state import current_state
 from spectral_ext.optim.step import group_step
 from spectral_ext.optim.strangers import Strangers
+from spectral_ext.optim.transfer import Transfer, map_of, transfer_setting
 from spectral_ext.optim.update_scale import UpdateScale
 
 log = logging.getLogger(__name__)
@@ -63,6 +68,9 @@ class SpectralNewton(CheckpointedOptimizer):
         damping: d > 0; a number, list or mapping.
         damping_mode: the unit of d, as in ``spectral_ext.ops.spectral_newton``; also a list or mapping.
         momentum: μ in [0, 1).
+        transfer: another map of the singular values in place of T, for which α and d have no meaning: a
+            ``SpectralMap``, the name of one ("polar" is Muon's), or a callable. It is saved by name and parameters, a
+            callable by name alone; a state with another one is refused.
         momentum_mode: ``ema`` or ``sum``. The scale of T(D) depends on it where ``damping_mode`` is ``absolute``.
         nesterov: look one step ahead.
         weight_decay: decoupled, for all groups; ``adamw_weight_decay`` overrides it for AdamW's. Mappings as ``lr``.
@@ -126,6 +134,7 @@ class SpectralNewton(CheckpointedOptimizer):
         self._strangers = Strangers(None)
         self._routes: Mapping[str, Route] = {}
         self._reasons: dict[str, str] = {}
+        self._callables: dict[str, SpectralMap] = {}
         self._transforms: dict[int, tuple[str, Transform | None]] = {}
         self._warned: set[str] = set()
         self._skipped_steps: int | Tensor = 0
@@ -133,12 +142,13 @@ class SpectralNewton(CheckpointedOptimizer):
     def __init__(
         self,
         params: Params,
-        lr: Rate = 2e-2,
+        lr: Rate = 3e-2,
         alpha: PerParameter | str = 2.0,
         damping: PerParameter = 0.1,
         damping_mode: str | list[str] | Mapping[str, str] = "rms",
         momentum: float = 0.95,
         *,
+        transfer: Transfer = None,
         momentum_mode: str = "ema",
         nesterov: bool = True,
         weight_decay: Rate = 0.01,
@@ -185,7 +195,8 @@ class SpectralNewton(CheckpointedOptimizer):
         self._default_alpha = default_alpha
         defaults = dict(
             lr=lr, alpha=alpha, damping=damping, damping_mode=damping_mode, momentum=momentum,
-            momentum_mode=momentum_mode, nesterov=nesterov, weight_decay=weight_decay, update_scale=update_scale,
+            transfer=transfer_setting(transfer, self._callables), momentum_mode=momentum_mode, nesterov=nesterov,
+            weight_decay=weight_decay, update_scale=update_scale,
             batch_dims=batch_dims, split=split, split_dim=split_dim, use_adamw=use_adamw, adamw_lr=adamw_lr,
             adamw_betas=adamw_betas, adamw_eps=adamw_eps, adamw_weight_decay=adamw_weight_decay,
             low_precision=low_precision, rounding_seed=rounding_seed, rounding_step=0, maximize=maximize,
@@ -212,7 +223,7 @@ class SpectralNewton(CheckpointedOptimizer):
         cls,
         model: nn.Module,
         landscape: Mapping[str, Any],
-        lr: float | Tensor = 2e-2,
+        lr: Rate = 3e-2,
         *,
         measured: bool = False,
         default_alpha: float | None = None,
@@ -242,6 +253,8 @@ class SpectralNewton(CheckpointedOptimizer):
         """
         number = len(self.param_groups)
         given = dict(param_group) | {"params": with_known_names(param_group["params"], self._strangers.model())}
+        if "transfer" in given:
+            given["transfer"] = transfer_setting(given["transfer"], self._callables)
         known = (self._landscape, self._skipped, self._default_alpha, self._routes)
         reasons: dict[str, str] = {}
         try:
@@ -352,7 +365,8 @@ class SpectralNewton(CheckpointedOptimizer):
         kept = self._transforms.get(number)
         if kept is None or kept[0] != now or isinstance(group["lr"], Tensor):
             settings.check(group, settings.names_of(group, number))
-            kept = self._transforms[number] = (now, None if group["use_adamw"] else Transform(group))
+            chosen = None if group["use_adamw"] else Transform(group, map_of(group["transfer"], self._callables))
+            kept = self._transforms[number] = (now, chosen)
         return kept[1]
 
     def _skips(self, found: bool) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from spectral_ext.landscape import Landscape, LayerLandscape
 from spectral_ext.landscape.cells import WEAK_R2
 from spectral_ext.landscape.columns import gauss_newton_share
+from spectral_ext.signal.verdict import VERDICTS
 from spectral_ext.spectra.rank_models import MODEL_NAMES
 
 
@@ -17,8 +18,41 @@ def sentences(landscape: Landscape) -> list[str]:
     rows = [row for row in landscape.values() if not row.empty_reason]
     if not rows:
         return ["No layer could be measured; the reasons are listed below."]
-    found = [_alpha(rows), _doubt(rows), _transfer(rows), _laws(rows), _participation(rows), _sign(rows), _advice(rows)]
+    found = [
+        _signal(rows),
+        _alpha(rows),
+        _doubt(rows),
+        _transfer(rows),
+        _laws(rows),
+        _participation(rows),
+        _sign(rows),
+        _advice(rows),
+    ]
     return [sentence for sentence in found if sentence]
+
+
+def _signal(rows: list[LayerLandscape]) -> str:
+    judged = [row for row in rows if row.signal is not None]
+    if not judged:
+        return (
+            "Every α is that of this batch: its directions, σ and h come from the same samples. Whether they hold on "
+            "other samples was not measured; folds=8 (--folds 8) measures it."
+        )
+    by_verdict = {
+        verdict: [row.name for row in judged if row.signal and row.signal.verdict == verdict] for verdict in VERDICTS
+    }
+    parts = [f"{verdict} in {len(names)} ({_some(names)})" for verdict, names in by_verdict.items() if names]
+    groups = max(row.signal.groups for row in judged if row.signal)
+    text = (
+        f"On other samples ({groups} groups) the gradient's directions are {'; '.join(parts)} of {len(judged)} layers."
+    )
+    fitted = [row.signal.alpha.value for row in judged if row.signal and row.signal.alpha.ok]
+    if fitted:
+        text += (
+            f" Over the directions that hold, α runs from {min(fitted):.2f} to {max(fitted):.2f}, median "
+            f"{np.median(fitted):.2f}, in {len(fitted)} layers."
+        )
+    return text
 
 
 def _alpha(rows: list[LayerLandscape]) -> str:
@@ -35,7 +69,7 @@ def _alpha(rows: list[LayerLandscape]) -> str:
     one = sum(row.alpha.interval[0] <= 1 <= row.alpha.interval[1] for row in fitted)
     level = f"{100 * fitted[0].alpha.level:.0f} %"
     return (
-        f"The curvature exponent α runs from {low.alpha.value:.2f} ({low.name}) to {high.alpha.value:.2f} "
+        f"The own-batch curvature exponent α runs from {low.alpha.value:.2f} ({low.name}) to {high.alpha.value:.2f} "
         f"({high.name}), median {middle:.2f}. The {level} interval contains 2 in {two} of {len(fitted)} layers, "
         f"and 1 in {one}."
     )
@@ -75,7 +109,7 @@ def _laws(rows: list[LayerLandscape]) -> str:
     parts = [f"{MODEL_NAMES[name]} in {count}" for name, count in counts.most_common()]
     close = sum(one.margin < 2 for one in fits)
     text = f"By BIC the gradient's spectrum is {', '.join(parts)} of {len(fits)} layers"
-    return f"{text}; in {close} the lead is below 2, which decides nothing."
+    return f"{text}; in {close} the lead is below 2, too small to decide."
 
 
 def _participation(rows: list[LayerLandscape]) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from spectral_ext.audit import Finding, Verdict
 from spectral_ext.landscape import Landscape
-from spectral_ext.landscape.columns import TERMINAL
+from spectral_ext.landscape.columns import terminal_columns
 from spectral_ext.landscape.table import TERMINAL_LAYERS, remarks, rich_table, table_width
 from spectral_ext.report.headline import sentences
 
@@ -27,12 +27,13 @@ _STYLES = {
 def print_landscape(landscape: Landscape, console: Console | None = None) -> None:
     """The table with as many columns as fit, most useful first, and the findings at a glance below it."""
     console = console or Console()
-    by_use = sorted(TERMINAL, key=lambda column: column.terminal)
-    shown = list(by_use)
     rows = list(landscape.values())[:TERMINAL_LAYERS]
+    columns = terminal_columns(rows)
+    by_use = sorted(columns, key=lambda column: column.terminal)
+    shown = list(by_use)
     while len(shown) > 3 and table_width(rows, shown) > console.width:
         shown.pop()
-    console.print(rich_table(landscape, [column for column in TERMINAL if column in shown]))
+    console.print(rich_table(landscape, [column for column in columns if column in shown]))
     if len(shown) < len(by_use):
         hidden = ", ".join(column.symbol for column in by_use[len(shown) :])
         console.print(f"Left out at this width: {hidden}. The page and the JSON hold all columns.", style="dim")

@@ -8,6 +8,7 @@ from spectral_ext.signal.cross_fitting import CrossFit, cross_fit, fold_directio
 from spectral_ext.signal.exponent import GroupFit, fit_alpha_from_groups, fit_noise_exponent
 from spectral_ext.signal.mechanism_slopes import MechanismSlope, slopes_by_mechanism
 from spectral_ext.signal.noise_spectrum import NoiseLevel, noise_level
+from spectral_ext.signal.own_batch import DataIntervals, own_batch_intervals
 from spectral_ext.signal.resampling import Jackknife, jackknife, jackknife_difference
 from spectral_ext.signal.unrelated import TransferNull, s_of_scatter, transfer_null
 from spectral_ext.signal.verdict import Signal, judge
@@ -15,6 +16,7 @@ from spectral_ext.signal.verdict import Signal, judge
 __all__ = [
     "BlockSpectrum",
     "CrossFit",
+    "DataIntervals",
     "GroupFit",
     "Jackknife",
     "MechanismSlope",
@@ -31,6 +33,7 @@ __all__ = [
     "jackknife_difference",
     "judge",
     "noise_level",
+    "own_batch_intervals",
     "s_of_scatter",
     "slopes_by_mechanism",
     "transfer_null",

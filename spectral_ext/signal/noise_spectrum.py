@@ -52,6 +52,7 @@ def noise_level(
     samples: int,
     positions: float = 1.0,
     correlation: float = 1.0,
+    shape: Any = None,
 ) -> NoiseLevel:
     """Noise spectrum of a mean gradient of ``samples`` samples, and the measured σ_k beyond it.
 
@@ -61,6 +62,8 @@ def noise_level(
         samples: B.
         positions: S.
         correlation: κ, from :func:`sample_correlation`.
+        shape: all min(m, n) predicted singular values in any unit, where :func:`predict_singular_values` has found them
+            already.
 
     Raises:
         FitError: NaN, or a factor that is zero.
@@ -74,19 +77,26 @@ def noise_level(
         raise FitError("a factor is zero, so that there is no noise to predict")
     edge, scale = upper_edge(d, e)
     unit = correlation / samples
-    short, long = (d, e) if len(d) <= len(e) else (e, d)
-    x, tail = separable_distribution(short, long)
-    levels = (np.arange(min(len(sigma), len(short))) + 0.5) / len(short)
-    quantiles = np.exp(np.interp(levels, tail[::-1], np.log(x)[::-1])) * len(long)
+    if shape is None:
+        shape = _quantiles(d, e)
+    predicted = as_vector(shape, "shape")
+    predicted = predicted * math.sqrt(unit * float(d.sum() * e.sum()) / float(predicted @ predicted))
     threshold = math.sqrt(unit * (edge + TRACY_WIDOM * scale))
     return NoiseLevel(
-        np.sqrt(unit * quantiles),
+        predicted[: len(sigma)],
         math.sqrt(unit * edge),
         threshold,
         int((sigma > threshold).sum()),
         correlation,
         positions / correlation,
     )
+
+
+def _quantiles(d: np.ndarray, e: np.ndarray) -> np.ndarray:
+    short, long = (d, e) if len(d) <= len(e) else (e, d)
+    x, tail = separable_distribution(short, long)
+    levels = (np.arange(len(short)) + 0.5) / len(short)
+    return np.sqrt(np.exp(np.interp(levels, tail[::-1], np.log(x)[::-1])))
 
 
 def sample_correlation(gn_sample: Any, sigma: Any, h_kron: Any) -> float:
@@ -98,7 +108,7 @@ def sample_correlation(gn_sample: Any, sigma: Any, h_kron: Any) -> float:
     """
     gn_sample, sigma, h_kron = as_vector(gn_sample, "gn_sample"), as_vector(sigma, "sigma"), as_vector(h_kron, "h_kron")
     variance = gn_sample - sigma**2
-    keep = (h_kron > 0) & (variance > 0)
+    keep = (h_kron > 0) & (variance > 0) & np.isfinite(variance) & np.isfinite(h_kron)
     if not keep.any():
         raise FitError("no direction has a positive variance over the samples")
     return float(np.median(variance[keep] / h_kron[keep]))

@@ -40,8 +40,8 @@ class Signal:
     """Its standard error, from the spread of the folds."""
     z: np.ndarray = field(default_factory=_none)
     """σ̃_k over its standard error."""
-    resolved_mask: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
-    """Which directions are resolved."""
+    resolved_directions: list[int] = field(default_factory=list)
+    """Which directions are resolved, counted from 0."""
     share: np.ndarray = field(default_factory=_none)
     """σ̃_k/σ_k: which part of the own-batch singular value other samples confirm."""
     error_rate: float = 0.05
@@ -50,10 +50,12 @@ class Signal:
     """α over the resolved directions, from held-out values."""
     noise_exponent: Fit = field(default_factory=lambda: Fit.empty("not measured"))
     """γ_noise of C_k ∝ h_k^γ; a spectrum of noise has α = 2/γ_noise."""
-    sigma_folds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
-    """(J, K)."""
-    h_folds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
-    """(J, K)."""
+    sigma_folds: list[np.ndarray] = field(default_factory=list, repr=False)
+    """J arrays (K,): u_jkᵀG_jv_jk."""
+    h_folds: list[np.ndarray] = field(default_factory=list, repr=False)
+    """J arrays (K,): h along fold j's directions on group j."""
+    own_folds: list[np.ndarray] = field(default_factory=list, repr=False)
+    """J arrays (K,): u_kᵀG_jv_k along the directions of all samples, from which the interval of the data follows."""
     verdict: str = "too few groups"
     """``signal``, ``mixed``, ``noise`` or ``too few groups``."""
     reason: str = ""
@@ -63,11 +65,25 @@ class Signal:
     @property
     def resolved(self) -> int:
         """How many directions are resolved."""
-        return int(self.resolved_mask.sum())
+        return len(self.resolved_directions)
+
+    def problem(self) -> str:
+        """What does not fit together, for a result from a file; "" if all does."""
+        count = len(self.sigma)
+        lengths = {name: len(getattr(self, name)) for name in ("sigma_se", "h", "h_se", "z", "share")}
+        wrong = [f"{name} has {length}" for name, length in lengths.items() if length != count]
+        if wrong:
+            return f"sigma has {count} values, but {', '.join(wrong)}"
+        if self.verdict not in VERDICTS:
+            return f"the verdict {self.verdict!r} is none of {', '.join(VERDICTS)}"
+        if not all(0 <= k < count for k in self.resolved_directions):
+            return f"a resolved direction is none of the {count}"
+        return ""
 
     @property
     def median_share(self) -> float:
-        return float(np.median(self.share)) if len(self.share) else math.nan
+        known = self.share[np.isfinite(self.share)]
+        return float(np.median(known)) if len(known) else math.nan
 
     @property
     def noise_alpha(self) -> float:
@@ -97,7 +113,8 @@ def judge(
     w = w / w.sum()
     h = w @ H
     h_se = np.sqrt(groups / (groups - 1) * (np.square(w)[:, None] * np.square(H - h)).sum(0))
-    count = min(count, len(own))
+    share = np.full(count, math.nan)
+    share[: len(own)] = np.divide(cross.sigma[: len(own)], own, out=np.full(len(own), math.nan), where=own > 0)
     found = Signal(
         groups,
         cross.sigma,
@@ -105,11 +122,11 @@ def judge(
         h,
         h_se,
         cross.z,
-        cross.resolved,
-        np.divide(cross.sigma[:count], own[:count], out=np.full(count, math.nan), where=own[:count] > 0),
+        np.flatnonzero(cross.resolved).tolist(),
+        share,
         cross.error_rate,
-        sigma_folds=cross.folds,
-        h_folds=H,
+        sigma_folds=list(cross.folds),
+        h_folds=list(H),
         notes=list(notes),
     )
     found.alpha = _alpha(cross, H, weights, level)
