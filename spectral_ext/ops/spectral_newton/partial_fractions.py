@@ -141,7 +141,8 @@ def partial_fractions(
     alpha: float, reach: float, tolerance: float, max_poles: int = MAX_POLES, lowest: float | None = None
 ) -> PartialFractions:
     """As `fit_partial_fractions`, in about a millisecond once a neighbouring α was fitted: a schedule of α takes the
-    poles of the nearest multiple of 1/32 and fits the residues alone. Cached.
+    poles of the nearest multiple of 1/32 and fits the residues alone. Where that misses the tolerance, as next to
+    α = 2, it is a whole fit, some 30 ms. Cached.
 
     Raises:
         ValueError: as `fit_partial_fractions`.
