@@ -1,4 +1,7 @@
-"""SpectralNewton: T(σ; α, d) = σ/(σ^α + d) on the singular values of every weight's momentum, AdamW for the rest."""
+"""SpectralNewton: T(σ; α, d) = σ/(σ^α + d) on the singular values of every weight's momentum, AdamW for the rest.
+
+Longer than 350 lines: a third is the documentation of the settings, which belong to one class.
+"""
 
 from __future__ import annotations
 
