@@ -61,8 +61,8 @@ def _alpha(rows: list[LayerLandscape]) -> str:
         return "No layer has a fit of α."
     if len(fitted) == 1:
         (row,) = fitted
-        ends = f"[{row.alpha.interval[0]:.2f}, {row.alpha.interval[1]:.2f}]"
-        return f"The curvature exponent α of {row.name} is {row.alpha.value:.2f}, {100 * row.alpha.level:.0f} % {ends}."
+        ends = f"{100 * row.alpha.level:.0f} % [{row.alpha.interval[0]:.2f}, {row.alpha.interval[1]:.2f}]"
+        return f"The own-batch curvature exponent α of {row.name} is {row.alpha.value:.2f}, {ends}."
     low, high = (pick(fitted, key=lambda row: row.alpha.value) for pick in (min, max))
     middle = float(np.median([row.alpha.value for row in fitted]))
     two = sum(row.alpha.interval[0] <= 2 <= row.alpha.interval[1] for row in fitted)
