@@ -142,7 +142,7 @@ def torch_path(G: Tensor, alpha: float, damping: float, mode: str, tolerance: fl
     reach = device_fits(alpha, extent, tolerance)[-1].reach
     norms = torch.linalg.vector_norm(G, dim=(-2, -1), dtype=torch.float64).flatten().tolist()
     for norm in norms:
-        if 0 < norm < 1e-140 or (mode == "absolute" and norm / damping ** (1 / alpha) > math.sqrt(reach)):
+        if (norm < 1e-140 and G.any()) or (mode == "absolute" and norm / damping ** (1 / alpha) > math.sqrt(reach)):
             raise ValueError("float64 has no room, or beyond the reach of the poles")
     flat = G.reshape(-1, *G.shape[-2:])
     wide = flat if flat.shape[1] <= flat.shape[2] else flat.mT

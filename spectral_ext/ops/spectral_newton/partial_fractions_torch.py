@@ -4,6 +4,8 @@ All matrices of a call share the small side n and one rational function φ. With
 Z = (G/√δ)(G/√δ)ᵀ, the poles are numbers that the host knows, the same for all matrices: one Cholesky factor and one
 triangular inverse of Z + p_j per pole, in place on the diagonal. Nothing waits for the device. Scratch is bounded by
 bytes: matrices go in chunks, their columns in blocks, and the poles in a loop.
+
+Longer than 350 lines because scaling, precision, chunks and evaluation share the state of one call.
 """
 
 from __future__ import annotations
