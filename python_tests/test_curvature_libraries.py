@@ -75,4 +75,4 @@ def test_timm(name):
     model = timm.create_model(name, num_classes=5, **options).eval()
     method = "sqrt_gn" if "resnet" in name else "tangent_adjoint"
     batches = images(size=16 if "vit" in name else 32)
-    agree(model, torch.nn.CrossEntropyLoss(), batches, method, grouped=True)
+    agree(model, torch.nn.CrossEntropyLoss(), batches, method)

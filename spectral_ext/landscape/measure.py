@@ -22,7 +22,7 @@ from spectral_ext.landscape.held_out import cross_fitted, own_intervals
 from spectral_ext.landscape.resume import RowStore, fingerprint
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape
-from spectral_ext.layers import Layer, find_layers, why_no_layer
+from spectral_ext.layers import Layer, all_layers, find_layers, why_no_layer
 from spectral_ext.measurement.batches import Batch, BatchSize, LossFunction, as_batches, batch_loss
 from spectral_ext.measurement.checks import batch_norm_mode, check_precision, check_task, task_notes
 from spectral_ext.measurement.digest import digest
@@ -156,11 +156,12 @@ class _Run:
         self.model, self.loss_fn, self.options, self.group = model, loss_fn, options, group
         self.progress = Progress(progress)
         every, _ = find_layers(model)
+        order = all_layers(model)
         self.chosen, self.skipped = find_layers(model, layers)
         if not self.chosen:
             raise ValueError(why_no_layer(self.skipped))
         check_precision(self.chosen)
-        self.depth = {name: index for index, name in enumerate(every)}
+        self.depth = {name: index for index, name in enumerate(order)}
         self.planned = sum(min(options["top_k"], *layer.matrix_shape) for layer in every.values())
         weight = next(iter(self.chosen.values())).weight
         self.device, self.dtype = weight.device, weight.dtype
