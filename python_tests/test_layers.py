@@ -129,7 +129,9 @@ def test_matrices_and_their_inverse(module, own):
     assert layer.matrices(tensor).shape == (blocks, m, n)
     assert torch.equal(layer.tensor(layer.matrices(tensor).unsqueeze(0))[0], tensor)
     found = singular_directions(layer.matrices(tensor), 3)
-    torch.testing.assert_close(found.sigma_all, torch.linalg.svdvals(layer.matrix(tensor).double())[: blocks * min(m, n)])
+    torch.testing.assert_close(
+        found.sigma_all, torch.linalg.svdvals(layer.matrix(tensor).double())[: blocks * min(m, n)]
+    )
     along = torch.stack([(direction * tensor).sum() for direction in layer.tangents(found.U.float(), found.V.float())])
     torch.testing.assert_close(along, found.sigma.float())
     assert layer.matrix(tensor).shape == layer.matrix_shape

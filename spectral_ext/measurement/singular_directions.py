@@ -34,8 +34,9 @@ class SingularDirections:
 
 
 def singular_directions(gradient: Tensor, top_k: int) -> SingularDirections | None:
-    """The ``top_k`` leading singular triplets of G, a matrix (m, n) or E diagonal blocks (E, m, n), without those that rounding error explains: σ_k ≤ 1e-6 σ_1
-    (1e-12 σ_1 for a float64 gradient, 4e-6 σ_1 for a float32 gradient of 2²⁰ entries or more).
+    """The ``top_k`` leading singular triplets of G, a matrix (m, n) or E diagonal blocks (E, m, n), without those that
+    rounding error explains: σ_k ≤ 1e-6 σ_1 (1e-12 σ_1 for a float64 gradient, 4e-6 σ_1 for a float32 gradient of 2²⁰
+    entries or more).
 
     A classifier's gradient has rank ≤ C − 1, and a batch of B rows gives rank ≤ B: singular values beyond the rank are
     rounding error, their directions are arbitrary, and they must not enter a fit.
