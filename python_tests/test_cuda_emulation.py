@@ -286,8 +286,10 @@ def test_bad_arguments_are_errors(ops):
     one, status = torch.ones(1, 1), torch.zeros(1, dtype=torch.int32)
     with pytest.raises(RuntimeError, match="at most 160"):
         ops.spectral_newton_poles_(torch.empty_like(G), status, G, one[0], one, one, 1.0, 0.0)
-    with pytest.raises(RuntimeError, match="poles must be contiguous float32"):
-        ops.spectral_newton_poles_(G[:, :8], status, G[:, :8], one[0], one, one.double(), 1.0, 0.0)
+    with pytest.raises(RuntimeError, match="poles must be float32"):
+        ops.spectral_newton_poles_(torch.zeros(1, 8, 170), status, G[:, :8], one[0], one, one.double(), 1.0, 0.0)
+    with pytest.raises(RuntimeError, match="out overlaps the memory of G"):
+        ops.spectral_newton_poles_(G[:, :8], status, G[:, :8], one[0], one, one, 1.0, 0.0)
 
 
 def test_gpu_older_than_the_binary_is_named(emulated, monkeypatch):

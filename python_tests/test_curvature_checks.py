@@ -399,3 +399,15 @@ def test_measure_keeps_the_other_layers_where_one_cannot_be_measured():
         landscape = measure(model, CE, data, method="finite_difference", top_k=3, split=False, progress=False)
     assert "do not converge" in landscape["0"].empty_reason
     assert landscape["2"].empty_reason in (None, "") and landscape["2"].method == "finite_difference"
+
+
+def test_backward_hooks_of_the_user_are_no_function_to_doubt():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    data = [(torch.randn(16, 6), torch.randint(3, (16,)))]
+    plain = directional_curvature(model, nn.CrossEntropyLoss(), data, top_k=2, method="double_backward_output")
+    model[2].register_full_backward_hook(lambda *_: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = directional_curvature(model, nn.CrossEntropyLoss(), data, top_k=2, method="double_backward_output")
+    torch.testing.assert_close(found["0"].h, plain["0"].h, rtol=1e-6, atol=0)

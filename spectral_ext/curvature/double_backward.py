@@ -174,7 +174,12 @@ def custom_functions(loss: Tensor, tensors: list[Tensor]) -> list[set[str]]:
 
 
 def _is_custom(node: Any) -> bool:
-    """Nodes of Python functions are instances of a class of their own; those of C++ functions carry a C++ type name."""
+    """Nodes of Python functions are instances of a class of their own; those of C++ functions carry a C++ type name.
+
+    Torch puts ``BackwardHookFunction``, an identity in both directions, around a module with full backward hooks.
+    """
+    if node.name() == "BackwardHookFunctionBackward":
+        return False
     return isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name()
 
 
