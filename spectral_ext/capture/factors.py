@@ -59,7 +59,9 @@ class Capture:
     """The mean over all samples."""
     samples: int
     gradients: dict[str, Tensor]
-    """Layer → G (m, n), or (E, m, n) of E diagonal blocks, of the mean loss; zero where the loss does not depend on the weight."""
+    """Layer → G (m, n), or (E, m, n) of E diagonal blocks, of the mean loss; zero where the loss does not depend on the
+    weight.
+    """
     layers: dict[str, LayerFactors]
     missing: dict[str, str]
     """Layer → why it has no factors."""
