@@ -206,7 +206,7 @@ def _():
     return randomised(net).eval(), nn.CrossEntropyLoss(), images()
 
 
-@case("depthwise and dilated convolution, relu6", grouped=True)
+@case("depthwise and dilated convolution, relu6")
 def _():
     net = nn.Sequential(
         nn.Conv2d(3, 6, 3, dilation=2, padding=2),
@@ -340,12 +340,12 @@ class GPT(nn.Module):
         return self.head(self.norm3(x))
 
 
-@case("gpt, tied embeddings, fused attention", shared=True)
+@case("gpt, tied embeddings, fused attention")
 def _():
     return randomised(GPT()), token_loss, tokens()
 
 
-@case("gpt, tied embeddings, attention by hand", shared=True)
+@case("gpt, tied embeddings, attention by hand")
 def _():
     return randomised(GPT(fused=False)), token_loss, tokens()
 

@@ -82,9 +82,7 @@ def test_dense_directions_in_every_kind_of_layer():
             if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
                 dense = torch.randn(2, *module.weight.shape).double()
                 _, expected = by_double_backward(model, loss, batches, module.weight, dense)
-                found = directional_curvature(
-                    model, loss, batches, directions={layer: dense}, grouped=True, shared=True
-                )
+                found = directional_curvature(model, loss, batches, directions={layer: dense})
                 assert torch.allclose(found[layer].h, expected, rtol=1e-9, atol=1e-13), (name, layer)
 
 

@@ -5,6 +5,7 @@ import torch
 from curvature_cases import CASES, build
 
 from spectral_ext.curvature import MECHANISMS, directional_curvature
+from spectral_ext.layers import find_layers
 from spectral_ext.measurement.batches import batch_loss, batch_size
 
 
@@ -24,10 +25,6 @@ def by_double_backward(model, loss_fn, batches, weight, directions):
     return gradient.detach(), torch.stack(forms).double()
 
 
-def matrices(result, weight):
-    return torch.einsum("mk,nk->kmn", result.U, result.V).reshape(-1, *weight.shape)
-
-
 @pytest.mark.filterwarnings("ignore:.*falling back to double backward")
 @pytest.mark.filterwarnings("ignore:.*nested tensor")
 @pytest.mark.parametrize("name", CASES)
@@ -35,12 +32,13 @@ def test_every_layer_agrees_with_double_backward(name):
     model, loss_fn, batches = build(name)
     found = directional_curvature(model, loss_fn, batches, top_k=3, split=True, **CASES[name].options)
     assert len(found) > 0
+    layers, _ = find_layers(model, named=found)
     for layer, result in found.items():
-        weight = model.get_submodule(layer).weight
-        gradient, expected = by_double_backward(model, loss_fn, batches, weight, matrices(result, weight))
+        weight, along = layers[layer].weight, layers[layer].tangents(result.U, result.V)
+        gradient, expected = by_double_backward(model, loss_fn, batches, weight, along)
         scale = expected.abs().max().clamp_min(1e-12)
         assert (result.h - expected).abs().max() <= 1e-9 * scale, (layer, result.method)
-        sigma = torch.linalg.svdvals(gradient.flatten(1))[: len(result.sigma)]
+        sigma = torch.linalg.svdvals(layers[layer].matrix(gradient))[: len(result.sigma)]
         assert torch.allclose(result.sigma, sigma, rtol=1e-9, atol=1e-12)
         if result.parts is not None:
             assert set(result.parts) == set(MECHANISMS)

@@ -6,17 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from curvature_cases import images, randomised
-from test_curvature_coverage import by_double_backward, matrices
+from test_curvature_coverage import by_double_backward
 
 from spectral_ext.curvature import directional_curvature
+from spectral_ext.layers import find_layers
 
 
 def agree(model, loss_fn, batches, method, **options):
     model = randomised(model).double()
     found = directional_curvature(model, loss_fn, batches, top_k=2, split=True, **options)
+    layers, _ = find_layers(model, named=found)
     for name, result in found.items():
-        weight = model.get_submodule(name).weight
-        _, expected = by_double_backward(model, loss_fn, batches, weight, matrices(result, weight))
+        along = layers[name].tangents(result.U, result.V)
+        _, expected = by_double_backward(model, loss_fn, batches, layers[name].weight, along)
         assert result.method == method, result.reason
         assert (result.h - expected).abs().max() <= 1e-9 * expected.abs().max(), name
     return found
@@ -75,4 +77,4 @@ def test_timm(name):
     model = timm.create_model(name, num_classes=5, **options).eval()
     method = "sqrt_gn" if "resnet" in name else "tangent_adjoint"
     batches = images(size=16 if "vit" in name else 32)
-    agree(model, torch.nn.CrossEntropyLoss(), batches, method, grouped=True)
+    agree(model, torch.nn.CrossEntropyLoss(), batches, method)

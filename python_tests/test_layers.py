@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from spectral_ext.layers import find_layers, layer_of, why_no_layer
+from spectral_ext.measurement.singular_directions import singular_directions
 
 
 class Tied(nn.Module):
@@ -28,10 +29,10 @@ def test_every_parameter_owner_is_chosen_or_has_a_reason():
     )  # fmt: skip
     model[6].weight.requires_grad_(False)
     chosen, skipped = find_layers(model)
-    assert list(chosen) == ["0", "5"]
-    assert set(skipped) == {"1", "2", "3", "6"}
-    assert "groups=4" in skipped["2"]
-    assert "circular" in skipped["3"]
+    assert list(chosen) == ["0", "2", "3", "5"]
+    assert set(skipped) == {"1", "6"}
+    assert chosen["2"].block_shape == (4, 2, 18) and chosen["2"].matrix_shape == (8, 72)
+    assert "padding_mode" in chosen["3"].no_factors and "group" in chosen["2"].no_factors
     assert "gradient" in skipped["6"]
     assert chosen["0"].matrix_shape == (8, 27)
     assert chosen["0"].is_convolution and not chosen["5"].is_convolution
@@ -47,8 +48,12 @@ def test_tied_weights_are_named():
 def test_module_used_under_two_names():
     shared = nn.Linear(3, 3)
     chosen, skipped = find_layers(nn.Sequential(shared, nn.ReLU(), shared))
-    assert not chosen
-    assert "shared" in skipped["0"]
+    assert list(chosen) == ["0"] and not skipped
+    a, b = nn.Linear(3, 3), nn.Linear(3, 3)
+    b.weight = a.weight
+    chosen, skipped = find_layers(nn.Sequential(a, b))
+    assert list(chosen) == ["0"] and "shared with 0" in skipped["1"]
+    assert list(find_layers(nn.Sequential(a, b), "1")[0]) == ["1"]
 
 
 def test_patterns():
@@ -82,7 +87,54 @@ def test_kinds():
 
     assert type(layer_of("a", SquareLinear())).__name__ == "LinearLayer"
     assert type(layer_of("a", nn.Conv2d(2, 3, 3))).__name__ == "ConvolutionLayer"
-    assert all(layer_of("a", module) is None for module in (Table(), nn.Embedding(3, 3), nn.LayerNorm(3), nn.ReLU()))
+    assert type(layer_of("a", nn.Conv2d(4, 4, 3, groups=4))).__name__ == "GroupedConvolutionLayer"
+    assert type(layer_of("a", nn.ConvTranspose1d(4, 2, 3))).__name__ == "TransposedConvolutionLayer"
+    assert type(layer_of("a", nn.Embedding(3, 3))).__name__ == "TableLayer"
+    assert type(layer_of("a", Table())).__name__ == "BareLayer"
+    assert all(layer_of("a", module) is None for module in (nn.LayerNorm(3), nn.ReLU()))
+
+
+def test_what_is_measured_on_request():
+    model = nn.ModuleDict({"table": nn.Embedding(7, 4), "attention": nn.MultiheadAttention(4, 2)})
+    chosen, skipped = find_layers(model)
+    assert list(chosen) == ["attention.in_proj_weight", "attention.out_proj"]
+    assert "embedding" in skipped["table"] and "name it" in skipped["table"]
+    assert list(find_layers(model, "table")[0]) == list(find_layers(model, "tab*")[0]) == ["table"]
+    assert list(find_layers(model, "*")[0]) == list(chosen)
+    parts = find_layers(model, "attention.in_proj_weight.*")[0]
+    assert list(parts) == [f"attention.in_proj_weight.{part}" for part in "qkv"]
+    weight = model["attention"].in_proj_weight
+    for part, expected in zip(parts.values(), weight.chunk(3), strict=True):
+        assert torch.equal(part.matrix(weight), expected)
+    assert list(find_layers(Tied(), "head")[0]) == ["head"]
+    assert "embedding" in find_layers(Tied())[1]["head"]
+
+
+@pytest.mark.parametrize(
+    ("module", "own"),
+    [
+        (nn.Linear(4, 5), "weight"),
+        (nn.Conv2d(4, 6, 3, groups=2), "weight"),
+        (nn.Conv1d(4, 4, 3, groups=4), "weight"),
+        (nn.ConvTranspose2d(4, 6, 3, groups=2), "weight"),
+        (nn.MultiheadAttention(4, 2), "in_proj_weight"),
+        (nn.ParameterDict({"experts": nn.Parameter(torch.zeros(3, 4, 5))}), "experts"),
+        (nn.ParameterDict({"table": nn.Parameter(torch.zeros(1, 4, 5))}), "table"),
+    ],
+)
+def test_matrices_and_their_inverse(module, own):
+    layer = layer_of("layer", module, own)
+    tensor = torch.randn(layer.weight.shape)
+    blocks, m, n = layer.block_shape
+    assert layer.matrices(tensor).shape == (blocks, m, n)
+    assert torch.equal(layer.tensor(layer.matrices(tensor).unsqueeze(0))[0], tensor)
+    found = singular_directions(layer.matrices(tensor), 3)
+    torch.testing.assert_close(
+        found.sigma_all, torch.linalg.svdvals(layer.matrix(tensor).double())[: blocks * min(m, n)]
+    )
+    along = torch.stack([(direction * tensor).sum() for direction in layer.tangents(found.U.float(), found.V.float())])
+    torch.testing.assert_close(along, found.sigma.float())
+    assert layer.matrix(tensor).shape == layer.matrix_shape
 
 
 @pytest.mark.parametrize(
@@ -117,8 +169,8 @@ def test_what_stands_beside_a_weight_is_named():
             self.A, self.B = nn.Parameter(torch.ones(2, 4)), nn.Parameter(torch.ones(4, 2))
 
     chosen, skipped = find_layers(nn.Sequential(Lora(), nn.Linear(4, 2)))
-    assert list(chosen) == ["0", "1"] and set(skipped) == {"0.A", "0.B"}
-    assert "beside the weight" in skipped["0.A"]
+    assert list(chosen) == ["0", "0.A", "0.B", "1"] and not skipped
+    assert chosen["0.A"].matrix_shape == (2, 4) and not chosen["0.A"].has_output
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
@@ -136,7 +188,8 @@ def test_layers_of_size_zero_and_computed_weights():
     nn.utils.parametrize.register_parametrization(model[1], "weight", Counting())
     before = Counting.calls
     chosen, skipped = find_layers(model)
-    assert not chosen and Counting.calls == before
+    assert list(chosen) == ["1.parametrizations.weight.original", "2.parametrizations.weight.original1"]
+    assert Counting.calls == before
     assert "no entries, shape (0, 4)" in skipped["0"]
     assert "remove_parametrizations" in skipped["1"] and "remove_parametrizations" in skipped["2"]
 

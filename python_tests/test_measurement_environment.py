@@ -1,5 +1,6 @@
 """Where models live: compiled, wrapped, checkpointed, sharded, under autocast. Measured, or refused by the reason."""
 
+import copy
 import sys
 
 import pytest
@@ -97,12 +98,40 @@ def test_checkpointing(call):
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("whole", [True, False])
-def test_autocast_inside_forward_is_named(call, whole):
+def test_autocast_inside_forward_is_off_during_a_measurement(call, whole):
+    x, y = vectors()
+    torch.manual_seed(1)
+    net = Autocast(whole)
+    plain = copy.deepcopy(net)
+    plain.enabled = False
+    decorated = copy.deepcopy(plain)
+    decorated.forward = torch.autocast("cpu", torch.bfloat16)(decorated.forward)
+    expected, *others = (call(one, LOSS, [(x.float(), y)], top_k=2, progress=False) for one in (plain, net, decorated))
+    for found in others:
+        assert list(found) == list(expected) == ["net.0", "net.2", "net.4"]
+        for name, row in found.items():
+            h, wanted = (getattr(one, "arrays", one).h for one in (row, expected[name]))
+            torch.testing.assert_close(torch.as_tensor(h), torch.as_tensor(wanted), rtol=1e-6, atol=0)
+        if call is measure:
+            assert any("autocast(cpu)" in note for note in found.meta["notes"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_autocast_switched_on_by_hand_is_named(call):
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp().float()
+
+        def forward(self, x):
+            torch.set_autocast_enabled("cpu", True)
+            return self.net(x).float()
+
     x, y = vectors()
     with pytest.raises(RuntimeError, match=r"torch\.autocast\('cpu'\)"):
-        call(Autocast(whole), LOSS, [(x.float(), y)], top_k=2, progress=False)
-    found = call(Autocast(whole=True, enabled=False), LOSS, [(x.float(), y)], top_k=2, progress=False)
-    assert list(found) == ["net.0", "net.2", "net.4"]
+        call(Hidden(), LOSS, [(x.float(), y)], top_k=2, progress=False)
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -59,7 +59,9 @@ class Capture:
     """The mean over all samples."""
     samples: int
     gradients: dict[str, Tensor]
-    """Layer → G (m, n), of the mean loss; zero where the loss does not depend on the weight."""
+    """Layer → G (m, n), or (E, m, n) of E diagonal blocks, of the mean loss; zero where the loss does not depend on the
+    weight.
+    """
     layers: dict[str, LayerFactors]
     missing: dict[str, str]
     """Layer → why it has no factors."""
@@ -106,8 +108,10 @@ class FactorSums:
         for name, layer in self.layers.items():
             summed = self.sums[name].gradient
             own[name] = None if summed is None else summed / self.samples
-            gradients[name] = all_sum(torch.zeros_like(layer.weight) if summed is None else summed, group).flatten(1)
-            gradients[name] = gradients[name] / samples
+            gradients[name] = all_sum(torch.zeros_like(layer.weight) if summed is None else summed, group)
+            gradients[name] = layer.matrices(gradients[name] / samples)
+            if len(gradients[name]) == 1:
+                gradients[name] = gradients[name][0]
         factors = {}
         for name in self.layers:
             if name not in missing:
@@ -148,23 +152,26 @@ def sum_factors(
 ) -> FactorSums:
     """The part of :func:`capture_factors` that does not communicate; errors as there."""
     sums = {name: _LayerSums() for name in layers}
-    missing: dict[str, str] = {}
+    seen = {name: layer for name, layer in layers.items() if not layer.no_factors}
+    missing = {name: layer.no_factors for name, layer in layers.items() if layer.no_factors}
     total, loss_sum = 0, 0.0
     for index, batch in enumerate(batches):
         own: dict[str, Tensor] = {}
         visit = partial(_add_factors, layers, sums, own if index == 0 else None, {})
-        with recording(model, layers, batch.samples, visit) as calls:
+        with recording(model, seen, batch.samples, visit) as calls:
             loss, gradients = pass_over(model, loss_fn, batch, f"batch {index}", layers, calls)
         total += batch.samples
         loss_sum += batch.samples * loss
         for name, gradient in gradients.items():
             _add_gradient(sums[name], name, gradient, batch.samples, index)
+            if name not in seen:
+                continue
             reason = calls.problem(name, gradient)
             if reason is None and gradient is not None and name in own:
-                reason = _used_elsewhere(gradient, own[name] / batch.samples)
+                reason = _used_elsewhere(layers[name].matrices(gradient)[0], own[name] / batch.samples)
             if reason is not None:
                 missing.setdefault(name, reason)
-        _add_surroundings(sums, calls, layers)
+        _add_surroundings(sums, calls, seen)
         on_batch()
     return FactorSums(layers, sums, loss_sum, total, missing)
 
@@ -211,7 +218,8 @@ def _add_factors(
 
 
 def _add_surroundings(sums: dict[str, _LayerSums], calls: Calls, layers: Mapping[str, Layer]) -> None:
-    for name, held in sums.items():
+    for name in layers:
+        held = sums[name]
         held.is_head, held.norm = name == calls.last, calls.behind_norm.get(name)
         held.notes += [note for note in calls.notes.get(name, []) if note not in held.notes]
     for name, (block, total, count) in calls.block_factors(layers).items():
@@ -281,8 +289,8 @@ def _out_of_range(factors: LayerFactors) -> str | None:
 
 
 def _used_elsewhere(gradient: Tensor, own: Tensor) -> str | None:
-    if own.shape == gradient.flatten(1).shape:
-        gap = float((gradient.flatten(1) - own).norm())
+    if own.shape == gradient.shape:
+        gap = float((gradient - own).norm())
         tolerance = 1e-2 if gradient.dtype in (torch.float16, torch.bfloat16) else 1e-3
         if gap <= tolerance * float(gradient.norm()) + torch.finfo(gradient.dtype).tiny:
             return None

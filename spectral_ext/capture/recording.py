@@ -60,7 +60,7 @@ class Calls:
                 error = self.block_errors.get(block)
                 if error is None or error.dim() != (layer.weight.dim() if layer.is_convolution else error.dim()):
                     continue
-                if error.shape[1 if layer.is_convolution else -1] != layer.weight.shape[0] or error.dim() < 2:
+                if error.shape[1 if layer.is_convolution else -1] != layer.matrix_shape[0] or error.dim() < 2:
                     continue
                 key = block, layer.is_convolution
                 if key not in factors:

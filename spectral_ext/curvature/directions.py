@@ -21,6 +21,8 @@ class Directions:
     U: Tensor | None = None
     V: Tensor | None = None
     dense: Tensor | None = None
+    layer: Layer | None = None
+    """Whose matrix U and V belong to; None for ``weight.flatten(1)``."""
 
     def __len__(self) -> int:
         return self.dense.shape[0] if self.dense is not None else self.U.shape[1]  # type: ignore[union-attr]
@@ -28,7 +30,7 @@ class Directions:
     def __getitem__(self, part: slice | list[int]) -> Directions:
         if self.dense is not None:
             return Directions(self.shape, dense=self.dense[part])
-        return Directions(self.shape, self.U[:, part], self.V[:, part])  # type: ignore[index]
+        return Directions(self.shape, self.U[:, part], self.V[:, part], layer=self.layer)  # type: ignore[index]
 
     @property
     def transposed(self) -> Directions:
@@ -39,20 +41,37 @@ class Directions:
     def to(self, dtype: torch.dtype) -> Directions:
         """The same directions in another precision."""
         U, V, dense = (None if t is None else t.to(dtype) for t in (self.U, self.V, self.dense))
-        return Directions(self.shape, U, V, dense)
+        return Directions(self.shape, U, V, dense, self.layer)
+
+    @property
+    def stored(self) -> Directions:
+        """The same directions in the layout of the weight, ``weight.flatten(1)``; dense where that is no u vᵀ."""
+        if self.dense is not None or self.layer is None or self.layer.layout == "rows":
+            return Directions(self.shape, self.U, self.V, self.dense)
+        if self.layer.layout == "columns":
+            return Directions(self.shape, self.V, self.U)
+        return Directions(self.shape, dense=self.weight_tangents())
 
     def weight_tangents(self) -> Tensor:
         """(K, *weight.shape)."""
         if self.dense is not None:
             return self.dense
+        if self.layer is not None:
+            assert self.U is not None and self.V is not None
+            return self.layer.tangents(self.U, self.V)
         return torch.einsum("mk,nk->kmn", self.U, self.V).reshape(-1, *self.shape)
 
     def along(self, gradient: Tensor) -> Tensor:
-        """⟨G, D_k⟩ of a gradient G (m, n) or of the weight's shape: (K,) float64."""
+        """⟨G, D_k⟩ of a gradient G of the weight's shape: (K,) float64."""
         if self.dense is not None:
             return inner_products(self.dense, gradient.reshape(self.shape))
         assert self.U is not None and self.V is not None
-        return sum_in_float64(((gradient.flatten(1) @ self.V) * self.U).mT)
+        if self.layer is None:
+            return sum_in_float64(((gradient.flatten(1) @ self.V) * self.U).mT)
+        G = self.layer.matrices(gradient)
+        blocks, m, n = G.shape
+        images = G @ self.V.reshape(blocks, n, -1)
+        return sum_in_float64((images * self.U.reshape(blocks, m, -1)).flatten(0, 1).mT)
 
     def norms(self) -> Tensor:
         """‖D_k‖, (K,) float64."""
@@ -104,8 +123,8 @@ def _given(name: str, value: Any, chosen: dict[str, Layer]) -> Directions:
         raise ValueError(f"directions[{name!r}] hold NaN or Inf")
     if isinstance(value, Tensor):
         (dense,) = tensors
-        if dense.dim() == 3 and tuple(dense.shape[1:]) == (m, n):
-            dense = dense.reshape(-1, *weight.shape)
+        if dense.dim() == 3 and dense.shape[1:] != weight.shape and layer.block_shape == (1, *dense.shape[1:]):
+            dense = layer.tensor(dense.unsqueeze(1))
         if dense.dim() == weight.dim() + 1 and dense.shape[1:] == weight.shape and len(dense):
             return Directions(weight.shape, dense=dense)
         raise ValueError(
@@ -114,6 +133,6 @@ def _given(name: str, value: Any, chosen: dict[str, Layer]) -> Directions:
     if len(tensors) == 2:
         U, V = tensors
         if U.dim() == V.dim() == 2 and U.shape[0] == m and V.shape[0] == n and U.shape[1] == V.shape[1] > 0:
-            return Directions(weight.shape, U, V)
+            return Directions(weight.shape, U, V, layer=layer)
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
     raise ValueError(f"directions[{name!r}] has shapes {shapes}, not a pair U ({m}, K), V ({n}, K) with K ≥ 1")

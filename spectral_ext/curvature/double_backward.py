@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from spectral_ext.curvature.directions import Directions
 from spectral_ext.curvature.sums import inner_products
-from spectral_ext.layers import CONVOLUTIONS, MEASURABLE_TYPES, Layer
+from spectral_ext.layers import CONVOLUTIONS, Layer
 from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss
 
 
@@ -53,7 +53,7 @@ def layer_outputs(layers: Mapping[str, Layer]) -> Iterator[tuple[dict[str, list]
 
 def output_tangents(layer: Layer, directions: Directions, x: Tensor) -> Tensor:
     """ż_k = D_k a, (K, *z.shape), from the layer's input."""
-    module = layer.module
+    module, directions = layer.module, directions.stored
     if not isinstance(module, CONVOLUTIONS):
         return directions.linear_output(x)
     functional = {1: nn.functional.conv1d, 2: nn.functional.conv2d, 3: nn.functional.conv3d}[layer.weight.dim() - 2]
@@ -80,8 +80,11 @@ def double_backward_output(
         each layer, see :func:`custom_functions`; refused are modules that are not called exactly once, weights that act
         otherwise too, and modules other than Linear and convolutions.
     """
-    others = [layer for layer in layers.values() if not isinstance(layer.module, MEASURABLE_TYPES)]
-    refused = {layer.name: f"a {layer.kind} is not a Linear or a convolution" for layer in others}
+    refused = {
+        name: f"{name!r} is not the weight of a Linear or a convolution"
+        for name, layer in layers.items()
+        if not layer.has_output
+    }
     usual = {name: layer for name, layer in layers.items() if name not in refused}
     with layer_outputs(usual) as (inputs, outputs):
         loss = batch_loss(model, loss_fn, batch)

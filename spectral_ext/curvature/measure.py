@@ -36,8 +36,6 @@ def directional_curvature(
     progress: bool = False,
     batch_size: BatchSize | None = None,
     process_group: Any = None,
-    grouped: bool = False,
-    shared: bool = False,
     self_check: bool | None = None,
 ) -> DirectionalCurvature:
     """h_k = vec(D_k)ᵀ H vec(D_k) for every layer, H the Hessian of the mean loss in that layer's weight (§2).
@@ -53,9 +51,9 @@ def directional_curvature(
         batches: an iterable of batches; it is read once.
         directions: ``{name: (U, V)}`` with columns u_k, v_k, shapes (m, K) and (n, K), or ``{name: D}`` of any rank,
             (K, *weight.shape); only the layers named are measured. None: the singular vectors of the mean gradient.
-        layers: names or shell patterns; None takes all that :func:`spectral_ext.layers.find_layers` measures. A module
-            of another kind (an Embedding, Hugging Face's Conv1D) is measured in ``weight.flatten(1)`` if it is named,
-            and so is a grouped convolution or a layer with a shared weight.
+        layers: names or shell patterns; None takes all matrices but embeddings and
+            what is tied to them, which are measured where they are named, see :func:`spectral_ext.layers.find_layers`.
+            h counts every use of a weight.
         top_k: how many singular directions per layer, at most the numerical rank of its gradient, see
             :func:`spectral_ext.measurement.singular_directions.singular_directions`.
         method: ``auto``, ``tangent_adjoint``, ``sqrt_gn``, ``double_backward_output``, ``double_backward_weight`` or
@@ -74,8 +72,6 @@ def directional_curvature(
         batch_size: the number of samples of a batch, or a function that tells it of a batch; None: as
             :func:`spectral_ext.measurement.batches.count_samples` finds it.
         process_group: a ``torch.distributed`` group whose ranks each bring their own batches; all get the same result.
-        grouped: measure grouped convolutions too, D_k in ``weight.flatten(1)``.
-        shared: measure layers too whose weight is shared with other modules; h counts every use of the weight.
         self_check: whether ``tangent_adjoint`` and ``sqrt_gn`` are compared with double backward at k = 1 and k = K on
             the first batch, tolerance 1e-8 in float64 and 1e-3 in float32. None means True. The comparison is made in
             the model's precision, and again in float64 where it fails. Custom autograd functions may lack a second
@@ -101,7 +97,7 @@ def directional_curvature(
             check_options(top_k=top_k, split=split, memory_budget=memory_budget, layers=layers, progress=progress)
             model = unwrapped(model)
             stack.enter_context(measurement(model))
-            chosen, skipped = _layers(model, layers, directions, grouped, shared)
+            chosen, skipped = _layers(model, layers, directions)
             device = next(iter(chosen.values())).weight.device
             data = as_batches(batches, model, batch_size=batch_size, device=device)
             given = None if directions is None else given_directions(directions, chosen)
@@ -126,18 +122,9 @@ def directional_curvature(
 
 
 def _layers(
-    model: nn.Module, layers: Any, directions: Mapping[str, Any] | None, grouped: bool, shared: bool
+    model: nn.Module, layers: Any, directions: Mapping[str, Any] | None
 ) -> tuple[dict[str, Layer], dict[str, str]]:
-    chosen, skipped = find_layers(model, layers, grouped=grouped, shared=shared)
-    names = {layers} if isinstance(layers, str) else set(layers or ())
-    for name in names | set(directions or ()):
-        weight = getattr(dict(model.named_modules()).get(name), "weight", None)
-        if name in skipped and isinstance(weight, nn.Parameter) and weight.dim() > 1 and weight.requires_grad:
-            chosen[name] = Layer(name, model.get_submodule(name))
-            del skipped[name]
-    for name in [name for name, layer in chosen.items() if layer.weight.numel() == 0]:
-        skipped[name] = f"its weight has no entries, shape {tuple(chosen[name].weight.shape)}"
-        del chosen[name]
+    chosen, skipped = find_layers(model, layers, named=directions or ())
     if not chosen:
         raise ValueError(why_no_layer(skipped))
     check_precision(chosen)

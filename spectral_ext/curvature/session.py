@@ -110,7 +110,7 @@ class Session:
         return found
 
     def _singular(self, name: str, gradient: Tensor, top_k: int) -> tuple[Tensor, Directions]:
-        triplets = singular_directions(gradient, top_k)
+        triplets = singular_directions(self.layers[name].matrices(gradient), top_k)
         assert triplets is not None
         self.notes[name] = triplets.notes
         sigma, U, V = (t.to(self.dtype) for t in (triplets.sigma, triplets.U, triplets.V))
@@ -120,7 +120,7 @@ class Session:
             if k != len(sigma):
                 sigma, U, V = sigma.new_empty(k), U.new_empty(U.shape[0], k), V.new_empty(V.shape[0], k)
             sigma, U, V = (from_first(t, self.group) for t in (sigma, U, V))
-        return sigma, Directions(gradient.shape, U, V)
+        return sigma, Directions(gradient.shape, U, V, layer=self.layers[name])
 
     def measure(self, found: Found, progress: bool) -> None:
         """Σ weight · h of every layer in ``found`` over this rank's pieces, by its method, with the checks.

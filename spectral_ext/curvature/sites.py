@@ -133,7 +133,7 @@ def seed(site: Site, values: dict[fx.Node, Tensor], directions: Directions) -> T
     """The tangents (K, …) at the site's ``seed_node``."""
     if site.input is None:
         return directions.weight_tangents()
-    x, start = values[site.input], site.seed_node
+    x, start, directions = values[site.input], site.seed_node, directions.stored
     if start.target is aten.convolution.default:
         geometry = start.args[3:]
         return directions.convolution_output(lambda w: aten.convolution(x, w, None, *geometry), start.args[8])  # type: ignore[arg-type]

@@ -174,7 +174,7 @@ class _Projection:
     """⟨δ_b, ż_bk⟩ for all samples b and directions k, without ż: u_kᵀ δ first, then v_kᵀ a."""
 
     def __init__(self, site: Site, env: Environment, directions: Directions, samples: int) -> None:
-        directions = directions.transposed if site.transposed else directions
+        directions = directions.stored.transposed if site.transposed else directions.stored
         self.directions, self.samples = directions, samples
         x, start = env[site.input].detach(), site.seed_node  # type: ignore[index]
         self.groups = 1

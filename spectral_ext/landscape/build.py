@@ -82,7 +82,7 @@ def build_row(
         row.notes.append(f"no Kronecker factors, and nothing that follows from them: {missing}")
     derive(row, eigenvalues_delta=delta, eigenvalues_A=A, level=level, seed=seed)
     try:
-        row.weight = weight_spectrum(layer.weight, top_k=max(k, 20))
+        row.weight = weight_spectrum(layer.matrix(layer.weight.detach()), top_k=max(k, 20))
     except FitError as error:
         row.notes.append(f"weight spectrum: {error}")
     if factors is not None and delta is not None and A is not None:

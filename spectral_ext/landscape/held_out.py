@@ -96,7 +96,7 @@ def own_intervals(
 def _matrix(one: GradientPass, name: str, layer: Layer) -> Tensor:
     gradient = one.gradients[name]
     m, n = layer.matrix_shape
-    return layer.weight.new_zeros(m, n) if gradient is None else gradient.reshape(m, n)
+    return layer.weight.new_zeros(m, n) if gradient is None else layer.matrix(gradient)
 
 
 def _held_out_curvature(

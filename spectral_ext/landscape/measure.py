@@ -18,11 +18,12 @@ from spectral_ext.curvature.choose import check_method
 from spectral_ext.curvature.directions import given_directions
 from spectral_ext.curvature.session import Session
 from spectral_ext.landscape.build import build_row, empty_row
+from spectral_ext.landscape.coverage import coverage
 from spectral_ext.landscape.held_out import cross_fitted, own_intervals
 from spectral_ext.landscape.resume import RowStore, fingerprint
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape
-from spectral_ext.layers import Layer, find_layers, why_no_layer
+from spectral_ext.layers import Layer, all_layers, find_layers, why_no_layer
 from spectral_ext.measurement.batches import Batch, BatchSize, LossFunction, as_batches, batch_loss
 from spectral_ext.measurement.checks import batch_norm_mode, check_precision, check_task, task_notes
 from spectral_ext.measurement.digest import digest
@@ -74,7 +75,9 @@ def measure(
             together are the data: the loss is the mean over all samples. Smaller batches take less memory; under
             train-mode batch norm they are part of the definition.
         top_k: singular directions per layer; fewer where the gradient has lower rank (the row's notes say so).
-        layers: names or shell patterns; None takes all. A row does not depend on which other layers are measured.
+        layers: names or shell patterns; None takes all but embeddings and what is tied to them, which are measured
+            where they are named, see :func:`spectral_ext.layers.find_layers`. A row does not depend on which other
+            layers are measured.
         method: how h is measured, see :func:`~spectral_ext.directional_curvature`.
         split: also measure the Gauss–Newton part of h and its residual by mechanism.
         seed: of the bootstrap.
@@ -119,7 +122,7 @@ def measure(
             )  # fmt: skip
             check_method(method)
             model = unwrapped(model)
-            stack.enter_context(measurement(model))
+            autocast = stack.enter_context(measurement(model))
             run = _Run(model, loss_fn, layers, options, process_group, progress)
             if directions is not None:
                 if folds is not None:
@@ -138,7 +141,7 @@ def measure(
         todo = {name: layer for name, layer in run.chosen.items() if name not in rows}
         if todo:
             rows |= run.measure(todo)
-        return run.landscape(rows, task_notes(model, gathered(reduction, process_group)))
+        return run.landscape(rows, task_notes(model, gathered(reduction, process_group), autocast))
 
 
 class _Run:
@@ -156,11 +159,12 @@ class _Run:
         self.model, self.loss_fn, self.options, self.group = model, loss_fn, options, group
         self.progress = Progress(progress)
         every, _ = find_layers(model)
+        order = all_layers(model)
         self.chosen, self.skipped = find_layers(model, layers)
         if not self.chosen:
             raise ValueError(why_no_layer(self.skipped))
         check_precision(self.chosen)
-        self.depth = {name: index for index, name in enumerate(every)}
+        self.depth = {name: index for index, name in enumerate(order)}
         self.planned = sum(min(options["top_k"], *layer.matrix_shape) for layer in every.values())
         weight = next(iter(self.chosen.values())).weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -323,5 +327,6 @@ class _Run:
             "samples": self.samples,
             "seconds": self.progress.seconds,
             "notes": notes,
+            "coverage": coverage(model, self.chosen, rows, self.skipped),
         }
         return Landscape({name: rows[name] for name in self.chosen if name in rows}, self.skipped, meta)

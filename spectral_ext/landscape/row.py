@@ -113,9 +113,9 @@ class LayerLandscape:
     name: str
     kind: str
     shape: tuple[int, int]
-    """(m, n): out, in · kernel."""
+    """(m, n): out, in · kernel. Of a family of E matrices, the block-diagonal matrix of them all."""
     depth: int
-    """Index among the model's measured layers, in order of definition."""
+    """Index among the model's matrices, in order of definition."""
     samples: int = 0
     """B, summed over batches."""
     positions: float = 1.0

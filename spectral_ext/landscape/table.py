@@ -10,6 +10,7 @@ from typing import Any
 
 from spectral_ext._figures import draw
 from spectral_ext.landscape.columns import COLUMNS, Column, summary, terminal_columns
+from spectral_ext.landscape.coverage import coverage_line
 from spectral_ext.landscape.documents import encode_landscape, load_document, save_document
 from spectral_ext.landscape.files import write_atomically
 from spectral_ext.landscape.row import LayerLandscape
@@ -177,6 +178,8 @@ def remarks(landscape: Landscape) -> list[Any]:
         lines.append(f"{further} further layers are not shown here: to_csv, the page's folder and the JSON hold them.")
     for row in [row for row in rows[:TERMINAL_LAYERS] if row.empty_reason]:
         lines.append(f"{layer_label(row)}: not measured, {row.empty_reason}.")
+    if "coverage" in landscape.meta:
+        lines.append(coverage_line(landscape.meta["coverage"]))
     if landscape.skipped:
         lines.append(f"{len(landscape.skipped)} modules are not measured; landscape.skipped and the page say why.")
     return [Text(line, style="dim") for line in lines]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -251,12 +251,19 @@ class _NoticeAutocast(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def task_notes(model: nn.Module, reductions: list[str]) -> list[str]:
-    """What the answers of :func:`check_reduction` and the mode of the batch norms mean for the results."""
+def task_notes(model: nn.Module, reductions: list[str], autocast: Collection[str] = ()) -> list[str]:
+    """What the answers of :func:`check_reduction`, the mode of the batch norms and autocast in the forward pass (the
+    devices that it was meant for) mean for the results.
+    """
     notes = [REDUCTION_NOTES[answer] for answer in ("unknown", "unchecked") if answer in reductions][:1]
     if batch_norm_mode(model) in ("train", "mixed"):
         notes.append(
             "batch norm uses batch statistics: h and d are those of the batch-coupled loss, not of the eval-mode one"
+        )
+    if autocast:
+        notes.append(
+            f"the forward pass or the loss enters torch.autocast({', '.join(sorted(autocast))}), which was off during "
+            "the measurement: all numbers are those of the full-precision model"
         )
     return notes
 

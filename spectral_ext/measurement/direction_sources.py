@@ -55,7 +55,9 @@ def _matrix(name: str, tensor: Any, layer: Layer) -> Tensor:
             f"directions[{name!r}] has shape {tuple(tensor.shape)}, and the weight {tuple(layer.weight.shape)}: they "
             "belong to another model"
         )
-    matrix = tensor.detach().to(layer.weight).reshape(m, n)
+    matrix = tensor.detach().to(layer.weight)
+    if matrix.shape == layer.weight.shape:
+        matrix = layer.matrix(matrix)
     if not bool(matrix.isfinite().all()):
         raise ValueError(f"directions[{name!r}] holds NaN or Inf")
     return matrix

@@ -35,11 +35,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def measurement(model: nn.Module) -> Iterator[None]:
+def measurement(model: nn.Module) -> Iterator[set[str]]:
     """:func:`.preserved`, and inside the block: attention by the math kernel (the fused ones have no second
     derivative), the fused transformer-encoder path off, TF32 off, float32 matrix products at "highest" precision,
-    compiled parts run uncompiled (compiled code has no second derivative), gradients on, and batch norm in train mode
+    compiled parts run uncompiled (compiled code has no second derivative), autocast blocks that the forward pass enters
+    have no effect (they would mix precisions), gradients on, and batch norm in train mode
     leaves its running statistics alone. Enter it before anything reads a weight.
+
+    Yields:
+        the devices whose autocast a forward pass has tried to switch on so far.
 
     Raises:
         RuntimeError: autocast is on.
@@ -52,6 +56,7 @@ def measurement(model: nn.Module) -> Iterator[None]:
     with (
         preserved(model),
         _uncompiled(),
+        _without_autocast() as tried,
         sdpa_kernel(SDPBackend.MATH),
         torch.inference_mode(False),
         batch_norm_needs_samples(model),
@@ -64,7 +69,7 @@ def measurement(model: nn.Module) -> Iterator[None]:
         try:
             for module in tracking:
                 module.track_running_stats = False
-            yield
+            yield tried
         finally:
             for module in tracking:
                 module.track_running_stats = True
@@ -73,6 +78,28 @@ def measurement(model: nn.Module) -> Iterator[None]:
 def _uncompiled() -> contextlib.AbstractContextManager:
     """Compiled modules and functions run as plain Python. Nothing is compiled where Dynamo was never imported."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _without_autocast() -> Iterator[set[str]]:
+    """Blocks and decorators of ``torch.autocast`` have no effect in this process; yields the devices that they name.
+
+    Accelerate and the Hugging Face Trainer put such a decorator around ``forward``.
+    """
+    kind: Any = torch.autocast
+    enter, leave = kind.__enter__, kind.__exit__
+    tried: set[str] = set()
+
+    def noted(self: Any) -> Any:
+        if self._enabled:
+            tried.add(self.device)
+        return self
+
+    kind.__enter__, kind.__exit__ = noted, lambda self, *_: None
+    try:
+        yield tried
+    finally:
+        kind.__enter__, kind.__exit__ = enter, leave
 
 
 @contextlib.contextmanager

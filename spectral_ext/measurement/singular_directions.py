@@ -34,8 +34,9 @@ class SingularDirections:
 
 
 def singular_directions(gradient: Tensor, top_k: int) -> SingularDirections | None:
-    """The ``top_k`` leading singular triplets of G (m, n), without those that rounding error explains: σ_k ≤ 1e-6 σ_1
-    (1e-12 σ_1 for a float64 gradient, 4e-6 σ_1 for a float32 gradient of 2²⁰ entries or more).
+    """The ``top_k`` leading singular triplets of G, a matrix (m, n) or E diagonal blocks (E, m, n), without those that
+    rounding error explains: σ_k ≤ 1e-6 σ_1 (1e-12 σ_1 for a float64 gradient, 4e-6 σ_1 for a float32 gradient of 2²⁰
+    entries or more).
 
     A classifier's gradient has rank ≤ C − 1, and a batch of B rows gives rank ≤ B: singular values beyond the rank are
     rounding error, their directions are arbitrary, and they must not enter a fit.
@@ -45,9 +46,11 @@ def singular_directions(gradient: Tensor, top_k: int) -> SingularDirections | No
     """
     if gradient.numel() == 0:
         return None
-    matrix = gradient.flatten(1)
+    matrix = gradient[0] if gradient.dim() == 3 and len(gradient) == 1 else gradient
     small = matrix.numel() < DOUBLE_BELOW
     U, sigma, Vh = torch.linalg.svd(matrix.double() if small else matrix, full_matrices=False)
+    if matrix.dim() == 3:
+        U, sigma, Vh = _block_diagonal(U, sigma, Vh, top_k)
     if float(sigma[0]) == 0.0:
         return None
     cutoff = CUTOFF.get(gradient.dtype, CUTOFF[torch.float32])
@@ -61,3 +64,17 @@ def singular_directions(gradient: Tensor, top_k: int) -> SingularDirections | No
     elif k < top_k:
         notes.append(f"the weight has only {k} singular directions, {top_k} were asked for")
     return SingularDirections(sigma[:k], U[:, :k].contiguous(), Vh[:k].mT.contiguous(), sigma, notes)
+
+
+def _block_diagonal(U: Tensor, sigma: Tensor, Vh: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular vectors of the block-diagonal matrix from those of its E blocks, for the ``top_k`` largest of all
+    singular values: U (E·m, K), all σ decreasing, Vᵀ (K, E·n).
+    """
+    blocks, m, r = U.shape
+    n = Vh.shape[-1]
+    values, order = sigma.flatten().sort(descending=True, stable=True)
+    k = min(top_k, len(order))
+    of, within, at = order[:k] // r, order[:k] % r, torch.arange(k, device=U.device)
+    left, right = U.new_zeros(k, blocks, m), Vh.new_zeros(k, blocks, n)
+    left[at, of], right[at, of] = U[of, :, within], Vh[of, within]
+    return left.flatten(1).mT, values, right.flatten(1)

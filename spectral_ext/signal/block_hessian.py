@@ -78,7 +78,7 @@ def block_spectrum(
         KeyError: a name that is no measurable layer.
         ValueError: no batch, an empty batch, a loss that is not a finite scalar, or a wrong shape of directions.
     """
-    layers, skipped = find_layers(model, grouped=True, shared=True)
+    layers, skipped = find_layers(model, named=directions)
     missing = [name for name in directions if name not in layers]
     if missing:
         raise KeyError(f"directions: {missing[0]!r} is no measurable layer: {skipped.get(missing[0], 'no such layer')}")
@@ -98,7 +98,7 @@ def _matrix(layer: Layer, U: Tensor, V: Tensor) -> np.ndarray:
         raise ValueError(
             f"directions of {layer.name!r} have shapes {tuple(U.shape)} and {tuple(V.shape)}, not ({m}, K), ({n}, K)"
         )
-    return torch.einsum("mk,nk->kmn", U.double(), V.double()).flatten(1).cpu().numpy()
+    return layer.tangents(U.double(), V.double()).flatten(1).cpu().numpy()
 
 
 def _hessian_product(
