@@ -280,3 +280,17 @@ def test_layer_norm_diagnostic_takes_out_weight_and_bias(affine):
     assert found.rank == 23
     assert found.condition == pytest.approx(float(eigenvalues[-1] / eigenvalues[0]), rel=1e-3)
     assert found.reason == ""
+
+
+def test_layer_norm_diagnostic_says_where_weight_and_bias_hide_the_normalized_input():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.LayerNorm(24), nn.Linear(24, 6))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.logspace(-3, 1, 24))
+        net[0].bias.fill_(30.0)
+    batch = torch.randn(200, 24), torch.randint(6, (200,))
+    found = measure(net, nn.CrossEntropyLoss(), [batch], top_k=4, progress=False)["1"].layer_norm
+    assert np.isnan(found.condition)
+    assert "too few digits" in found.reason
+    exact = measure(net.double(), nn.CrossEntropyLoss(), [(batch[0].double(), batch[1])], top_k=4, progress=False)["1"]
+    assert exact.layer_norm.condition < 10

@@ -258,21 +258,26 @@ def _factors(held: _LayerSums, samples: int, group: Any) -> LayerFactors:
 
 
 def _without_affine(C_A: Tensor, mean: Tensor, norm: nn.Module) -> Tensor | None:
-    """Ĉ = Γ⁻¹(C_A − μβᵀ − βμᵀ + ββᵀ)Γ⁻¹ with Γ = diag(γ) and μ the mean of a = γ⊙x̂ + β, in float64."""
+    """Ĉ = Γ⁻¹(C_A − μβᵀ − βμᵀ + ββᵀ)Γ⁻¹ with Γ = diag(γ) and μ the mean of a = γ⊙x̂ + β, in float64.
+
+    None where γ has another shape or where C_A, rounded to its dtype, does not resolve Ĉ behind such γ and β.
+    """
     weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
     if any(isinstance(one, Tensor) and one.shape != mean.shape for one in (weight, bias)) or len(mean) != len(C_A):
         return None
     C = C_A.double()
+    rounding = torch.finfo(C_A.dtype).eps * C.diagonal()
     if isinstance(bias, Tensor):
         beta = bias.detach().double()
         cross = torch.outer(mean, beta)
         C = C - cross - cross.mT + torch.outer(beta, beta)
     if isinstance(weight, Tensor):
         gamma = weight.detach().double()
-        if not bool((gamma.abs() > 1e-6 * gamma.abs().max()).all()):
+        if bool((gamma == 0).any()):
             return None
         C = C / torch.outer(gamma, gamma)
-    return C
+        rounding = rounding / gamma.square()
+    return C if float(rounding.max()) <= 1e-3 * float(C.diagonal().mean()) else None
 
 
 def _out_of_range(factors: LayerFactors) -> str | None:

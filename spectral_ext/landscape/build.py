@@ -140,7 +140,10 @@ def _norm_spectrum(factors: LayerFactors, A: np.ndarray) -> tuple[np.ndarray, st
     if not factors.behind_norm:
         return (A, "") if len(A) == n else (np.zeros(0), f"only the largest eigenvalues of C_A are known (n = {n})")
     if factors.C_normalized is None:
-        return np.zeros(0), "the norm's weight has a zero, or the norm is over other dimensions than the layer's input"
+        return np.zeros(0), (
+            "the norm is over other dimensions than the layer's input, or its weight and bias leave too few digits of "
+            "the normalized input in C_A"
+        )
     if n > NORM_SPECTRUM:
         return np.zeros(0), f"all {n} eigenvalues would take too long; {NORM_SPECTRUM} is the limit"
     return normalized_spectrum(factors.C_normalized, centred=factors.centred), ""
