@@ -1,4 +1,7 @@
-"""A table of (model, loss, batches) that the curvature engine must measure exactly; each builds in float64, seeded."""
+"""A table of (model, loss, batches) that the curvature engine must measure exactly; each builds in float64, seeded.
+
+One file, although long: it is one table.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What two gloo processes check about SpectralNewton; started by ``test_optim_distributed.py``, one result a check."""
+"""What two gloo processes check about SpectralNewton; started by ``test_optim_distributed.py``, one result per check.
+
+One file, although long: two processes are started once for all checks.
+"""
 
 import copy
 import tempfile

@@ -1,4 +1,7 @@
-"""spectral_newton against the float64 SVD: shapes, dtypes, modes, spectra, lists, bad input."""
+"""spectral_newton against the float64 SVD: shapes, dtypes, modes, spectra, lists, bad input.
+
+One file, although long: it is the contract of one public function.
+"""
 
 import math
 import os
@@ -126,6 +129,15 @@ def test_range(scale, alpha):
             continue  # the result itself leaves the range of float32
         tolerance = 1e-5 if scale >= 1e-36 else 1e-2  # denormals carry few bits
         assert float((spectral_newton(G, alpha, 0.1, damping_mode=mode) - exact).norm() / exact.norm()) <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["rms", "spectral"])
+def test_intermediate_values_out_of_range_take_float64(mode):
+    G = torch.randn(8, 13) * 1e-42  # f(0) = 1/d leaves float32, T(G) ≈ 1e37 does not
+    exact = reference.spectral_newton(G.double(), 1.9, 0.1, damping_mode=mode)
+    assert 1e36 < float(exact.abs().max()) < 3e38
+    found = spectral_newton(G, 1.9, 0.1, damping_mode=mode).double()
+    assert float((found - exact).norm() / exact.norm()) <= 1e-5
 
 
 def test_largest_singular_value_where_one_start_of_lanczos_stops_at_the_second():

@@ -133,12 +133,15 @@ TransferResult solve_in_precision(const GradientMatrix<S>& G, const TransferSett
   if (exactly) damping *= std::pow(scale * std::sqrt(lambda), alpha);
   if (settings.mode == DampingMode::kRms) damping *= std::pow(scale * std::sqrt(trace / n), alpha);
   const double delta = std::pow(damping, 2 / alpha) / (scale * scale);
+  // f(0), the largest eigenvalue of f(R): it may leave the range of S where T(G) does not.
+  const double gain = scale / damping, largest_gain = 1e-2 * std::numeric_limits<S>::max();
+  if (!exact_apply && !(gain < largest_gain)) return {TransferStatus::kIllConditioned, lambda / delta};
   if constexpr (std::is_same_v<S, T>) {
     const double shifted = std::sqrt((square + delta * (2 * trace + n * delta)) / n), unit = std::max(lambda, delta);
     const double error =
         (2 + std::sqrt(n) / 8) * unit_roundoff<T>() * shifted / delta;  // as in Rounding, ‖X⁻¹‖_F ≤ √n/δ
     if (alpha == 2 && n <= kSubstitutionSide && kSafety * error <= settings.tolerance) {
-      const double shift = delta / unit, weight = scale / damping * shift;
+      const double shift = delta / unit, weight = gain * shift;
       Substitution<T> substitution{parallel, at.R,  n,   N, T(1 / unit), T(shift), T(weight), wide ? g.transposed() : g,
                                    wide,     G.out, at.X};
       if (substitution.run()) return {TransferStatus::kSinglePrecision, lambda / delta};
@@ -156,7 +159,7 @@ TransferResult solve_in_precision(const GradientMatrix<S>& G, const TransferSett
   const T shrink = static_cast<T>(1 / unit);
   for (int64_t i = 0; i < n; ++i) at.diagonal[i] = shrink * at.R[i * n + i];
   const NormBounds bounds = norm_of_result(trace / delta, square / (delta * delta), n, 0.5 * alpha);
-  const double norm_unit = scale / damping * std::sqrt(delta / unit);
+  const double norm_unit = gain * std::sqrt(delta / unit);
   const double norm = norm_unit * std::sqrt(bounds.lower * bounds.upper);  // only decides what is tried
   const bool mixed = !std::is_same_v<S, T> && !exact_apply;
   Fractions<T> fractions{workspace,
@@ -164,7 +167,7 @@ TransferResult solve_in_precision(const GradientMatrix<S>& G, const TransferSett
                          n,
                          shrink,
                          delta / unit,
-                         scale / damping,
+                         gain,
                          lambda / unit,
                          trace / unit,
                          square / unit / unit,

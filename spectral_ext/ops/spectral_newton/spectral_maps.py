@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from scipy.interpolate import AAA
 from torch import Tensor
 
-from spectral_ext.ops.spectral_newton.partial_fractions_torch import Batch, Precision, apply_rational, units_of
+from spectral_ext.ops.spectral_newton.matrix_function import Precision
+from spectral_ext.ops.spectral_newton.partial_fractions_torch import Batch, apply_rational, units_of
 
 Array = NDArray[np.float64]
 UNITS = ("absolute", "spectral", "rms", "frobenius")
