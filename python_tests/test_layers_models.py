@@ -138,3 +138,20 @@ def test_language_models(name):
     if name == "GPT2LMHeadModel":
         fc = found["transformer.h.0.mlp.c_fc"]
         assert fc.shape == (32, 8) and fc.beta.r2 is not None and len(fc.arrays.h_kron) == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["Bert", "Albert", "T5"])
+def test_encoders_with_their_own_loss(name):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    ids = torch.randint(2, 40, (3, 6))
+    batch = {"input_ids": ids, "labels": torch.tensor([0, 1, 2])}
+    if name == "T5":
+        sizes = dict(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0)
+        model, batch["labels"] = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)), ids
+    else:
+        config = getattr(transformers, f"{name}Config")(**{**SIZES, "num_hidden_layers": 2}, num_labels=3)
+        model = getattr(transformers, f"{name}ForSequenceClassification")(config)
+    tables = {n for n, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    check(model, lambda output, batch: output.loss, [batch], set(), tables, tolerance=1e-6)
