@@ -99,7 +99,7 @@ SANITIZERS = ASAN_OPTIONS=detect_leaks=0:log_path=report UBSAN_OPTIONS=print_sta
 sanitize: $(READY)
 	CC=gcc CXX=$(GXX) $(INSTRUMENTED) SPECTRAL_EXT_CUDA=0 MAX_JOBS=$(JOBS) $(PYTHON) setup.py -q build --build-base build/sanitize/temp --build-lib build/sanitize
 	rm -f build/sanitize/report.*
-	cd build/sanitize && { $(INSTRUMENTED) $(SANITIZERS) OMP_NUM_THREADS=1 $(PYTHON_ANYWHERE) -m pytest -q -p no:cacheprovider -n $(JOBS) \
+	cd build/sanitize && { $(INSTRUMENTED) $(SANITIZERS) OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(PYTHON_ANYWHERE) -m pytest -q -p no:cacheprovider -n $(JOBS) \
 		$(addprefix ../../,$(OP_TESTS)) || { cat report.* 2>/dev/null; exit 1; }; }
 
 sdist-check: $(READY)
