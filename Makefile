@@ -9,7 +9,8 @@ GXX ?= g++
 OLDEST_TORCH := 2.11.0
 # The tests that reach C++.
 OP_TESTS := $(addprefix python_tests/test_,input_factor.py input_factor_interface.py output_factor.py \
-	rayleigh_quotients.py spectral_newton.py accumulator.py raw_ops.py guard_pages.py fuzz_ops.py)
+	rayleigh_quotients.py rayleigh_quotients_interface.py spectral_newton.py accumulator.py raw_ops.py \
+	guard_pages.py fuzz_ops.py)
 NATIVE := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
 ifdef PYTHON
