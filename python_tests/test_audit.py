@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from spectral_ext.audit import CLAIMS, Check, Claim, Verdict, audit, rounds_to
+from spectral_ext.audit import CLAIMS, Check, Claim, Undecided, Verdict, audit, rounds_to
+from spectral_ext.audit.theory import counterexample
 from spectral_ext.audit.verdict import number_check, range_check, shown
 
 ORACLE = Path(__file__).resolve().parents[1].parent / "shared" / "oracle"
@@ -42,11 +44,12 @@ def test_range_bounds_are_rounded_too():
     assert not range_check("x", [1.8449, 2.4], "1.85", "2.40").holds
 
 
-def judged(tmp_path, *checks):
+def judged(tmp_path, *checks, **options):
     (tmp_path / "results_x.json").write_text("{}")
     from spectral_ext.audit import Frozen
 
-    return Claim("§1", "c", "p", ("x",), lambda frozen: checks if checks else "no data").judge(Frozen(tmp_path))
+    answer = checks or Undecided("no data", "the data")
+    return Claim("§1", "c", "p", ("x",), "it is so", lambda frozen: answer, **options).judge(Frozen(tmp_path))
 
 
 def test_verdicts_follow_from_the_checks(tmp_path):
@@ -56,6 +59,33 @@ def test_verdicts_follow_from_the_checks(tmp_path):
     assert "only over some" in judged(tmp_path, bad, good).why
     assert judged(tmp_path, bad, bad).verdict is Verdict.CONTRADICTED
     assert judged(tmp_path).verdict is Verdict.UNCHECKABLE
+
+
+def test_what_cannot_fail_does_not_count_as_holding(tmp_path):
+    good, bad = Check("some", "1", True), Check("all", "2", False)
+    assert judged(tmp_path, good, by_construction=True).verdict is Verdict.CONSTRUCTION
+    assert judged(tmp_path, bad, by_construction=True).verdict is Verdict.CONTRADICTED
+
+
+def test_each_verdict_says_what_would_overturn_it(tmp_path):
+    good, bad = Check("some", "1", True), Check("all", "2", False)
+    assert judged(tmp_path, good).overturn == "Results in which this is false: it is so."
+    assert judged(tmp_path, bad).overturn == "Results in which this is true: it is so."
+    assert judged(tmp_path, bad, overturn="A new definition.").overturn == "A new definition."
+    both = judged(tmp_path, bad, good).overturn
+    assert "true over all" in both and "false over some: it is so." in both
+    assert judged(tmp_path, good, by_construction=True).overturn.startswith("No measurement")
+    assert judged(tmp_path).overturn == "This would decide: the data."
+
+
+def test_the_counterexample_to_theorem_2_meets_its_conditions():
+    errors, activations = counterexample()
+    gradient = errors.T @ activations / len(errors)
+    for matrix in (gradient, errors.T @ errors, activations.T @ activations):
+        assert np.abs(matrix - np.diag(np.diag(matrix))).max() < 1e-12
+    correlation = np.array([0.9, 0.7, 0.5, 0.3, 0.1])
+    np.testing.assert_allclose(np.diag(gradient), correlation**2, rtol=1e-12)
+    np.testing.assert_allclose(errors**2 * activations**2, np.broadcast_to(correlation**2, errors.shape), rtol=1e-12)
 
 
 def test_missing_folder_and_broken_files_are_clear_errors(tmp_path):
@@ -92,11 +122,29 @@ def test_every_claim_is_judged_and_named_once(findings):
 
 
 @needs_oracle
-def test_median_error_holds_only_over_a_selection(find):
+def test_every_finding_names_what_would_overturn_it(findings):
+    for one in findings.values():
+        assert one.overturn.endswith(".") and ": ." not in one.overturn, one
+        assert len(one.overturn) > 30, one
+
+
+@needs_oracle
+def test_a_limit_on_the_error_is_no_selection(find):
     found = find("Abstract, Remark 2", "median relative error")
-    assert found.verdict is Verdict.SELECTION
-    assert found.recomputed == "2.35 %"
-    assert "20 layers" in found.why
+    assert found.verdict is Verdict.CONTRADICTED
+    assert found.recomputed.startswith("2.35 %")
+    assert "1.90 % over the 20 with at most 5 %" in found.recomputed
+
+
+@needs_oracle
+def test_the_ratio_of_convolutions_is_rescaled_by_rows_and_samples(find):
+    """B²·S: with B² alone the median of conv1, of 256 positions, is 2.2."""
+    data = json.loads((ORACLE / "results_conv_gap_v2.json").read_text())
+    medians = [np.median(one["cos2_theta"]) / 2048**2 / one["L_spatial"] for one in data["conv_results"]]
+    found = find("§6.4, App. D", "h_exact/h_Kron")
+    assert found.recomputed == f"medians {min(medians):.2g} … {max(medians):.2g}" == "medians 0.0019 … 0.013"
+    for one in data["conv_results"]:
+        assert max(np.square(one["sigma"]) / np.array(one["h_kron"])) > one["L_spatial"] ** 2  # not Section 2's errors
 
 
 @needs_oracle
@@ -110,7 +158,23 @@ def test_median_error_holds_only_over_a_selection(find):
         ("App. G", "24 layers: winners", Verdict.HOLDS),
         ("App. K", "epoch 0: winners", Verdict.HOLDS),
         ("App. K", "epoch 15: winners", Verdict.CONTRADICTED),
-        ("Theorem 9", "PR_h", Verdict.SELECTION),
+        ("Theorem 9", "PR_h", Verdict.CONSTRUCTION),
+        ("Theorem 9", "the bound at", Verdict.CONSTRUCTION),
+        ("Abstract, §7.2", "measured layers obey", Verdict.CONTRADICTED),
+        ("Theorem 7", "s = αγ", Verdict.CONSTRUCTION),
+        ("Theorem 2", "aligned bases", Verdict.CONTRADICTED),
+        ("Equation 3, §6.2", "lowers the measured α", Verdict.CONTRADICTED),
+        ("Table 3, §7.3", "ResNet-50", Verdict.CONSTRUCTION),
+        ("Tables 1, 2", "follow from Table 2", Verdict.CONSTRUCTION),
+        ("Corollary 8", "tail exponent", Verdict.UNCHECKABLE),
+        ("Abstract, §6.2, Table 2", "up-projections", Verdict.SELECTION),
+        ("§3 against §6.5", "requires LayerNorm", Verdict.CONTRADICTED),
+        ("§3 against §6.5", "larger output dimension", Verdict.SELECTION),
+        ("§7.3", "times one of Muon", Verdict.UNCHECKABLE),
+        ("App. E", "convolutions converge", Verdict.HOLDS),
+        ("§3", "emerges from about 1.5", Verdict.CONTRADICTED),
+        ("§3, App. F", "stable across quartiles", Verdict.UNCHECKABLE),
+        ("Table 1", "FC classifier", Verdict.UNCHECKABLE),
         ("App. I", "width 512", Verdict.CONTRADICTED),
         ("App. C", "CIFAR-100, attn_qkv", Verdict.HOLDS),
         ("App. M", "spectral_beta15: gain", Verdict.SELECTION),

@@ -1,5 +1,6 @@
 """The command line: every command, its help, and errors that are one line with a remedy."""
 
+import html
 import json
 import re
 import subprocess
@@ -261,6 +262,7 @@ def test_audit_writes_what_it_prints(tmp_path, capsys):
     assert f"{contradicted} contradicted" in " ".join(counts.split())
     page = (tmp_path / "a" / "audit.html").read_text(encoding="utf-8")
     assert page.count('class="verdict CONTRADICTED"') == contradicted
+    assert "what would overturn it" in page and all(one["overturn"] in html.unescape(page) for one in found)
     assert main(["audit", str(tmp_path)]) == 2
     assert "holds no results" in last_error(capsys)
 

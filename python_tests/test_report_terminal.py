@@ -31,11 +31,14 @@ def test_no_cell_is_cut_off_and_what_is_left_out_is_named(width):
 
 def test_findings_table_counts_and_can_leave_out_what_holds():
     findings = [
-        Finding("§1", "first claim", "1", Verdict.HOLDS, "1.0", "all", "f"),
-        Finding("§2", "second claim", "2", Verdict.CONTRADICTED, "3.0", "over all", "f"),
+        Finding("§1", "first claim", "1", Verdict.HOLDS, "1.0", "all", "first remedy", "f"),
+        Finding("§2", "second claim", "2", Verdict.CONTRADICTED, "3.0", "over [all]", "second remedy", "f"),
     ]
     assert "first claim" in shown(120, print_findings, findings)
     brief = shown(120, print_findings, findings, every=False)
     assert "first claim" not in brief
     assert "second claim" in brief
-    assert "2 claims: 1 holds, 0 holds only under a stated selection, 1 contradicted, 0 not checkable." in brief
+    assert "second remedy" in brief and "over [all]" in brief
+    flat = " ".join(brief.split())
+    counts = "1 holds, 0 holds only under a stated selection, 1 contradicted, 0 true by construction, 0 not checkable."
+    assert f"2 claims: {counts}" in flat

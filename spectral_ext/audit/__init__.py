@@ -7,7 +7,12 @@ checks alone:
 * *holds*: true over all the data that the claim is about;
 * *holds only under a stated selection*: true only over a part, which the finding names;
 * *contradicted*: false over all, and over every selection tried;
+* *true by construction*: it follows by arithmetic from its own definition, its assumptions or other printed numbers, so
+  no measurement could make it false, and it is no evidence;
 * *not checkable*: the frozen results hold nothing that could decide.
+
+A limit on the very number that a claim is about selects on the outcome, and is no selection. Every finding says what
+would overturn it.
 
 >>> from spectral_ext.audit import rounds_to
 >>> rounds_to(2.0951, "1.9")
@@ -18,11 +23,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spectral_ext.audit import ablations, curvature, exponents, participation, spectra, training, triangle
+from spectral_ext.audit import ablations, curvature, exponents, participation, spectra, theory, training, triangle
 from spectral_ext.audit.frozen import Frozen
-from spectral_ext.audit.verdict import Check, Claim, Finding, Verdict, rounds_to
+from spectral_ext.audit.verdict import Check, Claim, Finding, Undecided, Verdict, rounds_to
 
 CLAIMS: tuple[Claim, ...] = (
+    *theory.CLAIMS,
     *triangle.CLAIMS,
     *exponents.CLAIMS,
     *curvature.CLAIMS,
@@ -47,4 +53,4 @@ def audit(folder: str | Path) -> list[Finding]:
     return [claim.judge(frozen) for claim in CLAIMS]
 
 
-__all__ = ["CLAIMS", "Check", "Claim", "Finding", "Frozen", "Verdict", "audit", "rounds_to"]
+__all__ = ["CLAIMS", "Check", "Claim", "Finding", "Frozen", "Undecided", "Verdict", "audit", "rounds_to"]

@@ -12,6 +12,8 @@ import numpy as np
 
 from spectral_ext.spectra import FitError, fit_alpha, fit_gamma, fit_s
 
+HEADS = ("fc", "classifier.3", "output_head", "head")
+
 
 class MissingResultsError(LookupError):
     """A file with frozen results is absent."""
@@ -52,7 +54,12 @@ class Layer:
     @property
     def is_head(self) -> bool:
         """The layer that gives the logits."""
-        return self.name in ("fc", "classifier.3", "output_head", "head")
+        return self.name in HEADS
+
+    @property
+    def is_boundary(self) -> bool:
+        """The first layer or block, or the head: Figure 2 and Remark 2 set these apart from the interior."""
+        return is_boundary(self.name)
 
     @property
     def is_convolution(self) -> bool:
@@ -131,6 +138,10 @@ def _arrays(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     if len(sigma) != len(h):
         raise FitError(f"{row['name']}: {len(sigma)} singular values and {len(h)} curvatures")
     return sigma, h
+
+
+def is_boundary(name: str) -> bool:
+    return name in HEADS or name in ("conv1", "features.0") or name.startswith("block0.")
 
 
 def median(values: Sequence[float] | np.ndarray) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spectral_ext.audit.frozen import Frozen, Layer, median
-from spectral_ext.audit.verdict import Check, Claim, number_check, rounds_to, shown, unfrozen
+from spectral_ext.audit.verdict import Check, Claim, Undecided, number_check, rounds_to, shown, unfrozen
 
 FILE = "alpha_triangle"
 
@@ -36,13 +36,25 @@ def _refit(frozen: Frozen) -> list[Check]:
 
 
 def _median_error(frozen: Frozen) -> list[Check]:
-    errors = np.array([layer.triangle_error for layer in frozen.triangle()])
-    checks = [number_check(f"all {len(errors)} layers", 100 * median(errors), "1.9", " %")]
-    for limit, origin in ((0.10, "the paper's selection"), (0.05, "a selection that the paper does not name")):
-        kept = errors[errors <= limit]
-        over = f"the {len(kept)} layers with an error of at most {limit:.0%} ({origin})"
-        checks.append(number_check(over, 100 * median(kept), "1.9", " %"))
-    return checks
+    layers = frozen.triangle()
+    errors = np.array([layer.triangle_error for layer in layers])
+    kept, tight = errors[errors <= 0.10], errors[errors <= 0.05]
+    stated = number_check(f"all {len(errors)} layers", 100 * median(errors), "1.9", " %")
+    beside = (
+        f"{stated.value} ({shown(100 * median(kept), '1.9')} % over the {len(kept)} layers of the paper's own limit of "
+        f"10 %; {shown(100 * median(tight), '1.9')} % over the {len(tight)} with at most 5 %)"
+    )
+    groups = {
+        "the convolutions below the head": [one for one in layers if one.is_convolution and not one.is_head],
+        "the interior layers (neither first block nor head)": [one for one in layers if not one.is_boundary],
+    }
+    for name in ("resnet18", "vgg11", "gpt2"):
+        groups[f"the layers of {name}"] = frozen.triangle(name)
+    by_kind = [
+        number_check(over, 100 * median([one.triangle_error for one in group]), "1.9", " %")
+        for over, group in groups.items()
+    ]
+    return [Check(stated.over, beside, stated.holds), *by_kind]
 
 
 def _layer_count(frozen: Frozen) -> list[Check]:
@@ -72,7 +84,7 @@ def _gamma_r2(frozen: Frozen) -> list[Check]:
 
 def _gpt2_identity(frozen: Frozen) -> list[Check]:
     layers = frozen.triangle("gpt2")
-    later = [layer for layer in layers if not layer.name.startswith("block0")]
+    interior = [layer for layer in layers if not layer.is_boundary]
 
     def check(over: str, chosen: list[Layer]) -> Check:
         worst = max(chosen, key=lambda layer: layer.triangle_error)
@@ -82,7 +94,10 @@ def _gpt2_identity(frozen: Frozen) -> list[Check]:
             all(x.triangle_error <= 0.1 for x in chosen),
         )
 
-    return [check(f"all {len(layers)} layers, error ≤ 10 %", layers), check("the layers after block 0", later)]
+    return [
+        check(f"all {len(layers)} layers, error ≤ 10 %", layers),
+        check("the interior layers (neither block 0 nor head)", interior),
+    ]
 
 
 def _row(experiment: str, name: str, *published: str) -> Claim:
@@ -96,33 +111,43 @@ def _row(experiment: str, name: str, *published: str) -> Claim:
             Check(f"{len(layer.sigma)} directions", text + (f" (not {', '.join(wrong)})" if wrong else ""), not wrong)
         ]
 
-    return Claim("App. H", f"{experiment} {name}: γ α s αγ error %", " ".join(published), (FILE,), check)
+    return Claim("App. H", f"{experiment} {name}: γ α s αγ error %", " ".join(published), (FILE,),
+                 "each of the six numbers, refitted from σ and h, rounds to the printed one", check)  # fmt: skip
 
 
-def _weight_slope(frozen: Frozen) -> list[Check]:
+def _weight_tail(frozen: Frozen) -> Undecided:
     layers = frozen.triangle()
     below = sum(layer.stored["s_weight"] < layer.s for layer in layers)
-    return [Check(f"all {len(layers)} layers", f"{below} of {len(layers)} below s", below == len(layers))]
+    return Undecided(
+        "no weight spectrum and no tail exponent is frozen; what is, a rank slope of the weights (s_weight), is "
+        f"another quantity: it is below s in {below} of {len(layers)} layers",
+        "the singular values of the weights of these layers, or the tail exponents fitted to them",
+    )
 
 
 CLAIMS = (
-    Claim("App. H", "the published exponents are log-log least squares of the raw σ and h", "α, γ, s", (FILE,), _refit),
+    Claim("App. H", "the published exponents are log-log least squares of the raw σ and h", "α, γ, s", (FILE,),
+          "every refitted α, γ and s equals the stored one to 1e-10", _refit),
     Claim(
-        "Abstract, Remark 2", "median relative error of s = αγ on CIFAR-10", "1.9 %", (FILE,), _median_error,
-        "Slopes multiply exactly only where log σ is linear in log k, so a small error is no evidence by itself",
+        "Abstract, Remark 2", "median relative error of s = αγ on CIFAR-10", "1.9 %", (FILE,),
+        "the median of |s − αγ|/|s| over the layers, chosen without looking at their errors, rounds to 1.9 %",
+        _median_error,
+        "A limit on the error itself selects on the outcome, and does not count as a selection here. Slopes multiply "
+        "exactly where log σ is linear in log k, so a small error is no evidence by itself",
     ),
-    Claim("App. H", "number of layers of the CIFAR-10 triangle", "20", (FILE,), _layer_count),
-    Claim("App. H", "well-conditioned layers, relative error ≤ 10 %", "n = 19", (FILE,), _well_conditioned),
-    Claim("App. H", "CNN layers have R²(γ) > 0.88", "> 0.88", (FILE,), _gamma_r2),
-    Claim("App. H", "GPT-2: weaker γ fits, but the identity still holds", "no number", (FILE,), _gpt2_identity),
+    Claim("App. H", "number of layers of the CIFAR-10 triangle", "20", (FILE,), "the frozen triangle has 20 layers",
+          _layer_count),
+    Claim("App. H", "well-conditioned layers, relative error ≤ 10 %", "n = 19", (FILE,),
+          "exactly 19 layers have |s − αγ|/|s| ≤ 10 %", _well_conditioned),
+    Claim("App. H", "CNN layers have R²(γ) > 0.88", "> 0.88", (FILE,),
+          "R² of log σ on log k is above 0.88 in every layer", _gamma_r2),
+    Claim("App. H", "GPT-2: weaker γ fits, but the identity still holds", "no number", (FILE,),
+          "|s − αγ|/|s| is at most 10 %, the band of Figure 3, in every layer", _gpt2_identity),
     *(_row(*row) for row in APPENDIX_H),
-    Claim("Corollary 8", "the rank slope of the weights (s_weight) is below s", "consistently", (FILE,), _weight_slope),
-    unfrozen(
-        "Corollary 8", "the power-law tail exponent α_weight is below s", "consistently",
-        "the frozen results hold a rank slope (s_weight), not a tail exponent, and no weight spectrum",
-    ),
+    Claim("Corollary 8", "the power-law tail exponent α_weight is below s", "consistently", (FILE,),
+          "α_weight < s in every layer", _weight_tail),
     unfrozen("Remark 2", "median error 1.0 % on Tiny-ImageNet, 54 layers", "1.0 %",
-             "no α, h or s of these layers is frozen"),
+             "no α, h or s of these layers is frozen", "σ_k and h_k of the 54 layers"),
     unfrozen("Remark 2", "median error 1.6 % on ImageNet-1K, 14 layers", "1.6 %",
-             "no result on ImageNet-1K is frozen"),
+             "no result on ImageNet-1K is frozen", "σ_k and h_k of the 14 layers"),
 )  # fmt: skip

@@ -16,6 +16,7 @@ class Verdict(enum.Enum):
     HOLDS = "holds"
     SELECTION = "holds only under a stated selection"
     CONTRADICTED = "contradicted"
+    CONSTRUCTION = "true by construction"
     UNCHECKABLE = "not checkable"
 
 
@@ -29,8 +30,16 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Undecided:
+    """Why the frozen results cannot decide, and which data would."""
+
+    reason: str
+    missing: str
+
+
+@dataclass(frozen=True)
 class Finding:
-    """A published claim and its verdict, with what was recomputed and over which data."""
+    """A published claim and its verdict, with what was recomputed, over which data, and what would overturn it."""
 
     where: str
     claim: str
@@ -38,6 +47,7 @@ class Finding:
     verdict: Verdict
     recomputed: str
     why: str
+    overturn: str
     source: str
 
     def as_dict(self) -> dict[str, str]:
@@ -48,42 +58,62 @@ class Finding:
 class Claim:
     """A published claim and the function that checks it on the frozen results.
 
-    ``check`` returns the claim as stated over all its data first, then selections under which it might hold;
-    or a string that says why the frozen results cannot decide.
+    ``requires`` says, as a clause, what must be true for the claim to hold; what would overturn a verdict follows from
+    it. ``check`` returns the claim as stated over all its data first, then selections or readings under which it might
+    hold and that do not look at the outcome; or an ``Undecided``. ``by_construction`` marks a claim that follows from
+    its own definition, its assumptions or other printed numbers by arithmetic: that it is true is no evidence.
     """
 
     where: str
     claim: str
     published: str
     needs: tuple[str, ...]
-    check: Callable[[Frozen], Sequence[Check] | str]
+    requires: str
+    check: Callable[[Frozen], Sequence[Check] | Undecided]
     note: str = ""
+    by_construction: bool = False
+    overturn: str = ""
+    """Replaces the sentence that follows from ``requires`` where the verdict is ``contradicted``."""
 
     def judge(self, frozen: Frozen) -> Finding:
-        source = ", ".join(self.needs)
+        """The finding of this claim on the frozen results.
+
+        Raises:
+            ValueError: a file does not have the content of the authors' result.
+        """
         try:
             checks = self.check(frozen)
         except MissingResultsError as error:
-            return self._finding(Verdict.UNCHECKABLE, "–", str(error), source)
+            checks = Undecided(str(error), "the file in the folder")
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(
-                f"{source}: unexpected content while checking {self.where} ({self.claim}): {error!r}; "
+                f"{', '.join(self.needs)}: unexpected content while checking {self.where} ({self.claim}): {error!r}; "
                 "the file is not the authors' frozen result, or was edited"
             ) from error
-        if isinstance(checks, str):
-            return self._finding(Verdict.UNCHECKABLE, "–", checks, source)
+        if isinstance(checks, Undecided):
+            return self._finding(Verdict.UNCHECKABLE, "–", checks.reason, f"This would decide: {checks.missing}.")
         stated, *selections = checks
         kept = next((check for check in selections if check.holds), None)
+        if stated.holds and self.by_construction:
+            overturn = f"No measurement, only a mistake in the arithmetic: {self.requires}."
+            return self._finding(Verdict.CONSTRUCTION, stated.value, stated.over, overturn)
         if stated.holds:
-            return self._finding(Verdict.HOLDS, stated.value, stated.over, source)
+            overturn = f"Results in which this is false: {self.requires}."
+            return self._finding(Verdict.HOLDS, stated.value, stated.over, overturn)
         if kept is not None:
             why = f"only over {kept.over}: {kept.value}; over {stated.over}: {stated.value}"
-            return self._finding(Verdict.SELECTION, stated.value, why, source)
-        return self._finding(Verdict.CONTRADICTED, stated.value, f"over {stated.over}", source)
+            overturn = (
+                f"For “holds” this must be true over {stated.over}, for “contradicted” it must be false over "
+                f"{kept.over}: {self.requires}."
+            )
+            return self._finding(Verdict.SELECTION, stated.value, why, overturn)
+        overturn = self.overturn or f"Results in which this is true: {self.requires}."
+        return self._finding(Verdict.CONTRADICTED, stated.value, f"over {stated.over}", overturn)
 
-    def _finding(self, verdict: Verdict, recomputed: str, why: str, source: str) -> Finding:
+    def _finding(self, verdict: Verdict, recomputed: str, why: str, overturn: str) -> Finding:
         why = f"{why}. {self.note}" if self.note and verdict is not Verdict.HOLDS else why
-        return Finding(self.where, self.claim, self.published, verdict, recomputed, why, source)
+        source = ", ".join(self.needs)
+        return Finding(self.where, self.claim, self.published, verdict, recomputed, why, overturn, source)
 
 
 def rounds_to(value: float, published: str) -> bool:
@@ -122,6 +152,6 @@ def range_check(over: str, values: Sequence[float], low: str, high: str) -> Chec
     return Check(over, f"{span}, {sum(inside)} of {len(values)} inside", all(inside))
 
 
-def unfrozen(where: str, claim: str, published: str, reason: str) -> Claim:
-    """A claim for which the frozen results hold nothing."""
-    return Claim(where, claim, published, (), lambda frozen: reason)
+def unfrozen(where: str, claim: str, published: str, reason: str, missing: str) -> Claim:
+    """A claim for which the frozen results hold nothing; ``missing`` names the data that would decide."""
+    return Claim(where, claim, published, (), "", lambda frozen: Undecided(reason, missing))

@@ -20,6 +20,7 @@ _STYLES = {
     Verdict.HOLDS: "green",
     Verdict.SELECTION: "yellow",
     Verdict.CONTRADICTED: "bold red",
+    Verdict.CONSTRUCTION: "dim",
     Verdict.UNCHECKABLE: "dim",
 }
 
@@ -44,21 +45,23 @@ def print_landscape(landscape: Landscape, console: Console | None = None) -> Non
 
 
 def print_findings(findings: Sequence[Finding], console: Console | None = None, *, every: bool = True) -> None:
-    """The audit: a row per claim, the counts at the end; ``every=False`` leaves out what holds."""
+    """The audit: a row per claim with what would overturn it, and the counts; ``every=False`` leaves out what holds."""
     console = console or Console()
     table = Table(title="Audit of the paper against its own frozen results", title_justify="left", show_lines=True)
     table.add_column("where", max_width=16)
     table.add_column("claim", ratio=3)
     table.add_column("published", max_width=18)
     table.add_column("recomputed", ratio=3)
+    table.add_column("what would overturn it", ratio=3)
     table.add_column("verdict", max_width=14)
     for one in findings:
         if one.verdict is Verdict.HOLDS and not every:
             continue
         detail = one.recomputed if one.verdict is Verdict.HOLDS else one.why
-        if one.verdict is Verdict.CONTRADICTED:
+        if one.verdict in (Verdict.CONTRADICTED, Verdict.CONSTRUCTION):
             detail = f"{one.recomputed} ({one.why})"
-        table.add_row(one.where, one.claim, one.published, detail, Text(one.verdict.value, style=_STYLES[one.verdict]))
+        verdict = Text(one.verdict.value, style=_STYLES[one.verdict])
+        table.add_row(*map(Text, (one.where, one.claim, one.published, detail, one.overturn)), verdict)
     console.print(table)
     counts = Counter(one.verdict for one in findings)
     summary = ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict)
