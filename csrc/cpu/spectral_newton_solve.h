@@ -160,7 +160,13 @@ TransferResult solve_in_precision(const GradientMatrix<S>& G, const TransferSett
   for (int64_t i = 0; i < n; ++i) at.diagonal[i] = shrink * at.R[i * n + i];
   const NormBounds bounds = norm_of_result(trace / delta, square / (delta * delta), n, 0.5 * alpha);
   const double norm_unit = gain * std::sqrt(delta / unit);
-  const double norm = norm_unit * std::sqrt(bounds.lower * bounds.upper);  // only decides what is tried
+  // Only decides what is tried: a wrong guess costs time. For α > 2, T falls with σ: λ_max alone, and the rest at the
+  // largest that ‖R‖_F leaves for it, come near.
+  const double second = std::sqrt(std::max(square - lambda * lambda, 0.0)) / delta;
+  const auto map = [&](double y) { return 1 / (std::pow(y, 0.5 * alpha) + 1); };
+  const double two = std::sqrt(y_max * std::pow(map(y_max), 2) +
+                               std::max(trace - lambda, 0.0) / delta * std::pow(map(std::min(second, y_max)), 2));
+  const double norm = norm_unit * (alpha > 2 ? std::max(bounds.lower, two) : std::sqrt(bounds.lower * bounds.upper));
   const bool mixed = !std::is_same_v<S, T> && !exact_apply;
   Fractions<T> fractions{workspace,
                          *phi,
