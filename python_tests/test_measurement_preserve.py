@@ -167,3 +167,16 @@ def test_hooks_that_forward_adds_or_removes_stay_as_the_user_made_them():
     assert list(model.linear._forward_hooks) == [keep.id]
     assert len(model.linear._forward_pre_hooks) == 1 and model.seen
     assert not model._forward_hooks and not model.linear._backward_hooks
+
+
+def test_tracing_modes_that_an_interrupt_leaves_on_are_left():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), preserved(model):
+        model(torch.randn(4, 3))
+        FakeTensorMode().__enter__()
+        raise KeyboardInterrupt
+    assert type(torch.ones(2) + 1) is torch.Tensor
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())

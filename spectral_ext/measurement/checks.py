@@ -43,8 +43,8 @@ def check_task(model: nn.Module, loss_fn: LossFunction, batches: list[Batch]) ->
         TypeError, ValueError: the loss is no finite scalar, has no gradient, differs from call to call, or is a sum.
     """
     check_loss_function(loss_fn)
-    check_first_loss(model, loss_fn, batches[0])
-    check_deterministic(model, loss_fn, batches[0])
+    first = check_first_loss(model, loss_fn, batches[0])
+    check_deterministic(model, loss_fn, batches[0], first=first)
     return check_reduction(model, loss_fn, batches)
 
 
@@ -57,8 +57,8 @@ def check_precision(layers: Mapping[str, Layer]) -> None:
             )
 
 
-def check_first_loss(model: nn.Module, loss_fn: LossFunction, batch: Batch, label: str = "batch 0") -> None:
-    """One forward pass: a finite scalar with a gradient, and no autocast inside.
+def check_first_loss(model: nn.Module, loss_fn: LossFunction, batch: Batch, label: str = "batch 0") -> float:
+    """The loss by one forward pass: a finite scalar with a gradient, and no autocast inside.
 
     Raises:
         RuntimeError: the forward pass enters autocast.
@@ -77,6 +77,7 @@ def check_first_loss(model: nn.Module, loss_fn: LossFunction, batch: Batch, labe
             "set; accelerate.utils.extract_model_from_parallel(model, keep_fp32_wrapper=False) takes that away"
         )
     check_loss(model, loss, batch, label)
+    return float(loss.detach())
 
 
 def _name_other_dtype(model: nn.Module, batch: Batch, label: str, error: RuntimeError) -> None:
@@ -113,14 +114,16 @@ def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
-def check_deterministic(model: nn.Module, loss_fn: LossFunction, batch: Batch, label: str = "batch 0") -> None:
-    """The loss of one batch, twice.
+def check_deterministic(
+    model: nn.Module, loss_fn: LossFunction, batch: Batch, label: str = "batch 0", *, first: float | None = None
+) -> None:
+    """The loss of one batch, twice; ``first`` where it is known from the call before.
 
     Raises:
         ValueError: the two differ; a buffer that the forward pass changes is named.
     """
     with torch.no_grad():
-        first = batch_loss(model, loss_fn, batch).item()
+        first = batch_loss(model, loss_fn, batch).item() if first is None else first
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         second = batch_loss(model, loss_fn, batch).item()
     if not math.isfinite(first) or math.isclose(first, second, rel_tol=DETERMINISM_TOLERANCE):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode
 
 
 @contextlib.contextmanager
@@ -23,7 +24,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     assigns another tensor), and plain attributes that held a tensor or a number. Restored per parameter:
     ``requires_grad`` and ``.grad``, the same object with the same values; inside the block ``.grad`` is None. Restored
     globally: the random number generators of Python, NumPy and torch (CPU, and CUDA if it is in use), gradient mode,
-    autocast, precision and determinism flags, and the default dtype.
+    autocast, precision and determinism flags, the default dtype, and the depth of torch's stack of dispatch modes.
 
     Of hooks only those are removed that this package has added inside the block: hooks that the user's own forward adds
     or removes stay as the user made them. Parameter values must not be written to inside.
@@ -47,6 +48,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 undo.callback(_restore_value, tensor, tensor.detach().clone())
         for parameter in parameters:
             parameter.grad = None
+        undo.callback(_leave_modes, len(_get_current_dispatch_mode_stack()))  # first of all: the others write tensors
         yield
 
 
@@ -102,6 +104,12 @@ def _restore_value(tensor: Tensor, value: Tensor) -> None:
         elif bool(((tensor == value) | ((tensor != tensor) & (value != value))).all()):
             return  # untouched: a copy would raise the version that an open autograd graph compares
         tensor.copy_(value)
+
+
+def _leave_modes(depth: int) -> None:
+    """An interrupt inside the entry or exit of a tracing mode may leave that mode on."""
+    while len(_get_current_dispatch_mode_stack()) > depth:
+        _pop_mode()
 
 
 def _restore_parameter(parameter: nn.Parameter, requires_grad: bool, grad: Tensor | None) -> None:
