@@ -174,9 +174,14 @@ def test_tracing_modes_that_an_interrupt_leaves_on_are_left():
 
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     values = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(KeyboardInterrupt), preserved(model):
-        model(torch.randn(4, 3))
-        FakeTensorMode().__enter__()
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with preserved(model):
+            model(torch.randn(4, 3))
+            FakeTensorMode().__enter__()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert type(torch.ones(2) + 1) is torch.Tensor
     assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
