@@ -1,6 +1,8 @@
-"""Shared fixtures: the folder of given data, devices, seeds."""
+"""Shared fixtures: the folder of given data, devices, seeds, a working folder of the command line."""
 
 import os
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,31 @@ def device(request) -> torch.device:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device(request.param)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder with a user's own module."""
+    (tmp_path / "mine.py").write_text(
+        textwrap.dedent(
+            """
+            import torch
+            from torch import nn
+            def task():
+                torch.manual_seed(0)
+                model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+                return model, nn.CrossEntropyLoss(), [(torch.randn(32, 6), torch.randint(3, (32,)))]
+            def images():
+                return nn.CrossEntropyLoss(), [(torch.randn(4, 3, 32, 32), torch.randint(10, (4,)))]
+            def wrong():
+                return 1, 2
+            def not_a_model():
+                return 1, 2, []
+            value = 3
+            """
+        )
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "bad", "needs"):
+        sys.modules.pop(name, None)
+    return tmp_path

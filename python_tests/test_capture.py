@@ -1,4 +1,7 @@
-"""Capture by hooks against factors computed by hand and by curvlinops, in every way a layer can be called."""
+"""Capture by hooks against factors computed by hand and by curvlinops, in every way a layer can be called.
+
+One file, although long: each test is one way of calling a layer.
+"""
 
 import pytest
 import torch

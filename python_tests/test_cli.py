@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,33 +16,6 @@ from spectral_ext.landscape.synthetic import synthetic_landscape
 ROOT = Path(__file__).resolve().parents[1]
 ORACLE = ROOT.parent / "shared" / "oracle"
 COMMANDS = ("landscape", "compare", "audit", "bench", "env")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A working folder with a user's own module."""
-    (tmp_path / "mine.py").write_text(
-        textwrap.dedent(
-            """
-            import torch
-            from torch import nn
-            def task():
-                torch.manual_seed(0)
-                model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-                return model, nn.CrossEntropyLoss(), [(torch.randn(32, 6), torch.randint(3, (32,)))]
-            def images():
-                return nn.CrossEntropyLoss(), [(torch.randn(4, 3, 32, 32), torch.randint(10, (4,)))]
-            def wrong():
-                return 1, 2
-            def not_a_model():
-                return 1, 2, []
-            value = 3
-            """
-        )
-    )
-    monkeypatch.chdir(tmp_path)
-    sys.modules.pop("mine", None)
-    return tmp_path
 
 
 def last_error(capsys):

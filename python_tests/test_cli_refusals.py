@@ -15,27 +15,6 @@ from spectral_ext.landscape import Landscape
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A working folder with a user's own module."""
-    (tmp_path / "mine.py").write_text(
-        textwrap.dedent(
-            """
-            import torch
-            from torch import nn
-            def task():
-                torch.manual_seed(0)
-                model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-                return model, nn.CrossEntropyLoss(), [(torch.randn(32, 6), torch.randint(3, (32,)))]
-            """
-        )
-    )
-    monkeypatch.chdir(tmp_path)
-    for name in ("mine", "bad", "needs"):
-        sys.modules.pop(name, None)
-    return tmp_path
-
-
 def last_error(capsys):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
