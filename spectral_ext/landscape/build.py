@@ -120,7 +120,7 @@ def _split(row: LayerLandscape, curvature: LayerCurvature) -> None:
         return
     row.arrays.h_gauss_newton = _numpy(parts["gauss_newton"])
     row.arrays.h_residual = {name: _numpy(part) for name, part in parts.items() if name != "gauss_newton"}
-    if not row.arrays.h_residual:
+    if row.arrays.residual_missing:
         row.notes.append("the residual of h is not measured")
 
 

@@ -87,7 +87,7 @@ def finite_median(values: np.ndarray) -> float:
 def gauss_newton_share(row: LayerLandscape) -> float:
     """Σ_k |Gauss–Newton part of h_k| over the same sum of all parts, from 0 to 1; NaN where a part was not measured."""
     parts = [row.arrays.h_gauss_newton, *row.arrays.h_residual.values()]
-    if not len(parts[0]) or len(parts) == 1:
+    if not len(parts[0]) or row.arrays.residual_missing:
         return math.nan
     peak = max(float(np.abs(part).max(initial=0.0)) for part in parts)
     if not 0 < peak < math.inf:

@@ -79,6 +79,11 @@ class DirectionArrays:
     sigma_all: np.ndarray = field(default_factory=_none)
     """All min(m, n) singular values of G."""
 
+    @property
+    def residual_missing(self) -> bool:
+        """Whether h is an estimate of its Gauss–Newton part alone."""
+        return len(self.h_standard_error) > 0 and not self.h_residual
+
     def problem(self) -> str:
         """Which array does not hold one value per direction; "" if all fit."""
         k = len(self.sigma)
