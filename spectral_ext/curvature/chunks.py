@@ -64,12 +64,13 @@ class Plan:
     def _key(self, batch: Batch) -> Any:
         return id(batch) if id(batch) in self.programs else signature(batch)
 
-    def _estimate(self, batch: Batch) -> MemoryEstimate:
+    def estimate(self, batch: Batch) -> MemoryEstimate:
+        """What a batch takes that :meth:`program` has traced."""
         return self.estimates[self._key(batch)]
 
     def directions_at_once(self, name: str, batch: Batch) -> int:
         """How many directions of a layer to push at a time."""
-        estimate, budget = self._estimate(batch), self.memory_budget
+        estimate, budget = self.estimate(batch), self.memory_budget
         device, most = self.layers[name].weight.device, 1 << 30
         if device.type == "cpu":
             most = max(2, CACHE // max(estimate.per_direction[name], 1))
@@ -93,7 +94,7 @@ class Plan:
             except UntraceableError:
                 pieces.append(piece)
                 continue
-            estimate = self._estimate(piece.batch)
+            estimate = self.estimate(piece.batch)
             need = max(estimate.total(), estimate.self_check if self.self_check else 0)
             if need <= self.memory_budget:
                 pieces.append(piece)

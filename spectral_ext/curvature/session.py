@@ -88,12 +88,12 @@ class Session:
         self.samples, self.loss = round(total), loss / total
         found: Found = {}
         for name, layer in self.layers.items():
+            if given is not None and name not in given:
+                continue
             own = local.gradients[name]
             used = all_sum(torch.tensor([0.0 if own is None else 1.0], device=self.device), self.group)
             share = torch.zeros_like(layer.weight) if own is None else own.reshape(layer.weight.shape)
             gradient = share if self.group is None else all_sum(share * (weight / total), self.group)
-            if given is not None and name not in given:
-                continue
             if not used.item():
                 self.skipped[name] = "the loss does not depend on its weight"
             elif not bool(gradient.isfinite().all()):

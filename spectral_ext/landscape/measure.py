@@ -21,11 +21,12 @@ from spectral_ext.curvature.session import Session
 from spectral_ext.landscape.build import build_row, empty_row
 from spectral_ext.landscape.coverage import coverage
 from spectral_ext.landscape.held_out import cross_fitted, own_intervals
+from spectral_ext.landscape.memory import plan_memory
 from spectral_ext.landscape.resume import RowStore, fingerprint
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape
 from spectral_ext.layers import Layer, all_layers, find_layers, why_no_layer
-from spectral_ext.measurement.batches import Batch, BatchSize, LossFunction, as_batches, batch_loss
+from spectral_ext.measurement.batches import Batch, BatchSize, Count, LossFunction, Mask, as_batches, batch_loss
 from spectral_ext.measurement.checks import batch_norm_mode, check_precision, check_task, task_notes
 from spectral_ext.measurement.digest import digest
 from spectral_ext.measurement.direction_sources import direction_matrices
@@ -56,6 +57,8 @@ def measure(
     memory_budget: int | None = None,
     progress: bool = True,
     batch_size: BatchSize | None = None,
+    count: Count | None = None,
+    mask: Mask | None = None,
     resume: str | Path | None = None,
     process_group: Any = None,
     folds: int | Sequence[Any] | None = None,
@@ -84,10 +87,19 @@ def measure(
         split: also measure the Gauss–Newton part of h and its residual by mechanism.
         seed: of the bootstrap, and of the labels that ``sampled_gauss_newton`` draws.
         level: coverage of all intervals, between 0 and 1.
-        memory_budget: bytes for the curvature, see :func:`~spectral_ext.directional_curvature`.
+        memory_budget: bytes beyond the model, its weights and the data. To fit it, layers are finished in groups, each
+            with a pass of its own over the data, and the curvature is cut as by
+            :func:`~spectral_ext.directional_curvature`. With ``progress`` the estimate is printed before the first
+            pass; ``meta["memory"]`` holds it. None: all layers at once.
         progress: show progress bars.
         batch_size: the number of samples of a batch, or a function that tells it of a batch. None compares inputs and
             target, see :func:`spectral_ext.measurement.batches.count_samples`.
+        count: what the loss of a batch is a mean over, and what the batch weighs, as a function of the batch: the
+            number of labelled tokens for a token mean. Not together with ``folds``. None: its samples.
+        mask: which rows (tokens) count in C_A, S and the concentration ratio: a function of the batch that returns
+            (B, S), true where a row counts, or the name of such an entry of the batch. None leaves out the rows without
+            error among those that ``attention_mask`` or the labels (``ignore_index``, −100) mark, see
+            :func:`spectral_ext.measurement.masks.row_mask`. h and σ do not depend on it.
         resume: a folder that keeps each finished layer. An interrupted run goes on from there when it is called again
             with the same model, loss, data and options.
         process_group: a ``torch.distributed`` group whose ranks each bring their own batches; all ranks end with the
@@ -134,12 +146,14 @@ def measure(
                 if folds is not None:
                     raise ValueError("directions and folds exclude each other: folds takes directions from the groups")
                 run.take_directions(directions)
-            data = as_batches(batches, model, batch_size=batch_size, device=run.device)
+            data = as_batches(batches, model, batch_size=batch_size, count=count, mask=mask, device=run.device)
         agree(model, run.chosen, options, process_group)
         with together(process_group):
             if folds is not None:
                 if process_group is not None:
                     raise ValueError("folds are not available with process_group: measure on one process")
+                if count is not None:
+                    raise ValueError("folds and count exclude each other: the groups weigh by their samples")
                 check_folds(folds, len(data))
             reduction = check_task(model, loss_fn, data)
             run.plan(data, memory_budget, folds, reduction)
@@ -193,6 +207,8 @@ class _Run:
         )
         with self.progress.stage("trace"):
             self.session.cut(data, memory_budget)
+            self.memory = plan_memory(self.session.plan, self.chosen, self.options["top_k"])
+        self.progress.say(str(self.memory))
 
     def take_directions(self, source: Any) -> None:
         """Measure along the singular directions of these matrices; layers without one are skipped."""
@@ -226,6 +242,15 @@ class _Run:
 
     def measure(self, todo: dict[str, Layer]) -> dict[str, LayerLandscape]:
         """The rows of these layers; layers without any are entered in ``skipped``."""
+        rows: dict[str, LayerLandscape] = {}
+        for names in self.memory.groups:
+            if group := {name: todo[name] for name in names if name in todo}:
+                rows |= self._measure_group(group)
+        if not rows and not self.keeps_rows:
+            raise ValueError(why_no_layer(self.skipped))
+        return rows
+
+    def _measure_group(self, todo: dict[str, Layer]) -> dict[str, LayerLandscape]:
         model, loss_fn, data, group = self.model, self.loss_fn, self.data, self.group
         with together(group), self.progress.stage("factors"), self.progress.bar("factors", len(data)) as bar:
             sums = sum_factors(model, loss_fn, data, todo, on_batch=bar.update)
@@ -251,8 +276,6 @@ class _Run:
                     )
                 else:
                     self.skipped[name] = capture.missing[name]
-        if not rows and not directions and not self.keeps_rows:
-            raise ValueError(why_no_layer(self.skipped))
         pairs = {name: (d.U.to(self.dtype), d.V.to(self.dtype)) for name, d in directions.items()}
         with together(group), self.progress.stage("quotients"), self.progress.bar("alignment", len(data)) as bar:
             known = {name: todo[name] for name in pairs if name in capture.layers}
@@ -337,6 +360,7 @@ class _Run:
             "loss": self.loss,
             "samples": self.samples,
             "seconds": self.progress.seconds,
+            "memory": {"bytes": self.memory.total, "groups": len(self.memory.groups)},
             "notes": notes,
             "coverage": coverage(model, self.chosen, rows, self.skipped),
         }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
@@ -38,9 +39,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def measurement(model: nn.Module) -> Iterator[set[str]]:
     """:func:`.preserved`, and inside the block: attention by the math kernel (the fused ones have no second
     derivative), the fused transformer-encoder path off, TF32 off, float32 matrix products at "highest" precision,
-    compiled parts run uncompiled (compiled code has no second derivative), autocast blocks that the forward pass enters
-    have no effect (they would mix precisions), gradients on, and batch norm in train mode
-    leaves its running statistics alone. Enter it before anything reads a weight.
+    compiled parts run uncompiled (compiled code has no second derivative), reentrant activation checkpoints call their
+    function directly, autocast blocks that the forward pass enters have no effect (they would mix precisions),
+    gradients on, and batch norm in train mode leaves its running statistics alone. Enter it before anything reads a
+    weight.
 
     Yields:
         the devices whose autocast a forward pass has tried to switch on so far.
@@ -57,6 +59,7 @@ def measurement(model: nn.Module) -> Iterator[set[str]]:
         preserved(model),
         _uncompiled(),
         _without_autocast() as tried,
+        _without_reentrant_checkpoints(),
         sdpa_kernel(SDPBackend.MATH),
         torch.inference_mode(False),
         batch_norm_needs_samples(model),
@@ -100,6 +103,24 @@ def _without_autocast() -> Iterator[set[str]]:
         yield tried
     finally:
         kind.__enter__, kind.__exit__ = enter, leave
+
+
+@contextlib.contextmanager
+def _without_reentrant_checkpoints() -> Iterator[None]:
+    """Reentrant activation checkpoints call their function directly: ``torch.autograd.grad`` cannot pass them."""
+    module: Any = torch.utils.checkpoint
+    function = module.CheckpointFunction
+    module.CheckpointFunction = _CalledDirectly
+    try:
+        yield
+    finally:
+        module.CheckpointFunction = function
+
+
+class _CalledDirectly:
+    @staticmethod
+    def apply(function: Callable, preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
 
 
 @contextlib.contextmanager
