@@ -81,7 +81,10 @@ def signal_and_noise(row: LayerLandscape) -> Chart:
     rank = np.arange(1, len(held) + 1)
     own = row.arrays.sigma[: len(held)]
     resolved = np.isin(rank - 1, row.signal.resolved_directions)
-    marks = [Marks("level", y=[0.0], role="muted"), Marks("line", rank[: len(own)], own, "muted", "own batch", dashed=True)]
+    marks = [
+        Marks("level", y=[0.0], role="muted"),
+        Marks("line", rank[: len(own)], own, "muted", "own batch", dashed=True),
+    ]
     for chosen, label, hollow in ((resolved, "resolved", False), (~resolved, "not resolved", True)):
         if chosen.any():
             spread = np.where(np.isfinite(error[chosen]), 2 * error[chosen], 0.0)

@@ -105,7 +105,9 @@ def _mark(axes: Axes, one: Marks, theme: Theme, bar_width: float) -> None:
         axes.axhline(y[0], color=colour, lw=1.2 if label else 0.9, ls="-" if label else ":", label=label)
     elif one.kind == "line":
         width = 2.2 if one.bold else 1.0 if one.names or one.dashed or not label else 1.6
-        axes.plot(x, y, color=colour, lw=width, ls="--" if one.dashed else "-", alpha=0.55 if one.names else 1, label=label)
+        axes.plot(
+            x, y, color=colour, lw=width, ls="--" if one.dashed else "-", alpha=0.55 if one.names else 1, label=label
+        )
     elif one.kind == "band":
         axes.fill_between(
             x, one.low, one.high, color=colour, hatch=one.hatch or None, lw=0.5 if label else 0,
@@ -136,14 +138,14 @@ def _legend(figure: Figure, axes: Sequence[Axes], panels: int) -> None:
         em = matplotlib.rcParams["legend.fontsize"] / 72
         each = em * (3.2 + 0.52 * max(map(len, entries)))
         columns = max(1, min(len(entries), int(figure.get_figwidth() / each)))
-        where = "outside lower center" if panels > 1 else "outside upper left"
-        figure.legend(entries.values(), entries.keys(), loc=where, ncols=columns)
+        where: Any = "outside lower center" if panels > 1 else "outside upper left"
+        figure.legend(list(entries.values()), list(entries), loc=where, ncols=columns)
 
 
 def _tame_log_ticks(axis: Any, most: int) -> None:
     """At most so many labels on a logarithmic axis, also where it spans less than a decade."""
     low, high = axis.get_view_interval()
-    decades = math.log10(high / low)
+    decades = math.log10(high) - math.log10(low)
     if decades >= 2:
         axis.set_major_locator(LogLocator(10, numticks=most))
     else:

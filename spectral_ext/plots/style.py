@@ -67,7 +67,7 @@ KIND_ROLES = {"Linear": "red", "Conv1d": "sky", "Conv2d": "blue", "Conv3d": "pur
 KIND_MARKERS = {"Linear": "s", "Conv1d": "^", "Conv2d": "o", "Conv3d": "D"}
 
 
-def settings(theme: Theme, *, small: bool = False, serif: bool = False) -> dict[str, Any]:
+def settings(theme: Theme, *, small: bool = False, serif: bool = False) -> Any:
     """Matplotlib settings of a theme; ``small`` is for figures of one column, 7 to 8 points as journals set them."""
     text, labels = (7.0, 8.0) if small else (8.5, 9.5)
     return {

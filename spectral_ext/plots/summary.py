@@ -238,8 +238,12 @@ def _by_depth(
     )
 
 
-def _bars(rows: Sequence[LayerLandscape], low: np.ndarray, high: np.ndarray, role: str, label: str, hatch: str) -> Marks:
-    return Marks("bar", [row.depth for row in rows], high, role, label, low=low, high=high, names=_names(rows), hatch=hatch)
+def _bars(
+    rows: Sequence[LayerLandscape], low: np.ndarray, high: np.ndarray, role: str, label: str, hatch: str
+) -> Marks:
+    return Marks(
+        "bar", [row.depth for row in rows], high, role, label, low=low, high=high, names=_names(rows), hatch=hatch
+    )
 
 
 def _finite(*values: float) -> bool:

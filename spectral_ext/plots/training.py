@@ -62,7 +62,9 @@ def phase_transition(steps: Sequence[float], winners: Sequence[Mapping[str, int]
         marks.append(Marks(kind, steps, top, role, MODEL_NAMES[model], low=base, high=top, hatch=hatch))
     span = (float(min(steps)), float(max(steps))) if len(steps) > 1 else None
     return [
-        Chart(x_label=unit, y_label="layers won by BIC, %", marks=marks, x_range=span, y_range=(0, 100), size=(5.6, 3.6))
+        Chart(
+            x_label=unit, y_label="layers won by BIC, %", marks=marks, x_range=span, y_range=(0, 100), size=(5.6, 3.6)
+        )
     ]
 
 

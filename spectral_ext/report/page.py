@@ -117,13 +117,14 @@ def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()
     """
     if not len(landscape):
         raise ValueError("the landscape holds no layer: see landscape.skipped for the reasons")
-    tabled, carded = (plots.evenly_spaced(landscape, limit) for limit in (TABLE_LAYERS, CARDS))
+    tabled = plots.evenly_spaced(landscape, TABLE_LAYERS)
+    carded = plots.evenly_spaced(tabled, CARDS)
     place = {name: index for index, name in enumerate(tabled)}
     panels = tuple(plots.PANELS) if len(landscape) <= ALL_PANELS else FEW_PANELS
     layers = {
         place[name]: as_json(plots.layer_charts(row, panels), place)
         for name, row in carded.items()
-        if name in place and not row.empty_reason
+        if not row.empty_reason
     }
     figures = {name: as_json(plots.charts(tabled, name), place) for name in CAPTIONS}
     tracks = []
@@ -133,7 +134,7 @@ def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()
             labels, charts = section.moments.labels, as_json(section.moments.charts, place)
             tracks.append({"moments": list(labels), "charts": charts})
     names = [layer_label(row) for row in tabled.values()]
-    data = dict(names=names, figures=figures, layers=layers, tracks=tracks, csv=landscape.to_csv())
+    data = dict(names=names, figures=figures, layers=layers, tracks=tracks, csv=tabled.to_csv())
     return render_template(
         "page.html",
         title=title,
@@ -145,7 +146,7 @@ def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()
         kinds=_by_kind(landscape) if len(tabled) < len(landscape) else [],
         label=layer_label,
         place=place,
-        carded={place[name] for name in carded if name in place},
+        carded={place[name] for name in carded},
         layers=layers,
         titles=len(tabled) <= TITLES,
         doubts=doubts,
