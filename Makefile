@@ -107,10 +107,11 @@ COMMA := ,
 sanitize: $(READY)
 	$(call instrumented,sanitize,address$(COMMA)undefined,ASAN_OPTIONS=detect_leaks=0:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report,libasan.so libstdc++.so,1,-n $(JOBS))
 
-# The tests whose names say threads; `make tsan SELECT=` runs all tests of the ops. torch's own accesses are not seen.
+# The tests whose names say threads; `make tsan SELECT=` runs all tests of the ops but those that fork, which the
+# sanitizer cannot follow. torch's own accesses are not seen.
 SELECT ?= threads
 tsan: $(READY)
-	$(call instrumented,tsan,thread,TSAN_OPTIONS=halt_on_error=1:die_after_fork=0:ignore_noninstrumented_modules=1:log_path=report,libtsan.so,2,$(if $(SELECT),-k $(SELECT)))
+	$(call instrumented,tsan,thread,TSAN_OPTIONS=halt_on_error=1:die_after_fork=0:ignore_noninstrumented_modules=1:log_path=report,libtsan.so,2,$(if $(SELECT),-k $(SELECT)) --deselect ../../python_tests/test_guard_pages.py)
 
 sdist-check: $(READY)
 	MAX_JOBS=$(JOBS) $(PYTHON) tools/check_sdist.py
