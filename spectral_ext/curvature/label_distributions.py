@@ -1,21 +1,17 @@
-"""The distribution of labels that a loss belongs to, and gradients of the loss at labels drawn from it.
+"""Labels with the moments of the model's own output distribution, and the gradients of the loss at them.
 
-A loss that is a negative log-likelihood has the covariance of its gradient in the model's output, over labels drawn
-from the model's own distribution, as its Hessian there (the Fisher identity). So a *drawn gradient* g at the argument
-x of an operation of the loss has
+A loss that is a negative log-likelihood has the covariance of its gradient in the model's output x, over labels t of
+the model's own distribution, as its Hessian there (the Fisher identity). Only the first two moments of t enter. Drawn
+one-hot labels have heavy tails where the model is confident: as long as a rare label is not drawn, the estimate and its
+standard error are both too small. So the labels here are soft, made of independent random signs ε, with the same two
+moments and light tails. The *drawn gradient* g at x then has E g = 0 and E ggᵀ = ∂²L/∂x²:
 
-    E g = 0,   E ggᵀ = ∂²L/∂x²,
+    log-softmax                       g = √w (t − p),  t − p = √p ⊙ ε − p (√p·ε),  w = −Σ_c ȳ_c of a position
+    entry-wise convex functions       g = √ℓ″ ε,       ℓ″ = ȳ f″(x)
 
-and the entries of different positions are independent. The weight of a position (one over the number of tokens, a
-class weight, zero for ignore_index, label smoothing, any mask) is read off the adjoint of the operation, so that every
-reduction is right:
-
-    log-softmax      w = −Σ_c ȳ_c of a position,   g = √w (p − e_c),  c drawn from p
-    BCE with logits  w = ℓ″ / σ(1 − σ),            g = √w (σ − t),    t drawn from Bernoulli(σ)
-    other entry-wise convex functions              g = √ℓ″ ε,         ε standard normal
-
-with ℓ″ = ȳ f″(x). The last one is the Gaussian distribution of a squared error; of another convex function it has the
-right covariance.
+with ȳ the adjoint of the operation f, from which the weight of a position is read: one over the number of tokens, a
+class weight, zero for ignore_index, any mask. So every reduction is right. The second line covers a squared error (a
+Gaussian's moments) and binary cross-entropy with logits (a Bernoulli's, ℓ″ = w σ(1 − σ)).
 """
 
 from __future__ import annotations
@@ -25,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from spectral_ext.curvature.evaluate import Environment, arguments_of, detached
 from spectral_ext.curvature.rules import RULES, operands
@@ -35,15 +30,13 @@ from spectral_ext.curvature.trace import Program
 
 aten = torch.ops.aten
 
-BINARY = aten.binary_cross_entropy_with_logits.default
 ENTRYWISE = {
-    BINARY, aten.mse_loss.default, aten.smooth_l1_loss.default, aten.huber_loss.default, aten.soft_margin_loss.default,
-    aten.log_sigmoid_forward.default, aten.mul.Tensor,
+    aten.mse_loss.default, aten.binary_cross_entropy_with_logits.default, aten.smooth_l1_loss.default,
+    aten.huber_loss.default, aten.soft_margin_loss.default, aten.log_sigmoid_forward.default, aten.mul.Tensor,
 }  # fmt: skip
 """Losses whose Hessian in one operand is diagonal, beside the smooth entry-wise functions of the rules."""
-CDF_BYTES = 32 << 20
-"""Cumulative probabilities that are held at a time."""
-
+ROWS_BYTES = 8 << 20
+"""Bytes of probabilities that are worked on at a time."""
 
 Draws = Callable[[torch.Generator, int], Iterator[Tensor]]
 """As many drawn gradients at x as asked for, one after the other, of x's shape and dtype."""
@@ -111,25 +104,29 @@ def _not_convex(node: fx.Node) -> NotApplicableError:
     )
 
 
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.empty_like(like).random_(0, 2, generator=generator).mul_(2).sub_(1)
+
+
 def _categorical(log_p: Tensor, adjoint: Tensor, node: fx.Node) -> Draws:
-    axis = node.args[1] % log_p.dim()  # type: ignore[operator]
+    dim: Any = node.args[1]
+    axis = dim % log_p.dim()
     mass = -adjoint.sum(axis, keepdim=True)
     if bool((mass < -1e-6 * mass.abs().max()).any()):
         raise _not_convex(node)
-    root = mass.clamp_min(0).sqrt()
-    mean = log_p.exp().mul_(root)
-    rows = log_p.movedim(axis, -1).flatten(0, -2)
-    used = root.flatten().nonzero()[:, 0]
-    at_once = max(1, CDF_BYTES // (8 * rows.shape[1]))
+    root = mass.clamp_min(0).sqrt().movedim(axis, -1).reshape(-1, 1)
+    turned = log_p.movedim(axis, -1)
+    rows = turned.reshape(-1, turned.shape[-1])
+    at_once = max(1, ROWS_BYTES // (rows.element_size() * rows.shape[1]))
 
     def draws(generator: torch.Generator, count: int) -> Iterator[Tensor]:
-        labels = torch.zeros(rows.shape[0], count, dtype=torch.int64, device=rows.device)
-        uniform = torch.rand(len(used), count, generator=generator, dtype=torch.float64, device=rows.device)
-        for part, u in zip(used.split(at_once), uniform.split(at_once), strict=True):
-            cdf = rows[part].double().exp_().cumsum(1)
-            labels[part] = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp_max(rows.shape[1] - 1)
-        for drawn in labels.T:
-            yield mean.scatter_add(axis, drawn.reshape(root.shape), -root)
+        for _ in range(count):
+            g = torch.empty_like(rows)
+            for part, logs, weight in zip(g.split(at_once), rows.split(at_once), root.split(at_once), strict=True):
+                amplitude = (logs / 2).exp_()
+                torch.mul(amplitude, _signs(amplitude, generator), out=part)
+                part.sub_(amplitude.square_().mul_(part.sum(1, keepdim=True))).mul_(weight)
+            yield g.reshape(turned.shape).movedim(-1, axis)
 
     return draws
 
@@ -145,21 +142,10 @@ def _entrywise(node: fx.Node, argument: fx.Node, adjoint: Tensor, env: Environme
             (curvature,) = torch.autograd.grad(first.sum(), x)
     if bool((curvature < -1e-6 * curvature.abs().max()).any()):
         raise _not_convex(node)
-    curvature, x = curvature.clamp_min_(0), x.detach()
-    if node.target is BINARY:
-        p = x.sigmoid()
-        root = (curvature / (p * (1 - p)).clamp_min(torch.finfo(x.dtype).tiny)).sqrt_()
+    root = curvature.clamp_min(0).sqrt_()
 
-        def bernoulli(generator: torch.Generator, count: int) -> Iterator[Tensor]:
-            for _ in range(count):
-                labels = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) < p
-                yield (p - labels.to(p)).mul_(root)
-
-        return bernoulli
-    root = curvature.sqrt_()
-
-    def normal(generator: torch.Generator, count: int) -> Iterator[Tensor]:
+    def draws(generator: torch.Generator, count: int) -> Iterator[Tensor]:
         for _ in range(count):
-            yield torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device).mul_(root)
+            yield _signs(root, generator).mul_(root)
 
-    return normal
+    return draws

@@ -61,11 +61,11 @@ def directional_curvature(
         method: ``auto``, ``tangent_adjoint``, ``sqrt_gn``, ``double_backward_output``, ``double_backward_weight``,
             ``finite_difference`` or ``sampled_gauss_newton``. The last estimates the Gauss–Newton part of h alone,
             without bias and with a standard error, by one backward pass per draw for all layers and directions, see
-            :mod:`spectral_ext.curvature.sampled_gauss_newton`; it is taken only where it is named. ``auto`` takes the fastest that applies, in the order ``sqrt_gn``,
-            ``tangent_adjoint``, double backward in the layer's output, in its weight; and
-            ``finite_difference``, with an estimate of its error in the result, where an operation has no second
-            derivative. It warns where a method fails its check. A method that is asked for by name and does not
-            apply to a layer, or fails its check there, raises an error.
+            :mod:`spectral_ext.curvature.sampled_gauss_newton`; it is taken only where it is named. ``auto`` takes the
+            fastest that applies, in the order ``sqrt_gn``, ``tangent_adjoint``, double backward in the layer's output,
+            in its weight; and ``finite_difference``, with an estimate of its error in the result, where an operation
+            has no second derivative. It warns where a method fails its check. A method that is asked for by name and
+            does not apply to a layer, or fails its check there, raises an error.
         split: also h by mechanism, ``parts``: ``gauss_newton`` is the curvature of the loss carried back by the
             Jacobian of the model's output (all operations behind that output), and the curvature of the model's own
             operations is ``norm``, ``softmax``, ``bilinear`` (products, attention), ``activation`` and ``other``. They

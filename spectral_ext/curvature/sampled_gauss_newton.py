@@ -5,9 +5,9 @@ With δ_rb the r-th drawn gradient of sample b (:mod:`.label_distributions`), ca
 
     ĥ_k = 1/R Σ_r Σ_b p_rbk²,   p_rbk = ⟨δ_rb, ż_bk⟩ = ⟨D_k, G_rb⟩,
 
-G_rb the gradient of the weight that the sample's drawn labels give. E p_rbk = 0 and the samples are independent, so that
-E ĥ_k = ⟨D_k, G D_k⟩, G the Gauss–Newton matrix of the mean loss. One backward pass per draw serves all layers and all
-directions. p is nearly normal where a sample has many positions; then the relative standard error is √(2/(R·B)).
+G_rb the gradient of the weight that the sample's drawn labels give. E p_rbk = 0 and the samples are independent, so
+that E ĥ_k = ⟨D_k, G D_k⟩, G the Gauss–Newton matrix of the mean loss. One backward pass per draw serves all layers and
+all directions. p is nearly normal where a sample has many positions; then the relative standard error is √(2/(R·B)).
 
 Where samples influence each other (train-mode batch norm), or a weight is used several times, the sum over the samples
 comes before the square: p_rk = Σ_b p_rbk. That is unbiased too, with R terms instead of R·B.
@@ -47,10 +47,12 @@ class Sampling:
     draws: int = 32
     """R, for each sample; at least 2, because the standard error is that between draws."""
     seed: int = 0
+    stream: int = 0
+    """Measurements of the same seed whose errors are to be independent have different streams."""
 
-    def generator(self, device: torch.device, *stream: int) -> torch.Generator:
-        """A generator of its own for each stream (rank and piece of data); the user's is left alone."""
-        state = np.random.SeedSequence((self.seed, *stream)).generate_state(1, np.uint64)
+    def generator(self, device: torch.device, rank: int, piece: int) -> torch.Generator:
+        """A generator of its own for each rank and piece of data; the user's generators are left alone."""
+        state = np.random.SeedSequence((self.seed, self.stream, rank, piece)).generate_state(1, np.uint64)
         return torch.Generator(device).manual_seed(int(state[0]))
 
 
@@ -79,7 +81,7 @@ class SampledGaussNewton:
         self.arguments = [env[distribution.argument] for distribution in self.distributions]
         self.seeds = [env[site.seed_node] for site in self.sites.values()]
         self.inputs = {site.input: env[site.input].detach() for site in self.sites.values() if site.input is not None}
-        self.loss = env[program.loss]
+        self.loss: Tensor = env[program.loss]
 
     def estimate(
         self, directions: Mapping[str, Directions], generator: torch.Generator, draws: int
@@ -137,8 +139,8 @@ class SampledGaussNewton:
             return set()
         if any(c.dim() == 0 or c.shape[0] % self.samples for c in cotangents):
             return set(projections)
-        kind = {"generator": generator, "dtype": torch.float64, "device": generator.device}
-        factors = (torch.rand(self.samples, **kind) + 0.5) * (torch.rand(self.samples, **kind) - 0.5).sign()
+        size = torch.rand(self.samples, 2, generator=generator, dtype=torch.float64, device=generator.device)
+        factors = (size[:, 0] + 0.5) * (size[:, 1] - 0.5).sign()
         scaled = [
             (c.unflatten(0, (self.samples, -1)) * factors.to(c).reshape(-1, *(1,) * c.dim())).flatten(0, 1)
             for c in cotangents
@@ -147,8 +149,10 @@ class SampledGaussNewton:
         for name, g in self._back(self.arguments, scaled):
             p = projections[name]
             tolerance = COUPLING[torch.float64 if g.dtype == torch.float64 else torch.float32]
-            if len(p) != self.samples:
-                coupled.add(name)
-            elif bool(((project[name](g) - factors.unsqueeze(1) * p).abs().amax() > tolerance * p.abs().amax())):
+            apart = len(p) == self.samples
+            if apart:
+                difference = project[name](g) - factors.unsqueeze(1) * p
+                apart = bool(difference.abs().max() <= tolerance * p.abs().max())
+            if not apart:
                 coupled.add(name)
         return coupled
