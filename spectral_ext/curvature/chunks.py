@@ -60,13 +60,15 @@ class Plan:
         found = self.programs[key]
         if isinstance(found, UntraceableError):
             raise found
-        if in_float64 and not found.raised:
-            raised = (key, torch.float64)
-            if raised not in self.programs:
-                self.programs[raised] = precision.in_float64(found)
-                self.estimates[raised] = estimate(self.programs[raised], self.model, self.layers, batch.samples)
-            found = self.programs[raised]
-        return found
+        return self._raised(key, found, batch.samples) if in_float64 else found
+
+    def _raised(self, key: Any, program: Program, samples: int) -> Program:
+        raised = self.programs.get((key, torch.float64))
+        if not isinstance(raised, Program):
+            raised = precision.in_float64(program)
+            self.programs[key, torch.float64] = raised
+            self.estimates[key, torch.float64] = estimate(raised, self.model, self.layers, samples)
+        return raised
 
     def _key(self, batch: Batch) -> Any:
         return id(batch) if id(batch) in self.programs else signature(batch)

@@ -15,12 +15,11 @@ from spectral_ext.curvature.choose import AFTER, FAST, SAMPLED, TRACED, Choice, 
 from spectral_ext.curvature.chunks import Plan
 from spectral_ext.curvature.directions import Directions
 from spectral_ext.curvature.methods import MethodResult
-from spectral_ext.curvature.representatives import representatives
+from spectral_ext.curvature.representatives import Compared, compared_layers
 from spectral_ext.curvature.result import MECHANISMS, DirectionalCurvature, LayerCurvature, SelfCheck
 from spectral_ext.curvature.rules.registry import NotApplicableError
 from spectral_ext.curvature.sampled_gauss_newton import Sampling
 from spectral_ext.curvature.self_check import check_double_backward, converged
-from spectral_ext.curvature.sites import site_of
 from spectral_ext.curvature.trace import first_line
 from spectral_ext.curvature.verification import verify
 from spectral_ext.layers import Layer
@@ -54,7 +53,7 @@ class Session:
         self.device, self.dtype = weight.device, weight.dtype
         self.check = (method == "auto" or method in FAST) if self_check is None else self_check
         self.check_all = self_check is True
-        self.representatives: set[str] | None = None
+        self.compared: Compared | None = None
         self.with_directions: list[str] = []
         self.loss, self.samples = 0.0, 0
         self.skipped: dict[str, str] = {}
@@ -180,8 +179,7 @@ class Session:
         fast = {name: result for name, result in measured.items() if result.slope is not None}
         if not fast:
             return
-        checked = [name for name in fast if name in self._compared()]
-        for name, verdict in verify(self.plan, fast, directions, self.local, checked).items():
+        for name, verdict in verify(self.plan, fast, directions, self.local, self._compared()).items():
             choice, complaint = self.choices[name], verdict.complaint
             if verdict.unchecked:
                 choice.reason += f"; {verdict.unchecked}"
@@ -197,19 +195,16 @@ class Session:
             )
             self.choices[name] = Choice(AFTER["tangent_adjoint"], f"{choice.method} failed its check: {complaint}")
 
-    def _compared(self) -> set[str]:
+    def _compared(self) -> Compared:
         """The layers that are compared with another method, the same whichever layers are measured at a time."""
-        if not self.check or self.check_all:
-            return set(self.with_directions) if self.check else set()
-        if self.representatives is None:
-            program = self.plan.program(self.plan.pieces[0].batch)
+        if self.check and self.compared is None:
+            piece = self.plan.pieces[0]
             layers = {name: self.layers[name] for name in self.with_directions}
-            operations = {
-                name: [node.target for node in site_of(program, self.model, layer).schedule]
-                for name, layer in layers.items()
-            }
-            self.representatives = representatives(layers, operations)
-        return self.representatives
+            if self.check_all:
+                self.compared = Compared(frozenset(layers))
+            else:
+                self.compared = compared_layers(self.plan.program(piece.batch), self.model, layers, piece.batch.samples)
+        return self.compared or Compared()
 
     def _double_backward(self, directions: dict[str, Directions], done: Callable, *, weight: bool) -> None:
         """Double backward; central differences where an operation has no second derivative, or only seems to have."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,7 @@ from spectral_ext.curvature import methods
 from spectral_ext.curvature.chunks import Plan
 from spectral_ext.curvature.directions import Directions
 from spectral_ext.curvature.methods import MethodResult
-from spectral_ext.curvature.representatives import kind_of
+from spectral_ext.curvature.representatives import Compared
 from spectral_ext.curvature.result import SelfCheck
 from spectral_ext.curvature.self_check import CannotCheckError, Comparison, check_slopes, references
 from spectral_ext.curvature.trace import first_line
@@ -40,14 +40,14 @@ def verify(
     found: Mapping[str, MethodResult],
     directions: Mapping[str, Directions],
     local: GradientPass,
-    checked: Iterable[str],
+    compared: Compared,
 ) -> dict[str, Verdict]:
     """Judge the results of a fast method, and replace those for which float32 is too coarse.
 
     Args:
         found: sums over the pieces; directions that cancel, and layers that fail, are replaced by float64 results.
         local: this process's mean gradients.
-        checked: the layers that are compared with another method.
+        compared: the layers that are compared with another method. Where one fails, all of its kind are.
     """
     verdicts = {name: Verdict() for name in found}
     precision = plan.program(plan.pieces[0].batch).precision
@@ -59,13 +59,13 @@ def verify(
         cancelling = {name: _cancelling(result) for name, result in sound.items()}
         _repeat(plan, sound, directions, cancelling, "the terms of h cancel", verdicts)
     held: dict[str, Comparison] = {}
-    todo = [name for name in checked if name in sound]
+    todo = [name for name in sound if name in compared.names]
     while todo:
         held |= _compare(plan, {name: sound[name] for name in todo}, directions, precision, verdicts)
         failed = [name for name, one in held.items() if not one.check(found[name]).passed]
-        doubtful = {kind_of(name, plan.layers[name]) for name in failed}
+        doubtful = {compared.kinds[name] for name in failed if name in compared.kinds}
         known = {*todo, *held}
-        todo = [name for name in sound if name not in known and kind_of(name, plan.layers[name]) in doubtful]
+        todo = [name for name in sound if name not in known and compared.kinds.get(name) in doubtful]
         if not todo and precision != torch.float64:
             every = {name: list(range(len(directions[name]))) for name in failed}
             _repeat(plan, sound, directions, every, "float32 failed the check", verdicts)
@@ -76,12 +76,9 @@ def verify(
                 name
             ].complaint = f"h differs from {check.reference} by {check.error:.1e} (tolerance {check.tolerance:.0e})"
     for name in sound:
-        kind = kind_of(name, plan.layers[name])
-        alike = [other for other in held if kind_of(other, plan.layers[other]) == kind]
-        if name not in held and alike and not verdicts[name].unchecked:
-            verdicts[name].notes.append(
-                f"not compared with another method itself: {', '.join(alike)}, of the same kind, was compared"
-            )
+        if name not in held and name in compared.kinds and name not in compared.names:
+            alike = ", ".join(compared.standing_for(name))
+            verdicts[name].notes.append(f"the self-check compares {alike} for all layers of its kind")
     return verdicts
 
 
