@@ -1,4 +1,7 @@
-"""First pass over the data: gradient and Kronecker factors of every layer."""
+"""First pass over the data: gradient and Kronecker factors of every layer.
+
+One file: what a layer's factors are, and the one pass that sums them.
+"""
 
 from __future__ import annotations
 

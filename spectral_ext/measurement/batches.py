@@ -12,6 +12,8 @@ The caller gives *batches*, each of them
 
 ``loss_fn`` must be a *mean* over the samples of the batch. The loss of all data is the mean of the batches' losses,
 each weighted by its number of samples, and per-sample errors are gradients times that number.
+
+One file: each part of a batch (arguments, samples, count, mask) is read from the same forms of input.
 """
 
 from __future__ import annotations
