@@ -62,9 +62,12 @@ class Session:
         self.measured: dict[str, MethodResult] = {}
         self.checks: dict[str, SelfCheck] = {}
 
-    def cut(self, data: list[Batch], memory_budget: int | None) -> None:
-        """Cut the data into pieces that fit the memory budget."""
-        self.plan = Plan(self.model, self.loss_fn, pieces_of(data), self.layers, memory_budget, self.check)
+    def cut(self, data: list[Batch], memory_budget: int | None, holds_gradients: bool = True) -> None:
+        """Cut the data into pieces that fit the memory budget, which is for the gradients of all layers too unless
+        ``holds_gradients`` is False.
+        """
+        pieces = pieces_of(data)
+        self.plan = Plan(self.model, self.loss_fn, pieces, self.layers, memory_budget, self.check, holds_gradients)
         if self.method == "auto" or self.method in TRACED:
             self.plan.cut_samples()
 

@@ -134,6 +134,7 @@ def measure(
                 check_folds(folds, len(data))
             reduction = check_task(model, loss_fn, data)
             run.plan(data, memory_budget, folds, reduction)
+        run.take_groups_of_all_ranks()
         rows = run.resume(resume)
         todo = {name: layer for name, layer in run.chosen.items() if name not in rows}
         if todo:

@@ -82,8 +82,13 @@ class Run:
             self.model, self.loss_fn, self.chosen, method, None, self.group, self.planned, self.sampling
         )
         with self.progress.stage("trace"):
-            self.session.cut(data, memory_budget)
+            self.session.cut(data, memory_budget, holds_gradients=False)
             self.memory = plan_memory(self.session.plan, self.chosen, self.options["top_k"])
+
+    def take_groups_of_all_ranks(self) -> None:
+        """The groups of the rank that needs most of them, so that all ranks finish the same layers together."""
+        groups = max(gathered(self.memory.groups, self.group), key=len)
+        self.memory = replace(self.memory, groups=groups)
         self.progress.say(str(self.memory))
 
     def take_directions(self, source: Any) -> None:

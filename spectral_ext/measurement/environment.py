@@ -36,13 +36,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def measurement(model: nn.Module) -> Iterator[set[str]]:
+def measurement(model: nn.Module, *, values: bool = True) -> Iterator[set[str]]:
     """:func:`.preserved`, and inside the block: attention by the math kernel (the fused ones have no second
     derivative), the fused transformer-encoder path off, TF32 off, float32 matrix products at "highest" precision,
     compiled parts run uncompiled (compiled code has no second derivative), reentrant activation checkpoints call their
     function directly, autocast blocks that the forward pass enters have no effect (they would mix precisions),
     gradients on, and batch norm in train mode leaves its running statistics alone. Enter it before anything reads a
-    weight.
+    weight. ``values=False`` allows a model on the meta device, of which only shapes are asked.
 
     Yields:
         the devices whose autocast a forward pass has tried to switch on so far.
@@ -53,10 +53,10 @@ def measurement(model: nn.Module) -> Iterator[set[str]]:
             the model is wrapped by FSDP, or dropout is in train mode; the message names the module or parameter.
     """
     refuse_autocast()
-    refuse_unusable_parameters(model)
+    refuse_unusable_parameters(model, values)
     refuse_dropout(model)
     with (
-        preserved(model),
+        preserved(model) if values else contextlib.nullcontext(),
         _uncompiled(),
         _without_autocast() as tried,
         _without_reentrant_checkpoints(),
@@ -154,7 +154,7 @@ def refuse_autocast() -> None:
         )
 
 
-def refuse_unusable_parameters(model: nn.Module) -> None:
+def refuse_unusable_parameters(model: nn.Module, values: bool = True) -> None:
     for name, module in model.named_modules():
         if type(module).__name__ == "FullyShardedDataParallel":
             raise TypeError(
@@ -176,7 +176,7 @@ def refuse_unusable_parameters(model: nn.Module) -> None:
             raise ValueError(
                 f"{name!r} was made under torch.inference_mode, so that it has no gradient: build the model outside"
             )
-        if tensor.is_meta:
+        if tensor.is_meta and values:
             raise ValueError(f"{name!r} is on the meta device and has no values: load the weights first")
 
 
