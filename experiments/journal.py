@@ -21,6 +21,7 @@ from typing import Any
 from spectral_ext.collect_env import collect
 
 RESULTS = Path(__file__).parent / "results"
+JOURNAL = RESULTS / "journal.jsonl"
 MACHINE = ("processor", "SIMD in use", "threads", "GPU", "torch", "spectral-ext")
 """A run on another of these may have other digits, and is not reused."""
 ALSO = ("Python", "numpy", "scipy", "platform")
@@ -57,6 +58,18 @@ def rounded(value: Any, digits: int = 6) -> Any:
     if isinstance(value, (list, tuple)):
         return [rounded(one, digits) for one in value]
     return value
+
+
+def journal_here(path: Path, named: Path | None = None) -> Path:
+    """Where this machine writes: the file that was named, else ``path``, or where ``path`` holds the runs of another
+    machine or version, a file beside it that is named after this one. Runs of others are left alone and not reused."""
+    if named is not None or not path.exists():
+        return named or path
+    here = environment()
+    there = Journal(path, here).defined
+    if all(value.get(n) == here[n] for i, value in there.items() if i.startswith("environment") for n in MACHINE):
+        return path
+    return path.with_name(f"{path.stem}-{digest({name: here[name] for name in MACHINE})}{path.suffix}")
 
 
 class Journal:

@@ -132,9 +132,10 @@ def _tiny() -> dict[str, Study]:
     """Seconds in all: every study of the small scale with hardly any training, to test the house."""
 
     def shrunk(study: Study) -> Study:
-        stages = dict(list(study.stages.items())[-2:])
-        return replace(study, sizes=(128, 32, 32), steps=4, batch=16, samples=24, measured_batch=8, folds=3, top_k=6,
-                       stages=stages)  # fmt: skip
+        return replace(
+            study, sizes=(128, 32, 32), steps=4, batch=16, samples=24, measured_batch=8, folds=3, top_k=6,
+            stages={"init": 0.0, "early": 0.5, "end": 1.0} if "early" in study.stages else study.stages,
+        )  # fmt: skip
 
     return {name: shrunk(study) for name, study in _small().items()}
 
@@ -142,19 +143,48 @@ def _tiny() -> dict[str, Study]:
 SCALES: dict[str, Callable[[], dict[str, Study]]] = {"small": _small, "full": _full, "tiny": _tiny}
 
 
+class MissingResultError(RuntimeError):
+    """The journal does not hold a run, and no new ones are wanted."""
+
+
 class Laboratory:
-    """The studies of a scale and their records: those in the journal, and new ones."""
+    """The studies of a scale and their records: those in the journal, and new ones.
+
+    Args:
+        scale: ``small``, ``full`` or ``tiny``.
+        journal: of the studies.
+        sweep_journal: of the optimizers, which Table 3 reads.
+        folder: of the data, see :mod:`experiments.data`.
+        seeds: of every study.
+        device: where networks are trained and measured.
+        read_only: run nothing; what is missing raises ``MissingResultError``.
+        progress: called with a text before each piece of work.
+    """
 
     def __init__(
-        self, scale: str, journal: Journal, *, folder: str | None = None, seeds: Iterable[int] = SEEDS,
-        device: str = "cpu", progress: Callable[[str], Any] = lambda text: None,
-    ) -> None:  # fmt: skip
+        self,
+        scale: str,
+        journal: Journal,
+        sweep_journal: Journal | None = None,
+        *,
+        folder: str | None = None,
+        seeds: Iterable[int] = SEEDS,
+        device: str = "cpu",
+        read_only: bool = False,
+        progress: Callable[[str], Any] = lambda text: None,
+    ) -> None:
         self.scale, self.journal, self.folder, self.seeds = scale, journal, folder, tuple(seeds)
-        self.device, self.progress = device, progress
+        self.sweep_journal = sweep_journal or journal
+        self.device, self.read_only, self.progress = device, read_only, progress
         self.studies = SCALES[scale]()
 
     def records(self, name: str, stage: str = "end") -> list[dict[str, Any]]:
-        """The results of a study at a stage, one per seed; studies that have not run yet are run first."""
+        """The results of a study at a stage, one per seed; studies that have not run yet are run first.
+
+        Raises:
+            KeyError: the study has no such stage.
+            MissingResultError: it has not run, and the laboratory only reads.
+        """
         study = self.studies[name]
         if stage not in study.stages:
             raise KeyError(f"the study {name!r} has no stage {stage!r}: it has {', '.join(study.stages)}")
@@ -164,11 +194,31 @@ class Laboratory:
             key = f"study/{self.scale}/{name}/seed={seed}"
             record = self.journal.get(f"{key}/{stage}", settings)
             if record is None:
+                self._refuse(f"{key}/{stage}")
                 self._run(name, study, settings, seed, key)
-                record = self.journal.get(f"{key}/{stage}", settings)
-            assert record is not None
+                record = self.journal.runs[f"{key}/{stage}"]
             found.append(record["result"])
         return found
+
+    def kept(
+        self, key: str, settings: dict[str, Any], seed: int, study: Study, run: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The result of any other run from the journal, or of a new one."""
+        record = self.journal.get(key, settings)
+        if record is None:
+            self._refuse(key)
+            self.progress(key)
+            data = study.load(self.folder)
+            record = self.journal.add(
+                key, settings, run(), seed=seed, data=data.describe(), substitutions=data.substitutions
+            )
+        return record["result"]
+
+    def _refuse(self, key: str) -> None:
+        if self.read_only:
+            raise MissingResultError(
+                f"{self.journal.path} has no {key!r}: python -m experiments run --scale {self.scale}"
+            )
 
     def substitutions(self, name: str) -> list[str]:
         """What stands in for what in a study that has run."""

@@ -21,7 +21,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from torch import nn
 
 from experiments import networks
 from experiments.data import Data, Part, images, text
-from experiments.journal import RESULTS, Journal, digest
+from experiments.journal import RESULTS, Journal, digest, journal_here
 from experiments.optimizers import MOMENTA, ROWS, Optimizers, Row
 from experiments.training import evaluate, train
 from spectral_ext import measure
@@ -69,12 +69,12 @@ class Task:
 
 TASKS: dict[str, dict[str, Task]] = {
     "small": {
-        "conv": Task(lambda d: networks.resnet8(16, d.classes), images, (4000, 2000, 4000),
-                     {"name": "cifar10", "side": 16}, 190, 64, 256, flip=True),
-        "gpt": Task(lambda d: networks.GPT(d.details["vocabulary"], 64, 64, 2, 4), text, (8000, 256, 800),
-                    {"length": 64}, 300, 16, 64, score="loss"),
-        "vit": Task(lambda d: networks.ViT(32, 8, 64, 2, 4, d.classes), images, (6000, 1500, 3500),
-                    {"name": "tiny-imagenet", "classes": 20}, 250, 64, 256, flip=True),
+        "conv": Task(lambda d: networks.resnet8(8, d.classes), images, (4000, 1500, 4000),
+                     {"name": "cifar10", "side": 16}, 190, 64, 128, flip=True),
+        "gpt": Task(lambda d: networks.GPT(d.details["vocabulary"], 48, 48, 2, 4), text, (8000, 256, 800),
+                    {"length": 48}, 300, 16, 64, score="loss"),
+        "vit": Task(lambda d: networks.ViT(32, 8, 48, 2, 4, d.classes), images, (6000, 1500, 3500),
+                    {"name": "tiny-imagenet", "classes": 20}, 190, 64, 128, flip=True),
     },
     "full": {
         "conv": Task(lambda d: networks.resnet18(64, d.classes), images, (45000, 5000, 10000),
@@ -85,6 +85,11 @@ TASKS: dict[str, dict[str, Task]] = {
                     {"name": "tiny-imagenet"}, 20000, 128, 2048, flip=True),
     },
 }  # fmt: skip
+
+
+TASKS["tiny"] = {
+    name: replace(task, sizes=(96, 32, 32), steps=6, batch=16, measured_on=16) for name, task in TASKS["small"].items()
+}
 
 
 class OutOfTimeError(Exception):
@@ -227,7 +232,7 @@ def measured_exponents(model: nn.Module, part: Part, samples: int, matrices: Any
     }
     model.eval()
     batches = list(zip(part.x[:samples].split(64), part.y[:samples].split(64), strict=True))
-    rows = measure(model, networks.cross_entropy, batches, top_k=16, layers=sorted(names), split=False, progress=False)
+    rows = measure(model, networks.cross_entropy, batches, top_k=12, layers=sorted(names), split=False, progress=False)
     model.train()
     return {name: float(np.clip(row.alpha.value, 0.25, 4)) if row.alpha.ok else 2.0 for name, row in rows.items()}
 
@@ -269,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=math.inf, help="end with status 3 before this time is over")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", help="folder of the data")
-    parser.add_argument("--journal", type=Path, default=FILE)
+    parser.add_argument("--journal", type=Path, help="file of the runs; without it the one of this machine in results/")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     tasks, rows = options.tasks.split(","), [row for row in ROWS if fnmatch.fnmatchcase(row, options.rows)]
@@ -279,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.job == "run" and missing_packages(rows):
         parser.error(f"install {', '.join(missing_packages(rows))} (pip install --no-deps pytorch-optimizer), or leave "
                      "out the rows that need it with --rows")  # fmt: skip
-    journal = Journal(options.journal)
+    journal = Journal(journal_here(FILE, options.journal))
     until = -math.inf if options.job == "status" else time.monotonic() + options.seconds
     sweeps = {task: Sweep(options.scale, task, journal, options.data, until) for task in tasks}
     open_jobs = []
