@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor, dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot, make_fx
 from torch.utils import _pytree as pytree
@@ -86,8 +88,10 @@ def trace(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> Program:
             )
 
     state = [p.detach() for p in parameters.values()] + [b.detach().clone() for b in model.buffers()]
+    # One mode for the shapes of all nodes: make_fx would make one per node, which takes half of the tracing time.
+    shapes = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
     try:
-        with torch.no_grad(), _owners_recorded(model) as owners:
+        with torch.no_grad(), shapes, _owners_recorded(model) as owners:
             module = make_fx(dispatch_functionalize(evaluate))(state, [leaves[i] for i in where])
     except Exception as error:
         raise UntraceableError(
