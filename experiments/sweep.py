@@ -159,7 +159,7 @@ class Sweep:
         optimizers = row.build(model, lr, momentum)
         if row.exponents != "tracked":
             return optimizers, None
-        every = max(1, self.task.steps // 4)
+        every = max(2, self.task.steps // 4)
 
         def follow(step: int) -> None:
             if step % every == 0 and step < self.task.steps:

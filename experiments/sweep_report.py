@@ -154,13 +154,14 @@ def task_table(journal: Journal, scale: str, task: str, cost: Callable[[str], fl
     """The rows of a task, best first; ``cost``: FLOP of an optimizer's step over those of forward and backward."""
     setting = TASKS[scale][task]
     differences = comparisons(journal, scale)
+    times = next((r["result"] for r in journal.select(f"step-time/{scale}/{task}")), {})
     lines = []
     for row in ROWS:
         runs = runs_of(journal, scale, task, row)
         best = chosen(runs)
         values = list(seed_scores(journal, scale, task, row).values())
         if not runs or best is None:
-            lines.append((-math.inf, (row, f"search: {len(runs)} of 7 runs", *[""] * 6)))
+            lines.append((-math.inf, (row, f"search: {len(runs)} of 7 runs", *[""] * 7)))
             continue
         sign = 1 if setting.score == "accuracy" else -1
         digits = 1 if setting.score == "accuracy" else 3
@@ -175,10 +176,11 @@ def task_table(journal: Journal, scale: str, task: str, cost: Callable[[str], fl
             versus = f"{sign * d:+.{digits}f}, p = {p:.3f}, Holm {q:.3f}{' *' if q < LEVEL else ''}"
         reached = time_to_target(journal, scale, task, row)
         target = "never" if math.isinf(reached) else f"{100 * reached:.0f} %"
+        timed = times.get(row, {}).get("over_adamw")
         cells = (f"{sign * mean:.{digits}f}{spread}{seeds}", versus, f"{best[0]:.3g}{edge}", f"{best[1]:g}", target)
-        lines.append((mean, (row, *cells, f"{cost(row):.3f}", str(len(runs)))))
+        lines.append((mean, (row, *cells, f"{cost(row):.3f}", f"{timed:.2f}" if timed else "–", str(len(runs)))))
     header = ("optimizer", "test " + setting.score, f"against {REFERENCE}", "rate", "momentum", "AdamW's loss reached",
-              "step FLOP / model FLOP", "runs")  # fmt: skip
+              "step FLOP / model FLOP", "time of a step / AdamW's", "runs")  # fmt: skip
     steps = f"{setting.steps} steps of {setting.batch}"
     return Table(f"{task}: {steps}, mean ± sd over seeds", header, [cells for _, cells in sorted(lines, reverse=True)])
 
@@ -241,7 +243,8 @@ def sweep_section(journal: Journal, scale: str, figures: Path, folder: Path, dat
         "of the network goes to AdamW at one rate for all rows that need it. *p*: paired t-test over the seeds against "
         f"{REFERENCE}; *Holm*: corrected for all comparisons below; * marks p < {LEVEL:g} after it. *Edge*: "
         "the best rate is the smallest or largest one tried. *AdamW's loss reached*: share of the steps until the "
-        "validation loss is below AdamW's last one. FLOP are counted, not timed: the machine was shared.",
+        "validation loss is below AdamW's last one. FLOP are counted. The runs were not timed, as "
+        "the machine was shared; the time of a step is from `experiments/step_time.py`, alone on the machine.",
         "",
     ]
     done = complete_rows(journal, scale)
