@@ -272,8 +272,10 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     note: str = ""
 
-    def markdown(self) -> str:
-        lines = [f"**{self.title}**", "", "| " + " | ".join(self.header) + " |", "|---" * len(self.header) + "|"]
+    def markdown(self, heading: str = "") -> str:
+        """As Markdown; the title is left out where it is the ``heading`` above the table."""
+        title = [] if self.title == heading else [f"**{self.title}**", ""]
+        lines = [*title, "| " + " | ".join(self.header) + " |", "|---" * len(self.header) + "|"]
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
         return "\n".join([*lines, *(["", self.note] if self.note else [])])
 

@@ -91,7 +91,7 @@ class RandomSpectrum(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             mu = group["momentum"]
-            for p in group["params"]:
+            for p in (p for p in group["params"] if p.grad is not None):
                 state = self.state[p]
                 buffer = state.setdefault("momentum_buffer", torch.zeros_like(p))
                 buffer.lerp_(p.grad, 1 - mu)
@@ -109,9 +109,10 @@ def random_spectrum(D: Tensor, generator: torch.Generator) -> Tensor:
     values, U = torch.linalg.eigh(wide @ wide.mT)
     sigma = values.clamp(min=0).sqrt()
     r = torch.rand(len(sigma), generator=generator, dtype=torch.float64)
+    size = 0.2 * max(D.shape) ** 0.5 / r.max().item()
     kept = sigma > 1e-7 * sigma[-1]
-    scale = torch.where(kept, r / torch.where(kept, sigma, 1.0), 0.0)
-    result = 0.2 * max(D.shape) ** 0.5 / r.max() * (U * scale) @ (U.mT @ wide)
+    scale = torch.where(kept, r.to(D.device) / torch.where(kept, sigma, 1.0), 0.0)
+    result = size * (U * scale) @ (U.mT @ wide)
     return (result if D.shape[0] <= D.shape[1] else result.mT).to(D.dtype)
 
 

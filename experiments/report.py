@@ -73,7 +73,7 @@ def write_report(lab: Laboratory, folder: Path) -> Path:
         try:
             tables, own = module.tables(lab), module.claims(lab)
             claims += own
-            parts = [f"## {module.TITLE}", "", *(f"{table.markdown()}\n" for table in tables)]
+            parts = [f"## {module.TITLE}", "", *(f"{table.markdown(module.TITLE)}\n" for table in tables)]
             if hasattr(module, "draw"):
                 with plots.drawn_in(plots.THEMES["light"]):
                     path = plots.save_png(module.draw(lab), figures / f"{name}.png", dpi=90)
@@ -87,8 +87,8 @@ def write_report(lab: Laboratory, folder: Path) -> Path:
     lines += [f"**{len(claims)} claims: {counts}.**", ""]
     if missing:
         lines += [f"Not run yet: {', '.join(missing)} (`python -m experiments run`).", ""]
-    lines += [claim_table(claims).markdown(), "", *_environment(lab), *sections]
-    lines.append(sweep_section(lab.sweep_journal, lab.scale, figures, folder))
+    lines += ["## Claims and verdicts", "", claim_table(claims).markdown("Claims"), "", *_environment(lab), *sections]
+    lines.append(sweep_section(lab.sweep_journal, lab.scale, figures, folder, lab.folder))
     path = folder / "RESULTS.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

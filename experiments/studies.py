@@ -69,6 +69,8 @@ def _small() -> dict[str, Study]:
            "samples": 64, "measured_batch": 8, "top_k": 12}  # fmt: skip
     return {
         "resnet": Study("ResNet-18, width 8, CIFAR-10", lambda d: resnet18(8, d.classes), steps=900, **conv),
+        "resnet_large": Study("ResNet-18, width 8, CIFAR-10", lambda d: resnet18(8, d.classes), steps=900,
+                              **(conv | {"samples": 1024, "stages": {"end": 1.0}})),
         "vgg": Study("VGG-11, width 8, CIFAR-10", lambda d: VGG(11, 8, d.classes, 16), steps=900, **conv),
         "mlp": Study("MLP, 3 × 128, CIFAR-10", lambda d: MLP(768, 128, 3, d.classes), steps=900, **conv),
         "resnet_200": Study("ResNet-18, width 8, 200 classes", lambda d: resnet18(8, d.classes),
@@ -108,6 +110,8 @@ def _full() -> dict[str, Study]:
     end = {"stages": {"end": 1.0}}
     return {
         "resnet": Study("ResNet-18, CIFAR-10", lambda d: resnet18(64, d.classes), steps=10500, **conv),
+        "resnet_large": Study("ResNet-18, CIFAR-10", lambda d: resnet18(64, d.classes), steps=10500,
+                              **(conv | {"samples": 8192, "stages": {"end": 1.0}})),
         "vgg": Study("VGG-11, CIFAR-10", lambda d: VGG(11, 64, d.classes), steps=10500, **conv),
         "mlp": Study("MLP, 3 × 512, CIFAR-10", lambda d: MLP(3072, 512, 3, d.classes), steps=7000, **conv),
         "resnet_200": Study("ResNet-50, Tiny-ImageNet", lambda d: resnet50(64, d.classes), steps=17500, **(tiny | end)),

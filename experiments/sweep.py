@@ -99,14 +99,17 @@ class OutOfTimeError(Exception):
 class Sweep:
     """The runs of one task: those in the journal, and new ones until the time is over."""
 
-    def __init__(self, scale: str, name: str, journal: Journal, folder: str | None = None, until: float = math.inf):
+    def __init__(
+        self, scale: str, name: str, journal: Journal, folder: str | None = None, until: float = math.inf,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
         self.scale, self.name, self.task = scale, name, TASKS[scale][name]
-        self.journal, self.folder, self.until = journal, folder, until
+        self.journal, self.folder, self.until, self.device = journal, folder, until, device
         self.longest = 0.0
 
     @property
     def data(self) -> Data:
-        return _loaded(self.scale, self.name, self.folder)
+        return _loaded(self.scale, self.name, self.folder, self.device)
 
     def _kept(self, key: str, settings: dict[str, Any], seed: int, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of a run from the journal, or of a new one."""
@@ -131,7 +134,7 @@ class Sweep:
 
     def _model(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)
-        return self.task.network(self.data)
+        return self.task.network(self.data).to(self.device)
 
     def exponents(self) -> dict[str, float]:
         """α per layer after a third of a run of Spectral Newton at its start; the layers that have no fit keep 2."""
@@ -216,8 +219,8 @@ class Sweep:
 
 
 @lru_cache(maxsize=1)
-def _loaded(scale: str, name: str, folder: str | None) -> Data:
-    return TASKS[scale][name].load(folder)
+def _loaded(scale: str, name: str, folder: str | None, device: str) -> Data:
+    return TASKS[scale][name].load(folder).to(device)
 
 
 def final_validation(result: dict[str, Any]) -> float:
@@ -273,6 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch-sizes", action="store_true", help="then also the other batch sizes, for five rows")
     parser.add_argument("--seconds", type=float, default=math.inf, help="end with status 3 before this time is over")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--data", help="folder of the data")
     parser.add_argument("--journal", type=Path, help="file of the runs; without it the one of this machine in results/")
     options = parser.parse_args(argv)
@@ -286,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
                      "out the rows that need it with --rows")  # fmt: skip
     journal = Journal(journal_here(FILE, options.journal))
     until = -math.inf if options.job == "status" else time.monotonic() + options.seconds
-    sweeps = {task: Sweep(options.scale, task, journal, options.data, until) for task in tasks}
+    sweeps = {task: Sweep(options.scale, task, journal, options.data, until, options.device) for task in tasks}
     open_jobs = []
     for task, row, size in jobs(options.scale, tasks, rows, options.batch_sizes):
         try:

@@ -28,6 +28,7 @@ EXPERIMENTS = (
     "appendix_l",
     "appendix_m",
     "signal",
+    "sample_size",
     "layer_norm",
     "mechanisms",
     "phase_transition",

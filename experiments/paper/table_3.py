@@ -15,7 +15,7 @@ def _accuracies(lab: Laboratory) -> dict[tuple[str, str], list[float]]:
     found = {}
     for task in PLACES:
         until = -math.inf if lab.read_only else math.inf
-        sweep = Sweep(lab.scale, task, lab.sweep_journal, lab.folder, until)
+        sweep = Sweep(lab.scale, task, lab.sweep_journal, lab.folder, until, lab.device)
         for row in ROWS:
             lab.progress(f"{task}: {row}")
             lr, momentum, _ = sweep.search(row)
