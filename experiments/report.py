@@ -6,11 +6,11 @@ import importlib
 from pathlib import Path
 
 from experiments.claims import FAILED, ONE_BATCH, REPRODUCED, UNTESTABLE, Claim, Table
+from experiments.drawing import save_png
 from experiments.paper import EXPERIMENTS
 from experiments.studies import Laboratory, MissingResultError
 from experiments.sweep import OutOfTimeError
 from experiments.sweep_report import sweep_section
-from spectral_ext import plots
 
 ORDER = (REPRODUCED, ONE_BATCH, FAILED, UNTESTABLE)
 INTRODUCTION = """# The paper measured again
@@ -75,8 +75,7 @@ def write_report(lab: Laboratory, folder: Path) -> Path:
             claims += own
             parts = [f"## {module.TITLE}", "", *(f"{table.markdown(module.TITLE)}\n" for table in tables)]
             if hasattr(module, "draw"):
-                with plots.drawn_in(plots.THEMES["light"]):
-                    path = plots.save_png(module.draw(lab), figures / f"{name}.png", dpi=90)
+                path = save_png(lambda draw=module.draw: draw(lab), figures / f"{name}.png")
                 parts.append(f"![{module.TITLE}]({path.relative_to(folder).as_posix()})\n")
             sections.append("\n".join(parts))
         except (MissingResultError, OutOfTimeError):

@@ -13,12 +13,12 @@ from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.claims import Table
-from experiments.drawing import panels
+from experiments.drawing import panels, save_png
 from experiments.journal import Journal
 from experiments.networks import cross_entropy
 from experiments.optimizers import ROWS, matrices_and_rest
 from experiments.sweep import BATCH_ROWS, SEEDS, TASKS, TUNING_SEED, Task, final_validation
-from spectral_ext import SpectralMap, plots
+from spectral_ext import SpectralMap
 from spectral_ext.ops.spectral_newton.spectral_maps import fit_map
 
 REFERENCE = "Spectral Newton, α = 2"
@@ -222,7 +222,8 @@ def draw(journal: Journal, scale: str) -> Any:
         ax.set_ylabel("validation loss")
         low, high = ax.get_ylim()
         ax.set_ylim(low, min(high, low + 0.6 * (high - low)))
-    axes[-1].legend(fontsize=5)
+    if names:
+        axes[-1].legend(fontsize=5)
     return figure
 
 
@@ -256,7 +257,6 @@ def sweep_section(journal: Journal, scale: str, figures: Path, folder: Path, dat
             tables.append(task_table(journal, scale, task, lambda row, m=model, s=shapes, r=rest:
                                      optimizer_flop(row, s, r) / m))  # fmt: skip
     lines += ["", *(f"{table.markdown()}\n" for table in [*tables, *batch_tables(journal, scale)])]
-    with plots.drawn_in(plots.THEMES["light"]):
-        path = plots.save_png(draw(journal, scale), figures / "sweep.png", dpi=90)
+    path = save_png(lambda: draw(journal, scale), figures / "sweep.png")
     lines += [f"![validation loss]({path.relative_to(folder).as_posix()})", "", "Settings that are not searched:", ""]
     return "\n".join([*lines, *(f"- {name}: {row.recipe}" for name, row in ROWS.items())])
