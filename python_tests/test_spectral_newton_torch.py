@@ -72,8 +72,8 @@ def test_float32_far_from_one_keeps_its_range():
 def test_chunks_and_blocks_change_nothing_beyond_rounding(mode, monkeypatch):
     G = [torch.randn(3, 10, 16), torch.randn(1, 10, 40), torch.randn(7, 10, 40)]
     whole = {alpha: run(G, alpha, 0.1, mode) for alpha in (1.0, 2.0, 3.0)}
-    monkeypatch.setattr(path, "CHUNK_BYTES", 4 * 10 * 10 * 8 * 2)
-    monkeypatch.setattr(path, "BLOCK_BYTES", 10 * 8 * 17)
+    monkeypatch.setattr(path, "SCRATCH_BYTES", 4 * 10 * 10 * 8 * 2)
+    monkeypatch.setattr(path, "MIN_BLOCK_BYTES", 10 * 8 * 17)
     for alpha, results in whole.items():
         for a, b in zip(results, run(G, alpha, 0.1, mode)):
             assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max())), alpha

@@ -19,10 +19,12 @@ from torch import Tensor
 from spectral_ext.ops.spectral_newton.matrix_function import (
     Precision,
     Rational,
+    constants,
     full_float32,
     is_one_solve,
     largest_eigenvalue,
     matrix_function,
+    one_factor,
 )
 from spectral_ext.ops.spectral_newton.partial_fractions import (
     MAX_REACH,
@@ -35,9 +37,8 @@ SHIFT = 4.0
 """Rounding of R in float32 moves its eigenvalues by up to about SHIFT · ε ‖G‖_F²/√n."""
 FIT_SHARE = 0.7
 RUNG = 16.0
-CHUNK_BYTES, BLOCK_BYTES = 160 * 2**20, 40 * 2**20
-"""Scratch for the (n, n) matrices of a chunk, and for a block of columns of G (two are alive): 240 MiB together, or
-four (n, n) matrices of one G where that is more."""
+SCRATCH_BYTES, MIN_BLOCK_BYTES = 240 * 2**20, 32 * 2**20
+"""Scratch beyond G and the results; where a few (n, n) matrices of one G are more, those and two blocks of columns."""
 FUSED_SIDE = 160
 """The small side up to which the CUDA kernel holds a matrix on chip."""
 
@@ -88,19 +89,21 @@ def precision_for(
     return Precision(True, math.inf if fit.form or apply64 else 4 * moved / allowed, apply64)
 
 
-@dataclass
-class Batch:
-    """Wide matrices G (B, n, N), where the result goes, (B, n, N), of any dtype and strides, and (B,) float64 on the
-    device: 1/√δ, which brings G into the unit of φ; what φ(Z) G/√δ is multiplied by; what G/√δ is multiplied by where
-    φ(Z) fails and the host had no bound for y."""
+Pair = tuple[Tensor, Tensor]
+"""Wide matrices G (B, n, N), and where their results go, (B, n, N), of any dtype and strides."""
 
-    G: Tensor
-    out: Tensor
+
+@dataclass
+class Scales:
+    """(B,) float64 on the device, flat over all matrices: 1/√δ, which brings G into the unit of φ; what φ(Z) G/√δ is
+    multiplied by. Where the host had no bound for y also what G/√δ is multiplied by where φ(Z) fails or does not serve,
+    which ``beyond`` says, and the coefficients of each matrix, as in `matrix_function`."""
+
     unit: Tensor
     gain: Tensor
-    fallback: Tensor
-    own: Tensor
-    """Empty, or the coefficients of each matrix, as in `matrix_function`."""
+    fallback: Tensor | None = None
+    beyond: Tensor | None = None
+    own: Tensor | None = None
 
 
 def frobenius_norms(G: Sequence[Tensor]) -> list[Tensor]:
@@ -110,151 +113,137 @@ def frobenius_norms(G: Sequence[Tensor]) -> list[Tensor]:
     return [torch.linalg.vector_norm(g, dim=(-2, -1), dtype=torch.float64) for g in G]
 
 
-def _split(batches: Sequence[Batch], count: int) -> Iterator[list[Batch]]:
-    """Chunks of at most ``count`` matrices, of one shape after the other."""
-    chunk: list[Batch] = []
-    left = count
-    for batch in sorted(batches, key=lambda b: b.G.shape[-1]):
-        for start in range(0, len(batch.G), count):
-            end = min(start + count, len(batch.G))
-            if end - start > left:
-                yield chunk
-                chunk, left = [], count
-            whole = end - start == len(batch.G)
-            chunk.append(batch if whole else Batch(*(t[start:end] for t in vars(batch).values())))
-            left -= end - start
+def _chunks(pairs: Sequence[Pair], count: int) -> Iterator[tuple[list[Pair], slice]]:
+    """At most ``count`` matrices at a time, in order, and their places."""
+    chunk: list[Pair] = []
+    first = end = 0
+    for G, out in pairs:
+        for start in range(0, len(G), count):
+            part = slice(start, start + count)
+            more = len(G[part])
+            if end - first + more > count:
+                yield chunk, slice(first, end)
+                chunk, first = [], end
+            chunk.append((G[part], out[part]))
+            end += more
     if chunk:
-        yield chunk
+        yield chunk, slice(first, end)
 
 
-def _blocks(chunk: Sequence[Batch], dtype: torch.dtype) -> Iterator[tuple[int, list[Batch], slice, Tensor]]:
-    """``(first matrix, batches, columns, G/√δ)``: blocks of at most BLOCK_BYTES (two with the copy), in ``dtype``."""
+def _blocks(
+    chunk: Sequence[Pair], dtype: torch.dtype, unit: Tensor | None, limit: int
+) -> Iterator[tuple[slice, list[Tensor], Tensor]]:
+    """``(matrices, results, G · unit)`` by blocks of columns, of at most ``limit`` bytes each, in ``dtype``."""
     first = 0
-    for columns, same in groupby(chunk, key=lambda b: b.G.shape[-1]):
+    for columns, same in groupby(chunk, key=lambda pair: pair[0].shape[2]):
         items = list(same)
         while items:
-            size = items[0].G.shape[1] * columns * dtype.itemsize
-            taken, total = [items.pop(0)], 0
-            total = len(taken[0].G)
-            while items and (total + len(items[0].G)) * size <= BLOCK_BYTES:
+            size = items[0][0].shape[1] * columns * dtype.itemsize
+            taken = [items.pop(0)]
+            total = len(taken[0][0])
+            while items and (total + len(items[0][0])) * size <= limit:
                 taken.append(items.pop(0))
-                total += len(taken[-1].G)
-            width = max(1, min(columns, BLOCK_BYTES * columns // (total * size)))
-            unit = torch.cat([b.unit for b in taken])[:, None, None]
+                total += len(taken[-1][0])
+            width = max(1, min(columns, limit * columns // (total * size)))
+            own = slice(first, first + total)
             for start in range(0, columns, width):
-                part = slice(start, min(start + width, columns))
-                parts = [b.G[..., part] for b in taken]
-                block = parts[0] if len(parts) == 1 else torch.cat(parts)
-                # Multiplied in float64 and rounded: 1/√δ may leave the range of float32 where G/√δ does not.
-                scaled = torch.empty(block.shape, dtype=dtype, device=block.device)
-                yield first, taken, part, torch.mul(block, unit, out=scaled)
+                parts = [G[..., start : start + width] for G, _ in taken]
+                block = torch.empty(total, *parts[0].shape[1:], dtype=dtype, device=parts[0].device)
+                torch._foreach_copy_(list(block.split([len(part) for part in parts])), parts)
+                if unit is not None:  # in float64: 1/√δ may leave the range of float32 where G/√δ does not
+                    block.mul_(unit[own, None, None])
+                yield own, [out[..., start : start + width] for _, out in taken], block
             first += total
 
 
-def apply_rational(batches: Sequence[Batch], phi: Rational, precision: Precision, bounded: bool = True) -> None:
-    """φ(Z) G/√δ · gain of every matrix into its ``out``; all of one n and one dtype.
+def _store(outs: list[Tensor], found: Tensor) -> None:
+    torch._foreach_copy_(outs, list(found.split([len(out) for out in outs])))
 
-    A matrix whose Z + p is not positive definite is NaN, or, not ``bounded``, takes the fallback; so does one whose y
-    exceeds what φ serves, which has a ``gain`` of 0.
+
+def gram(blocks: Iterator[tuple[slice, list[Tensor], Tensor]], Z: Tensor) -> Tensor:
+    """Z ← X Xᵀ of every matrix X, from blocks of its columns."""
+    known = 0
+    for own, _, block in blocks:
+        if own.stop > known:
+            torch.bmm(block, block.mT, out=Z[own])
+            known = own.stop
+        else:
+            Z[own].baddbmm_(block, block.mT)
+    return Z
+
+
+def apply_rational(pairs: Sequence[Pair], phi: Rational, precision: Precision, scales: Scales) -> None:
+    """φ(Z) G/√δ · gain of every matrix G into its result; all of one n and one dtype, sorted by N.
+
+    A matrix whose Z + p is not positive definite is NaN, or takes the fallback where there is one.
     """
-    n, device = batches[0].G.shape[1], batches[0].G.device
-    work = torch.float64 if batches[0].G.dtype == torch.float64 else torch.float32
+    n, widest, device = pairs[0][0].shape[1], pairs[-1][0].shape[2], pairs[0][0].device
+    work = torch.float64 if pairs[0][0].dtype == torch.float64 else torch.float32
     dtype = torch.float64 if precision.float64 else work
-    whole = n * max(b.G.shape[2] for b in batches) * 4 <= BLOCK_BYTES
-    fused = (
-        batches[0].G.is_cuda
-        and n <= FUSED_SIDE
-        and whole
-        and phi.form == 0
-        and not phi.pairs
-        and dtype == torch.float32
-    )
+    last = torch.float64 if precision.apply64 else work
+    unit, gain, square = scales.unit, scales.gain, torch.ones_like(scales.unit)
+    inner: Tensor | None = unit
+    if dtype != work:  # float64 has room for R of any float32 matrix: what scales G goes into the (n, n) matrices
+        square, inner = unit.square(), None
+        gain = gain * unit if last == torch.float64 else gain
+    outer = inner if last == dtype else unit
+    fused = n <= FUSED_SIDE and pairs[0][0].is_cuda and n * widest * 4 <= SCRATCH_BYTES // 2
+    if fused and phi.form == 0 and not phi.pairs and phi.poles and dtype == torch.float32:
+        for chunk, places in _chunks(pairs, 65535):
+            _apply_fused(chunk, phi, unit[places], gain[places])
+        return
+    alone, square_bytes = is_one_solve(phi), n * n * dtype.itemsize
+    whole = (2 * n * widest + 2 * n * n) * dtype.itemsize
+    keep = alone and whole <= SCRATCH_BYTES
     with full_float32():
-        alive = 2 if is_one_solve(phi) and phi.form == 0 else 4
-        for chunk in _split(batches, max(1, CHUNK_BYTES // (alive * n * n * dtype.itemsize))):
-            if fused and phi.poles:
-                _apply_fused(chunk, phi)
-                continue
-            Z = torch.empty(sum(len(b.G) for b in chunk), n, n, dtype=dtype, device=device)
-            gram_(Z, chunk)
-            gain = torch.cat([b.gain for b in chunk])
-            if is_one_solve(phi):
-                L, info = _factor(Z, phi)
+        for chunk, places in _chunks(pairs, max(1, SCRATCH_BYTES // (whole if keep else 8 * square_bytes))):
+            count = places.stop - places.start
+            limit = max((SCRATCH_BYTES - 2 * count * square_bytes) // 2, MIN_BLOCK_BYTES)
+            own_inner, own_outer = (None if t is None else t[places] for t in (inner, outer))
+            kept = list(_blocks(chunk, dtype, own_inner, limit)) if keep else None
+            Z = torch.empty(count, n, n, dtype=dtype, device=device)
+            gram(iter(kept) if kept else _blocks(chunk, dtype, own_inner, limit), Z)
+            if alone:
+                L = one_factor(Z, phi, square[places], gain[places])
                 del Z
-                gain = torch.where(info == 0, gain * (phi.residues or (phi.constant,))[0], torch.nan)
-                _solve(chunk, L, gain)
+                for own, outs, block in kept or _blocks(chunk, dtype, own_inner, limit):
+                    block = torch.linalg.solve_triangular(L[own], block, upper=False)
+                    _store(outs, torch.linalg.solve_triangular(L[own].mT, block, upper=True))
                 continue
-            F, info = matrix_function(Z, phi, precision, None if bounded else torch.cat([b.own for b in chunk]))
+            room = SCRATCH_BYTES - 2 * count * square_bytes
+            own_rows = None if scales.own is None else scales.own[places]
+            F, failed = matrix_function(Z, phi, precision, square[places], gain[places], room, own_rows)
             del Z
-            if bounded:
-                F.mul_(torch.where(info == 0, gain, torch.nan).to(F.dtype)[:, None, None])
+            diagonal = F.diagonal(dim1=-2, dim2=-1)
+            if scales.fallback is None or scales.beyond is None:
+                diagonal.add_(torch.where(failed, torch.nan, 0.0)[:, None])
             else:
-                failed = (info != 0) | (gain == 0)
-                F.masked_fill_(failed[:, None, None], 0.0).mul_(gain.to(F.dtype)[:, None, None])
-                instead = torch.where(failed, torch.cat([b.fallback for b in chunk]), 0.0)
-                F.diagonal(dim1=-2, dim2=-1).add_(instead.to(F.dtype)[:, None])
-            F = F.to(torch.float64 if precision.apply64 else work)
-            for first, taken, part, block in _blocks(chunk, F.dtype):
-                _store(taken, part, F[first : first + len(block)] @ block)
+                failed = failed | scales.beyond[places]
+                F.masked_fill_(failed[:, None, None], 0.0)
+                diagonal.add_(torch.where(failed, scales.fallback[places], 0.0)[:, None])
+            F = F.to(last)
+            for own, outs, block in _blocks(chunk, last, own_outer, limit):
+                _store(outs, F[own] @ block)
 
 
-def _store(taken: Sequence[Batch], part: slice, found: Tensor) -> None:
-    torch._foreach_copy_([b.out[..., part] for b in taken], list(found.split([len(b.G) for b in taken])))
-
-
-def _factor(Z: Tensor, phi: Rational) -> tuple[Tensor, Tensor]:
-    """The Cholesky factor of Z + p or Q(Z), and its info."""
-    if phi.poles:
-        Z.diagonal(dim1=-2, dim2=-1).add_(phi.poles[0])
-        return torch.linalg.cholesky_ex(Z)
-    Q = torch.baddbmm(Z, Z, Z, beta=phi.quadratic or 0.0)
-    Q.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    return torch.linalg.cholesky_ex(Q)
-
-
-def _solve(chunk: Sequence[Batch], L: Tensor, gain: Tensor) -> None:
-    """(L Lᵀ)⁻¹ G/√δ · gain by substitution."""
-    for first, taken, part, block in _blocks(chunk, L.dtype):
-        own = slice(first, first + len(block))
-        block = torch.linalg.solve_triangular(L[own], block, upper=False)
-        block = torch.linalg.solve_triangular(L[own].mT, block, upper=True)
-        _store(taken, part, block.mul_(gain[own].to(L.dtype)[:, None, None]))
-
-
-def _apply_fused(chunk: Sequence[Batch], phi: Rational) -> None:
+def _apply_fused(chunk: Sequence[Pair], phi: Rational, unit: Tensor, gain: Tensor) -> None:
     """The CUDA kernel for n ≤ FUSED_SIDE: Gram matrices, inverses and last product of a block in three launches."""
-    numbers = constants((phi.poles, phi.residues), chunk[0].G.device)
-    for _, taken, part, block in _blocks(chunk, torch.float32):
-        gain = torch.cat([b.gain for b in taken])[:, None]
+    numbers = constants((phi.poles, phi.residues), unit.device)
+    constant, weights = (phi.constant * gain).float(), (gain[:, None] * numbers[1]).float()
+    poles = numbers[0].expand(len(unit), -1).float().contiguous()
+    for own, outs, block in _blocks(chunk, torch.float32, unit, SCRATCH_BYTES // 2):
         product, status = torch.empty_like(block), torch.empty(len(block), dtype=torch.int32, device=block.device)
-        poles = numbers[0].expand(len(block), -1).float().contiguous()
         torch.ops.spectral_ext.spectral_newton_poles_(
-            product, status, block, (phi.constant * gain[:, 0]).float(), (gain * numbers[1]).float(), poles, 1.0, 0.0
+            product, status, block, constant[own], weights[own], poles[own], 1.0, 0.0
         )
         product.masked_fill_((status != 0)[:, None, None], torch.nan)
-        _store(taken, part, product)
+        _store(outs, product)
 
 
 def _row(fit: PartialFractions, count: int) -> tuple[float, ...]:
     """constant, poles, residues, padded to ``count`` terms by 0/(y + 1); b stays first."""
     spare = count - len(fit.poles)
     return (fit.constant, *fit.poles, *[1.0] * spare, *fit.residues, *[0.0] * spare)
-
-
-@lru_cache(maxsize=1024)
-def constants(values: tuple[float, ...] | tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
-    """Numbers as a float64 tensor on the device, kept there: a CUDA graph cannot copy from the host."""
-    return torch.tensor(values, dtype=torch.float64, device=device)
-
-
-def gram_(Z: Tensor, chunk: Sequence[Batch]) -> None:
-    """Z ← (G/√δ)(G/√δ)ᵀ of every matrix."""
-    for first, _, part, block in _blocks(chunk, Z.dtype):
-        own = Z[first : first + len(block)]
-        if part.start == 0:
-            torch.bmm(block, block.mT, out=own)
-        else:
-            own.baddbmm_(block, block.mT)
 
 
 def units_of(G: Sequence[Tensor], mode: str, accuracy: float) -> tuple[Tensor, Tensor]:
@@ -268,16 +257,14 @@ def units_of(G: Sequence[Tensor], mode: str, accuracy: float) -> tuple[Tensor, T
     if mode == "rms":
         return norm / min(G[0].shape[1:]) ** 0.5, norm
     n = min(G[0].shape[1:])
-    one = torch.ones_like(norm)
-    inverse = torch.where(norm == 0, one, 1 / norm).split([len(g) for g in G])
+    inverse = torch.where(norm == 0, torch.ones_like(norm), 1 / norm)
     dtype = torch.float64 if G[0].dtype == torch.float64 or accuracy < 1e-5 else torch.float32
-    found = []
+    size, found = n * n * dtype.itemsize, []
     with full_float32():
-        for chunk in _split(
-            [Batch(g, g, i, i, i, i) for g, i in zip(G, inverse)], max(1, CHUNK_BYTES // (4 * n * n * dtype.itemsize))
-        ):
-            Z = torch.empty(sum(len(b.G) for b in chunk), n, n, dtype=dtype, device=norm.device)
-            gram_(Z, chunk)
+        for chunk, places in _chunks([(g, g) for g in G], max(1, SCRATCH_BYTES // (6 * size))):
+            count = places.stop - places.start
+            Z = torch.empty(count, n, n, dtype=dtype, device=norm.device)
+            gram(_blocks(chunk, dtype, inverse[places], max(SCRATCH_BYTES // 4, MIN_BLOCK_BYTES)), Z)
             found.append(largest_eigenvalue(Z, accuracy))
     return norm * torch.cat(found).sqrt(), norm
 
@@ -308,17 +295,14 @@ def rational_(
     u = torch.where(zero, 1.0, u)
     root = damping ** (1 / alpha)  # √δ in the unit u
     unit = 1 / (root * u)
-    gain = root / damping * u ** (1 - alpha) * (norm / norm.clamp(min=torch.finfo(torch.float64).tiny))
-    bounded = math.isfinite(extent) or fit.error == 0.0
-    fallback = own = gain
-    if not bounded:
+    gain = root / damping * u ** (1 - alpha) + 0.0 * norm
+    scales = Scales(unit, gain)
+    if not math.isfinite(extent) and fit.error > 0.0:
         y_max = (norm * unit).square()
         width = max(len(f.poles) for f in fits)
         table = constants(tuple(_row(f, width) for f in fits), norm.device)
         reaches = constants(tuple(f.reach for f in fits), norm.device)
         own = table[torch.searchsorted(reaches, y_max.nan_to_num()).clamp(max=len(fits) - 1)]
-        gain = torch.where(y_max > fit.reach, 0.0, gain)
         fallback = torch.where(zero, 0.0, 1 / (unit * (norm**alpha + damping)))
-    counts = [len(g) for g in G]
-    parts = [t.split(counts) for t in (unit, gain, fallback, own)]
-    apply_rational([Batch(g, o, *t) for g, o, *t in zip(G, out, *parts)], fit, precision, bounded)
+        scales = Scales(unit, gain, fallback, y_max > fit.reach, own)
+    apply_rational(list(zip(G, out)), fit, precision, scales)
