@@ -8,7 +8,7 @@ Scratch is bounded by bytes: matrices go in chunks, their columns in blocks, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -19,12 +19,14 @@ from torch import Tensor
 from spectral_ext.ops.spectral_newton.matrix_function import (
     Precision,
     Rational,
+    Terms,
     constants,
     full_float32,
     is_one_solve,
     largest_eigenvalue,
     matrix_function,
     one_factor,
+    terms_of,
 )
 from spectral_ext.ops.spectral_newton.partial_fractions import (
     MAX_REACH,
@@ -89,6 +91,7 @@ def precision_for(
     return Precision(True, math.inf if fit.form or apply64 else 4 * moved / allowed, apply64)
 
 
+Block = tuple[slice, list[Tensor], Tensor]
 Pair = tuple[Tensor, Tensor]
 """Wide matrices G (B, n, N), and where their results go, (B, n, N), of any dtype and strides."""
 
@@ -105,6 +108,10 @@ class Scales:
     beyond: Tensor | None = None
     own: Tensor | None = None
 
+    def __getitem__(self, places: slice) -> Scales:
+        """Those of some of the matrices."""
+        return Scales(*(None if value is None else value[places] for value in vars(self).values()))  # type: ignore
+
 
 def frobenius_norms(G: Sequence[Tensor]) -> list[Tensor]:
     """‖G_b‖_F (B,) in float64 of each (B, n, N), one pass: NaN or infinite where G is."""
@@ -113,26 +120,27 @@ def frobenius_norms(G: Sequence[Tensor]) -> list[Tensor]:
     return [torch.linalg.vector_norm(g, dim=(-2, -1), dtype=torch.float64) for g in G]
 
 
-def _chunks(pairs: Sequence[Pair], count: int) -> Iterator[tuple[list[Pair], slice]]:
-    """At most ``count`` matrices at a time, in order, and their places."""
+def _chunks(pairs: Sequence[Pair], square: int, column: int = 0) -> Iterator[tuple[list[Pair], slice]]:
+    """Matrices in order, and their places, as many at a time as fit into SCRATCH_BYTES with ``square`` bytes each and
+    ``column`` for each of their columns."""
     chunk: list[Pair] = []
-    first = end = 0
+    first = end = used = 0
     for G, out in pairs:
-        for start in range(0, len(G), count):
-            part = slice(start, start + count)
+        each = square + column * G.shape[2]
+        most = max(1, SCRATCH_BYTES // each)
+        for start in range(0, len(G), most):
+            part = slice(start, start + most)
             more = len(G[part])
-            if end - first + more > count:
+            if chunk and used + more * each > SCRATCH_BYTES:
                 yield chunk, slice(first, end)
-                chunk, first = [], end
+                chunk, first, used = [], end, 0
             chunk.append((G[part], out[part]))
-            end += more
+            end, used = end + more, used + more * each
     if chunk:
         yield chunk, slice(first, end)
 
 
-def _blocks(
-    chunk: Sequence[Pair], dtype: torch.dtype, unit: Tensor | None, limit: int
-) -> Iterator[tuple[slice, list[Tensor], Tensor]]:
+def _blocks(chunk: Sequence[Pair], dtype: torch.dtype, unit: Tensor | None, limit: int) -> Iterator[Block]:
     """``(matrices, results, G · unit)`` by blocks of columns, of at most ``limit`` bytes each, in ``dtype``."""
     first = 0
     for columns, same in groupby(chunk, key=lambda pair: pair[0].shape[2]):
@@ -160,7 +168,7 @@ def _store(outs: list[Tensor], found: Tensor) -> None:
     torch._foreach_copy_(outs, list(found.split([len(out) for out in outs])))
 
 
-def gram(blocks: Iterator[tuple[slice, list[Tensor], Tensor]], Z: Tensor) -> Tensor:
+def gram_(Z: Tensor, blocks: Iterable[Block]) -> Tensor:
     """Z ← X Xᵀ of every matrix X, from blocks of its columns."""
     known = 0
     for own, _, block in blocks:
@@ -177,7 +185,7 @@ def apply_rational(pairs: Sequence[Pair], phi: Rational, precision: Precision, s
 
     A matrix whose Z + p is not positive definite is NaN, or takes the fallback where there is one.
     """
-    n, widest, device = pairs[0][0].shape[1], pairs[-1][0].shape[2], pairs[0][0].device
+    n, widest = pairs[0][0].shape[1], pairs[-1][0].shape[2]
     work = torch.float64 if pairs[0][0].dtype == torch.float64 else torch.float32
     dtype = torch.float64 if precision.float64 else work
     last = torch.float64 if precision.apply64 else work
@@ -189,41 +197,63 @@ def apply_rational(pairs: Sequence[Pair], phi: Rational, precision: Precision, s
     outer = inner if last == dtype else unit
     fused = n <= FUSED_SIDE and pairs[0][0].is_cuda and n * widest * 4 <= SCRATCH_BYTES // 2
     if fused and phi.form == 0 and not phi.pairs and phi.poles and dtype == torch.float32:
-        for chunk, places in _chunks(pairs, 65535):
+        for chunk, places in _chunks(pairs, 2 * n * n, 8 * n):
             _apply_fused(chunk, phi, unit[places], gain[places])
         return
-    alone, square_bytes = is_one_solve(phi), n * n * dtype.itemsize
-    whole = (2 * n * widest + 2 * n * n) * dtype.itemsize
-    keep = alone and whole <= SCRATCH_BYTES
+    terms = terms_of(phi, precision, square, gain, scales.own, n, dtype)
+    alone, size = is_one_solve(phi), n * dtype.itemsize
+    keep = alone and (n + 2 * widest) * size <= SCRATCH_BYTES
     with full_float32():
-        for chunk, places in _chunks(pairs, max(1, SCRATCH_BYTES // (whole if keep else 8 * square_bytes))):
-            count = places.stop - places.start
-            limit = max((SCRATCH_BYTES - 2 * count * square_bytes) // 2, MIN_BLOCK_BYTES)
-            own_inner, own_outer = (None if t is None else t[places] for t in (inner, outer))
-            kept = list(_blocks(chunk, dtype, own_inner, limit)) if keep else None
-            Z = torch.empty(count, n, n, dtype=dtype, device=device)
-            gram(iter(kept) if kept else _blocks(chunk, dtype, own_inner, limit), Z)
+        for chunk, places in _chunks(pairs, *((n * size, 2 * size) if keep else (6 * n * size,))):
+            taken = 2 * (places.stop - places.start) * n * size
+            limit = max((SCRATCH_BYTES - taken) // 3, SCRATCH_BYTES if keep else MIN_BLOCK_BYTES)
+            own, inside = terms[places], None if inner is None else inner[places]
             if alone:
-                L = one_factor(Z, phi, square[places], gain[places])
-                del Z
-                for own, outs, block in kept or _blocks(chunk, dtype, own_inner, limit):
-                    block = torch.linalg.solve_triangular(L[own], block, upper=False)
-                    _store(outs, torch.linalg.solve_triangular(L[own].mT, block, upper=True))
-                continue
-            room = SCRATCH_BYTES - 2 * count * square_bytes
-            own_rows = None if scales.own is None else scales.own[places]
-            F, failed = matrix_function(Z, phi, precision, square[places], gain[places], room, own_rows)
-            del Z
-            diagonal = F.diagonal(dim1=-2, dim2=-1)
-            if scales.fallback is None or scales.beyond is None:
-                diagonal.add_(torch.where(failed, torch.nan, 0.0)[:, None])
+                _solve(chunk, phi, own, inside, limit, keep)
             else:
-                failed = failed | scales.beyond[places]
-                F.masked_fill_(failed[:, None, None], 0.0)
-                diagonal.add_(torch.where(failed, scales.fallback[places], 0.0)[:, None])
-            F = F.to(last)
-            for own, outs, block in _blocks(chunk, last, own_outer, limit):
-                _store(outs, F[own] @ block)
+                outside = None if outer is None else outer[places]
+                blocks = _blocks(chunk, last, outside, limit)
+                _apply(blocks, _function(chunk, phi, own, inside, limit, scales[places]).to(last))
+
+
+def _gram(blocks: Iterable[Block], terms: Terms) -> Tensor:
+    """X Xᵀ of every matrix X, from blocks of its columns."""
+    n = (len(terms.one) + 1) // 2
+    return gram_(terms.one.new_empty(len(terms.gain), n, n), blocks)
+
+
+def _solve(chunk: Sequence[Pair], phi: Rational, terms: Terms, unit: Tensor | None, limit: int, keep: bool) -> None:
+    """The results of a φ that is one solve; with ``keep`` from the blocks that gave the Gram matrix."""
+    blocks: Iterable[Block] = _blocks(chunk, terms.one.dtype, unit, limit)
+    kept = list(blocks) if keep else []
+    L = one_factor(_gram(kept or blocks, terms), phi, terms)
+    again = (kept.pop() for _ in range(len(kept))) if keep else _blocks(chunk, terms.one.dtype, unit, limit)
+    for own, outs, block in again:
+        half = torch.linalg.solve_triangular(L[own], block, upper=False)
+        del block
+        _store(outs, torch.linalg.solve_triangular(L[own].mT, half, upper=True))
+        del half
+
+
+def _function(
+    chunk: Sequence[Pair], phi: Rational, terms: Terms, unit: Tensor | None, limit: int, scales: Scales
+) -> Tensor:
+    """What G is to be multiplied by, (B, n, n)."""
+    Z = _gram(_blocks(chunk, terms.one.dtype, unit, limit), terms)
+    F, failed = matrix_function(Z, phi, terms, SCRATCH_BYTES)
+    diagonal = F.diagonal(dim1=-2, dim2=-1)
+    if scales.fallback is None or scales.beyond is None:
+        diagonal.masked_fill_(failed[:, None], torch.nan)
+    else:
+        failed = failed | scales.beyond
+        F.masked_fill_(failed[:, None, None], 0.0)
+        diagonal.add_((scales.fallback * failed)[:, None])
+    return F
+
+
+def _apply(blocks: Iterable[Block], F: Tensor) -> None:
+    for own, outs, block in blocks:
+        _store(outs, F[own] @ block)
 
 
 def _apply_fused(chunk: Sequence[Pair], phi: Rational, unit: Tensor, gain: Tensor) -> None:
@@ -261,10 +291,10 @@ def units_of(G: Sequence[Tensor], mode: str, accuracy: float) -> tuple[Tensor, T
     dtype = torch.float64 if G[0].dtype == torch.float64 or accuracy < 1e-5 else torch.float32
     size, found = n * n * dtype.itemsize, []
     with full_float32():
-        for chunk, places in _chunks([(g, g) for g in G], max(1, SCRATCH_BYTES // (6 * size))):
+        for chunk, places in _chunks([(g, g) for g in G], 6 * size):
             count = places.stop - places.start
             Z = torch.empty(count, n, n, dtype=dtype, device=norm.device)
-            gram(_blocks(chunk, dtype, inverse[places], max(SCRATCH_BYTES // 4, MIN_BLOCK_BYTES)), Z)
+            gram_(Z, _blocks(chunk, dtype, inverse[places], max(SCRATCH_BYTES // 4, MIN_BLOCK_BYTES)))
             found.append(largest_eigenvalue(Z, accuracy))
     return norm * torch.cat(found).sqrt(), norm
 
