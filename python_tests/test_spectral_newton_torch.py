@@ -99,6 +99,15 @@ def test_sixteen_bit_inputs_and_outputs_of_other_strides():
         assert max(error_of(y, g, 1.5, 0.1, "rms") for y, g in zip(out, G)) <= bound
 
 
+@pytest.mark.parametrize("alpha", [2.0, 4.0])
+@pytest.mark.parametrize("damping", [0.1, 9.0, 94.0])
+def test_one_solve_in_every_precision(alpha, damping):
+    G = torch.diag(torch.tensor([1.0, 1e-3])) @ torch.randn(2, 2, 30)
+    for tolerance in (1e-2, 1e-5, 1e-7, 1e-8):
+        result = run([G], alpha, damping, "rms", tolerance)[0]
+        assert max(error_of(y, g, alpha, damping, "rms") for y, g in zip(result, G)) <= max(tolerance, 2e-7)
+
+
 def test_dampings_that_only_the_device_knows():
     G = torch.randn(3, 8, 12)
     dampings = torch.tensor([0.01, 0.1, 1.0], dtype=torch.float64)

@@ -188,7 +188,8 @@ def apply_rational(pairs: Sequence[Pair], phi: Rational, precision: Precision, s
     n, widest = pairs[0][0].shape[1], pairs[-1][0].shape[2]
     work = torch.float64 if pairs[0][0].dtype == torch.float64 else torch.float32
     dtype = torch.float64 if precision.float64 else work
-    last = torch.float64 if precision.apply64 else work
+    alone = is_one_solve(phi)
+    last = torch.float64 if precision.apply64 or (alone and precision.float64) else work
     unit, gain, square = scales.unit, scales.gain, torch.ones_like(scales.unit)
     inner: Tensor | None = unit
     if dtype != work:  # float64 has room for R of any float32 matrix: what scales G goes into the (n, n) matrices
@@ -201,7 +202,7 @@ def apply_rational(pairs: Sequence[Pair], phi: Rational, precision: Precision, s
             _apply_fused(chunk, phi, unit[places], gain[places])
         return
     terms = terms_of(phi, precision, square, gain, scales.own, n, dtype)
-    alone, size = is_one_solve(phi), n * dtype.itemsize
+    size = n * dtype.itemsize
     keep = alone and (n + 2 * widest) * size <= SCRATCH_BYTES
     with full_float32():
         for chunk, places in _chunks(pairs, *((n * size, 2 * size) if keep else (6 * n * size,))):
