@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 
@@ -194,7 +194,9 @@ def apply_rational(pairs: Sequence[Pair], phi: Rational, precision: Precision, s
     inner: Tensor | None = unit
     if dtype != work:  # float64 has room for R of any float32 matrix: what scales G goes into the (n, n) matrices
         square, inner = unit.square(), None
-        gain = gain * unit if last == torch.float64 else gain
+        if last == torch.float64:
+            gain = gain * unit
+            scales = replace(scales, fallback=None if scales.fallback is None else scales.fallback * unit)
     outer = inner if last == dtype else unit
     fused = n <= FUSED_SIDE and pairs[0][0].is_cuda and n * widest * 4 <= SCRATCH_BYTES // 2
     if fused and phi.form == 0 and not phi.pairs and phi.poles and dtype == torch.float32:
