@@ -208,7 +208,7 @@ def encode_landscape(landscape: Any) -> dict[str, Any]:
     for key, row in landscape.items():
         if key != row.name:
             raise ValueError(
-                f"the row {row.name!r} is stored under {key!r}, and a file knows rows by their names alone: set row.name"
+                f"the row {row.name!r} is stored under {key!r}, and a file knows rows by their names: set row.name"
             )
     return {
         "meta": encode(landscape.meta),
