@@ -104,7 +104,7 @@ def worker(rank, port, folder):
     answers["resumed"] = [{name: encode(row) for name, row in one.items()} for one in again]
     answers["meta"] = {key: found.meta[key] for key in ("samples", "batches", "loss", "notes")}
     parts = measure(
-        net().double(), LOSS, as_double(cut(rank)), progress=False, top_k=4, process_group=group, memory_budget=400_000
+        net().double(), LOSS, as_double(cut(rank)), progress=False, top_k=4, process_group=group, memory_budget=60_000
     )
     answers["groups"] = parts.meta["memory"]["groups"]
     answers["in groups"] = {name: encode(row) for name, row in parts.items()}
@@ -189,7 +189,9 @@ def test_a_group_must_be_one():
 def test_groups_of_layers_are_those_of_all_ranks(answers):
     for one in answers:
         assert one["groups"] > 1
-        assert one["in groups"] == one["landscape"]
+        for name, row in one["in groups"].items():
+            assert row["arrays"]["h"] == pytest.approx(one["landscape"][name]["arrays"]["h"], rel=1e-9)
+            assert row["arrays"]["h_kron"] == pytest.approx(one["landscape"][name]["arrays"]["h_kron"], rel=1e-9)
 
 
 def test_fsdp2_is_refused_and_the_remedy_works(answers):

@@ -39,7 +39,8 @@ def plan_memory(plan: Plan, layers: Mapping[str, Layer], top_k: int) -> Landscap
     """What the layers hold, and the groups in which they fit ``plan.memory_budget``. From then on the plan has what is
     left of it, and its samples are cut to that.
 
-    Half of the budget is for the layers, or what the largest layer needs, and the other half for the curvature.
+    Half of the budget is for the layers and the other half for the curvature; where that is too little for one sample,
+    the layers get what the largest one needs.
 
     Raises:
         ValueError: the budget is below the largest layer; the message names it.
@@ -54,10 +55,15 @@ def plan_memory(plan: Plan, layers: Mapping[str, Layer], top_k: int) -> Landscap
                 f"memory_budget={budget} is too small for the gradient and the factors of {largest!r}, about "
                 f"{held[largest]} bytes: raise it, leave the layer out by layers=, or measure on fewer rows"
             )
-        room = max(held[largest], budget // 2)
-        groups = _packed(held, room)
-        plan.memory_budget = budget - max(sum(held[name] for name in group) for group in groups)
-        plan.cut_samples()
+        for room in (max(held[largest], budget // 2), held[largest]):
+            groups = _packed(held, room)
+            plan.memory_budget = budget - max(sum(held[name] for name in group) for group in groups)
+            try:
+                plan.cut_samples()
+                break
+            except ValueError:  # one sample alone is too large for what is left
+                if room == held[largest]:
+                    raise
     return LandscapeMemory(held, groups, _curvature(plan))
 
 
