@@ -161,6 +161,7 @@ def _blocks(chunk: Sequence[Pair], dtype: torch.dtype, unit: Tensor | None, limi
                 if unit is not None:  # in float64: 1/√δ may leave the range of float32 where G/√δ does not
                     block.mul_(unit[own, None, None])
                 yield own, [out[..., start : start + width] for _, out in taken], block
+                del block  # before the next one is made
             first += total
 
 
@@ -177,6 +178,7 @@ def gram_(Z: Tensor, blocks: Iterable[Block]) -> Tensor:
             known = own.stop
         else:
             Z[own].baddbmm_(block, block.mT)
+        del block
     return Z
 
 
@@ -207,16 +209,18 @@ def apply_rational(pairs: Sequence[Pair], phi: Rational, precision: Precision, s
     size = n * dtype.itemsize
     keep = alone and (n + 2 * widest) * size <= SCRATCH_BYTES
     with full_float32():
-        for chunk, places in _chunks(pairs, *((n * size, 2 * size) if keep else (6 * n * size,))):
-            taken = 2 * (places.stop - places.start) * n * size
-            limit = max((SCRATCH_BYTES - taken) // 3, SCRATCH_BYTES if keep else MIN_BLOCK_BYTES)
+        # Alive at once: R, φ(R), what is inverted and its inverse, and what a quadratic factor needs.
+        alive = 6 if phi.form or phi.pairs else 4
+        for chunk, places in _chunks(pairs, *((n * size, 2 * size) if keep else (alive * n * size,))):
             own, inside = terms[places], None if inner is None else inner[places]
+            room = SCRATCH_BYTES - (places.stop - places.start) * n * size
             if alone:
-                _solve(chunk, phi, own, inside, limit, keep)
+                _solve(chunk, phi, own, inside, SCRATCH_BYTES if keep else max(room // 3, MIN_BLOCK_BYTES), keep)
             else:
-                outside = None if outer is None else outer[places]
-                blocks = _blocks(chunk, last, outside, limit)
-                _apply(blocks, _function(chunk, phi, own, inside, limit, scales[places]).to(last))
+                outside, half = None if outer is None else outer[places], max(room // 2, MIN_BLOCK_BYTES)
+                F = _function(chunk, phi, own, inside, max(room, MIN_BLOCK_BYTES), scales[places]).to(last)
+                _apply(_blocks(chunk, last, outside, half), F)
+                del F
 
 
 def _gram(blocks: Iterable[Block], terms: Terms) -> Tensor:
@@ -242,8 +246,8 @@ def _function(
     chunk: Sequence[Pair], phi: Rational, terms: Terms, unit: Tensor | None, limit: int, scales: Scales
 ) -> Tensor:
     """What G is to be multiplied by, (B, n, n)."""
-    Z = _gram(_blocks(chunk, terms.one.dtype, unit, limit), terms)
-    F, failed = matrix_function(Z, phi, terms, SCRATCH_BYTES)
+    blocks = _blocks(chunk, terms.one.dtype, unit, limit)
+    F, failed = matrix_function(_gram(blocks, terms), phi, terms, SCRATCH_BYTES)
     diagonal = F.diagonal(dim1=-2, dim2=-1)
     if scales.fallback is None or scales.beyond is None:
         diagonal.masked_fill_(failed[:, None], torch.nan)
