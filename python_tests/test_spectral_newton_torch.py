@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spectral_ext import reference
+from spectral_ext.ops.spectral_newton import choose_solver, spectral_newton
 from spectral_ext.ops.spectral_newton import partial_fractions_torch as path
 from spectral_ext.ops.spectral_newton.decompositions import power_of_two_scale
 from spectral_ext.ops.spectral_newton.partial_fractions import extent_of
@@ -106,6 +107,23 @@ def test_one_solve_in_every_precision(alpha, damping):
     for tolerance in (1e-2, 1e-5, 1e-7, 1e-8):
         result = run([G], alpha, damping, "rms", tolerance)[0]
         assert max(error_of(y, g, alpha, damping, "rms") for y, g in zip(result, G)) <= max(tolerance, 2e-7)
+
+
+@pytest.mark.parametrize("alpha, damping", [(0.05, 1e4), (0.1, 300.0), (0.3, 1e4), (0.5, 1e3), (0.5, 1e-3)])
+def test_fits_of_tiny_and_huge_y(alpha, damping):
+    G = torch.randn(2, 6, 9)
+    for mode in ("spectral", "rms"):
+        for tolerance in (1e-3, 1e-6):
+            result = run([G], alpha, damping, mode, tolerance)[0]
+            assert max(error_of(y, g, alpha, damping, mode) for y, g in zip(result, G)) <= tolerance
+
+
+def test_a_damping_beyond_float64_takes_eigh():
+    assert choose_solver(0.01, 1e4, "rms", device="cuda").solver == "eigh"
+    with pytest.raises(ValueError, match="range of float64"):
+        run([torch.randn(1, 4, 6)], 0.01, 1e4)
+    G = torch.randn(4, 6)
+    assert error_of(spectral_newton(G, 0.01, 1e4, damping_mode="rms"), G, 0.01, 1e4, "rms") <= 1e-5
 
 
 def test_dampings_that_only_the_device_knows():

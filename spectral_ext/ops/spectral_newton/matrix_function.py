@@ -143,7 +143,7 @@ def terms_of(
         scale = square / (gain * residues[:, 0]) if count else 1 / (gain * phi.constant)
         shift = poles / square[:, None]
         return Terms(square, gain, constant, gain, scale.sqrt()[:, None], shift, None, False, count, True, one)
-    weights = residues.abs().clamp(min=1e-30)
+    weights = residues.abs().clamp(min=1e-280)  # not zero, which pads the shorter fits
     if folded:
         weights, constant = weights * gain[:, None], constant * gain[:, None]
     factor = 1 / weights

@@ -308,7 +308,8 @@ def _minimax(
         weights /= weights.max()
         if keep:
             continue
-        slope = coefficients[first:] * poles * y[:, None] / (y[:, None] + poles) ** 2 * (scale * weights_now)[:, None]
+        own = y[:, None] + poles  # not squared: y and poles may be as small as 1e-250
+        slope = coefficients[first:] * (poles / own) * (y[:, None] / own) * (scale * weights_now)[:, None]
         J = slope - Qw @ (Qw.T @ slope)
         normal = J.T @ J
         normal[np.diag_indices_from(normal)] *= 1.0 + damping

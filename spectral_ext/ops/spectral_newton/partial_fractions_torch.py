@@ -41,6 +41,8 @@ FIT_SHARE = 0.7
 RUNG = 16.0
 SCRATCH_BYTES, MIN_BLOCK_BYTES = 240 * 2**20, 32 * 2**20
 """Scratch beyond G and the results; where a few (n, n) matrices of one G are more, those and two blocks of columns."""
+FLOAT32_FROM, LEAST_EXTENT = 1e-12, 1e-240
+"""Poles and residues are of the size of y_max: below the first they leave float32, below the second float64."""
 FUSED_SIDE = 160
 """The small side up to which the CUDA kernel holds a matrix on chip."""
 
@@ -51,8 +53,10 @@ def device_fits(alpha: float, extent: float, tolerance: float) -> tuple[PartialF
     where T(G) = G/d as far as MAX_POLES and MAX_REACH go, of which the device takes one for each matrix.
 
     Raises:
-        ValueError: more than MAX_POLES poles.
+        ValueError: more than MAX_POLES poles, or numbers that leave the range of float64.
     """
+    if extent < LEAST_EXTENT and alpha not in (2.0, 4.0, 6.0):
+        raise ValueError(f"sigma_max²/damping^(2/alpha) ≤ {extent:.3g} leaves the range of float64: use solver='svd'")
     if math.isfinite(extent):
         return (partial_fractions(alpha, rounded_reach(extent), FIT_SHARE * tolerance),)
     fits: list[PartialFractions] = []
@@ -78,7 +82,7 @@ def precision_for(
     what cancels in it: inverses and solves in float32 err by up to 3 ε y_max^{α/2}, φ(Z) rounded to float32 by half an
     ε y_max^{α/2}. Without a bound (``absolute``), all is float64.
     """
-    if dtype == torch.float64 or not math.isfinite(extent):
+    if dtype == torch.float64 or not FLOAT32_FROM < extent < math.inf:
         return Precision(True, math.inf, True)
     epsilon = torch.finfo(torch.float32).eps
     allowed = tolerance - min(fit.error, 0.8 * tolerance)
