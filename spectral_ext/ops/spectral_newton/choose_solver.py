@@ -19,8 +19,8 @@ from spectral_ext.ops.spectral_newton.transfer_function import check_damping, ch
 
 SOLVERS = ("auto", "cholesky", "rational", "eigh", "svd")
 EXACT_ALPHAS = (2.0, 4.0)
-LOG_RANGE = 270.0
-"""The largest |ln d^(1/α)| with which accelerators compute in float64: d^(2/α) between 1e-234 and 1e234."""
+LOG_RANGE = 69.0
+"""The largest |ln d^(1/α)| with which accelerators compute in float64: d^(2/α) between 1e-60 and 1e60."""
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,9 @@ FIT_SHARE = 0.7
 RUNG = 16.0
 SCRATCH_BYTES, MIN_BLOCK_BYTES = 240 * 2**20, 32 * 2**20
 """Scratch beyond G and the results; where a few (n, n) matrices of one G are more, those and two blocks of columns."""
-FLOAT32_FROM, LEAST_EXTENT = 1e-12, 1e-240
-"""Poles and residues are of the size of y_max: below the first they leave float32, below the second float64."""
+FLOAT32_FROM, LEAST_EXTENT = 1e-8, 1e-60
+"""Poles, residues and the unit √δ have no room in float32 where y_max is below the first, nor in float64 below the
+second."""
 FUSED_SIDE = 160
 """The small side up to which the CUDA kernel holds a matrix on chip."""
 
