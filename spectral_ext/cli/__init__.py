@@ -1,4 +1,4 @@
-"""``spectral-ext landscape | compare | audit | bench | env``."""
+"""``spectral-ext landscape | compare | audit | bench | env | completion``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ see random data, and the report says so. The loss must be a mean over the sample
 
 COMPARE = """\
 example:
-  spectral-ext compare runs/with_layernorm runs/without --out comparison --names LayerNorm none"""
+  spectral-ext compare runs/with_layernorm runs/without --out comparison --names LayerNorm none
+  spectral-ext compare runs/seed0 runs/seed1 runs/seed2 --out seeds
+
+The table compares the first two; the figures of --out lay all of them over one another."""
 
 AUDIT = """\
 example:
@@ -51,6 +54,12 @@ example (in a clone):
 ENV = """\
 example:
   spectral-ext env"""
+
+COMPLETION = """\
+example:
+  spectral-ext completion bash > ~/.local/share/bash-completion/completions/spectral-ext
+
+Needs the package shtab: pip install 'spectral-ext[cli]'."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,6 +78,10 @@ def parser() -> argparse.ArgumentParser:
         return commands.add_parser(
             name, help=help, description=help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
+
+    def answer(to: argparse.ArgumentParser) -> None:
+        to.add_argument("--format", choices=("table", "json"), default="table",
+                        help="what is printed: a table, or one JSON document (default table)")  # fmt: skip
 
     one = command("landscape", "measure a model's landscape and write a report", LANDSCAPE)
     one.add_argument("model", metavar="MODEL", help="module:function, file.py:function, torchvision:, timm: or hf:")
@@ -100,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--figures", action=argparse.BooleanOptionalAction, default=True, help="write the figures as PNG files too"
     )
+    answer(one)
     sizes = one.add_argument_group("random data, for torchvision:, timm: and hf: without --data")
     sizes.add_argument("--samples", type=_positive, default=64, help="(default 64)")
     sizes.add_argument("--batch-size", type=_positive, default=16, help="(default 16)")
@@ -107,12 +121,15 @@ def parser() -> argparse.ArgumentParser:
     sizes.add_argument("--length", type=_positive, default=64, help="tokens per sequence (default 64)")
     sizes.add_argument("--classes", type=_positive, default=10, help="of the head (default 10)")
 
-    two = command("compare", "two landscapes side by side", COMPARE)
+    two = command("compare", "two or more landscapes side by side", COMPARE)
     two.add_argument("first", type=Path, metavar="A", help="folder of a report, or its landscape.json")
     two.add_argument("second", type=Path, metavar="B", help="the same")
-    two.add_argument("--names", nargs=2, metavar=("NAME_A", "NAME_B"), help="what to call them (default: the folders)")
+    two.add_argument("others", type=Path, nargs="*", metavar="C", help="further ones, laid over the two in the figures")
+    two.add_argument("--names", nargs="+", metavar="NAME", help="what to call them (default: the folders)")
     two.add_argument("--out", type=Path, help="also write comparison.html here")
     two.add_argument("--overwrite", action="store_true", help="replace the comparison that OUT holds")
+
+    answer(two)
 
     three = command("audit", "check the paper's published numbers against its own frozen results", AUDIT)
     three.add_argument("folder", type=Path, metavar="FOLDER", help="holds results_*.json")
@@ -120,10 +137,14 @@ def parser() -> argparse.ArgumentParser:
     three.add_argument("--overwrite", action="store_true", help="replace the audit that OUT holds")
     three.add_argument("--brief", action="store_true", help="leave out the claims that hold")
 
+    answer(three)
+
     four = command("bench", "every op against its plain reference and its peers", BENCH)
     four.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to `python -m benchmarks`")
 
     command("env", "what was built, against what, and why CUDA is missing if it is", ENV)
+    five = command("completion", "a script that completes this command's words in a shell", COMPLETION)
+    five.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return top
 
 
