@@ -1,4 +1,4 @@
-"""Shows in a tutorial the matplotlib figure that a cell ends with: ours are made without pyplot, which others look at."""
+"""Shows the matplotlib figure that a tutorial's cell ends with: ours are made without pyplot, where others look."""
 
 from weakref import WeakSet
 

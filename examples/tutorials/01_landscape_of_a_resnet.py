@@ -49,7 +49,8 @@ print(landscape)
 # Read a row
 # ----------
 # ``alpha`` is the slope of :math:`\log h_k` on :math:`\log \sigma_k`. A fit knows its interval, its :math:`R^2` and how
-# many directions it rests on. The last column of the table, *use α*, is the advice; ``reasons`` says where it comes from.
+# many directions it rests on. The last column of the table, *use α*, is the advice; ``reasons`` says where it comes
+# from.
 
 row = landscape["stage2.conv1"]
 print(f"α = {row.alpha.value:.2f}, 95 % {row.alpha.interval}, R² {row.alpha.r2:.2f}, n = {row.alpha.n}")

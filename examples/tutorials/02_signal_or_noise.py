@@ -26,7 +26,8 @@ def network():
 
 
 # %%
-# ``folds=8`` splits the samples into eight groups. Directions come from seven of them; σ and h along them are read on the
+# ``folds=8`` splits the samples into eight groups. Directions come from seven of them; σ and h along them are read on
+# the
 # eighth. A direction is *resolved* if the held-out singular value is positive beyond its error.
 
 found = {}
@@ -39,7 +40,8 @@ for name, target in labels.items():
         )
 
 # %%
-# The same panel for both. The dashed line is the batch's own σ: it looks alike with signal and without. The dots are what
+# The same panel for both. The dashed line is the batch's own σ: it looks alike with signal and without. The dots are
+# what
 # other samples confirm, with two standard errors.
 
 plots.figure(found["learnable"], "signal_and_noise")
@@ -51,7 +53,8 @@ plots.figure(found["random"], "signal_and_noise")
 # %%
 # What to conclude
 # ----------------
-# Use ``row.signal.alpha``, the exponent over the resolved directions, where there are enough of them. Where the verdict is
+# Use ``row.signal.alpha``, the exponent over the resolved directions, where there are enough of them. Where the
+# verdict is
 # *noise*, no exponent of this batch says anything about the loss on other data: take more samples.
 
 for row in found["learnable"].values():

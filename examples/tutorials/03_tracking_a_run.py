@@ -26,12 +26,13 @@ folder = tempfile.mkdtemp()
 tracker = LandscapeTracker(model, loss_fn, [(inputs[:128], target[:128])], folder=folder, tensorboard=False, top_k=10)
 
 # %%
-# Two lines in the training loop: ``start`` before it, ``end_epoch`` after each epoch. ``every=100`` with ``step()`` would
+# Two lines in the training loop: ``start`` before it, ``end_epoch`` after each epoch. ``every=100`` with ``step()``
+# would
 # measure by steps.
 
 tracker.start()
 optimizer = SpectralNewton(model, lr=0.02)
-for epoch in range(5):
+for _ in range(5):
     for batch in torch.randperm(512).split(64):
         optimizer.zero_grad()
         loss = loss_fn(model(inputs[batch]), target[batch])
@@ -42,7 +43,8 @@ for epoch in range(5):
 print(f"loss {loss.item():.3f}, {len(tracker.track)} landscapes")
 
 # %%
-# Every quantity of the table is a series over time. With TensorBoard installed, the tracker writes the scalars there too;
+# Every quantity of the table is a series over time. With TensorBoard installed, the tracker writes the scalars there
+# too;
 # ``wandb=True`` sends them to the running Weights & Biases run.
 
 for layer, (steps, values) in tracker.track.series("alpha").items():
@@ -57,7 +59,8 @@ tracker.track.plot()["exponents_over_time"]
 tracker.track.plot()["phase_transition"]
 
 # %%
-# ``Track.load(folder)`` reads the run again, also one that was killed; a report takes it as ``track=`` and shows a slider
+# ``Track.load(folder)`` reads the run again, also one that was killed; a report takes it as ``track=`` and shows a
+# slider
 # over training.
 
 from spectral_ext.report import write_report

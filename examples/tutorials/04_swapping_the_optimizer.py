@@ -1,8 +1,9 @@
-"""
+r"""
 Swapping the optimizer
 ======================
 
-``SpectralNewton`` takes the step :math:`U\,\mathrm{diag}(\sigma/(\sigma^\alpha + d))\,V^\top` for the weight matrices, and
+``SpectralNewton`` takes the step :math:`U\,\mathrm{diag}(\sigma/(\sigma^\alpha + d))\,V^\top` for the weight
+matrices, and
 AdamW for norms, biases, embeddings and the head. It replaces one line of a loop, of the Hugging Face ``Trainer`` or of
 Lightning. The learning rate does not carry over from AdamW: start from 0.02.
 """
@@ -58,7 +59,8 @@ from spectral_ext import plots
 plots.draw(plots.learning_curves(curves, ylabel="loss of the last batch"), plots.THEMES["light"])
 
 # %%
-# A schedule works as with every optimizer of PyTorch; so do ``state_dict``, gradient clipping and ``GradScaler``. With a
+# A schedule works as with every optimizer of PyTorch; so do ``state_dict``, gradient clipping and ``GradScaler``.
+# With a
 # landscape at hand, each layer takes its own exponent:
 
 landscape = measure(model, loss_fn, [(inputs[:128], target[:128])], top_k=8, progress=False)

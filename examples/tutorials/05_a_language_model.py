@@ -2,7 +2,8 @@
 A language model, on a laptop and under torchrun
 ================================================
 
-A small GPT is measured in seconds without a GPU. The same function measures a large one on many ranks, each with its own
+A small GPT is measured in seconds without a GPU. The same function measures a large one on many ranks, each with its
+own
 share of the batches.
 """
 
