@@ -64,6 +64,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_memory": False,
+    "write_computation_times": False,  # its page would load scripts from the network
     "show_signature": False,
     "abort_on_example_error": True,
     "image_scrapers": ("figures.scrape",),

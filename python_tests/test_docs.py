@@ -63,6 +63,13 @@ def test_tutorial_runs(script, monkeypatch, tmp_path, capsys):
         assert "noise" not in verdicts["learnable"]
 
 
+def test_the_tables_of_the_readme_say_what_the_results_say():
+    done = subprocess.run(
+        [sys.executable, "tools/readme_tables.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 PACKAGES = ("audit", "capture", "curvature", "factors", "landscape", "layers", "ops", "optim", "plots", "report",
             "signal", "spectra", "tracker")  # fmt: skip
 

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from spectral_ext.audit import audit as run_audit
-from spectral_ext.cli import parser
+from spectral_ext.cli.arguments import parser
 from spectral_ext.cli.output import REPORT, UNFINISHED, check_output, check_unfinished
 from spectral_ext.cli.tasks import Synthetic, TaskError, load_task
 from spectral_ext.collect_env import main as print_environment
