@@ -2,8 +2,9 @@
 
     python -m benchmarks.reach
 
-Every model is small and in float64. Embedding tables are left out unless asked for, and do not count. The error is the largest |h − ĥ| over max |h| of a layer, ĥ from a double backward
-per direction. Writes ``benchmarks/results/reach.json``, from which the README's table is made.
+Every model is small and in float64. Embedding tables are left out unless asked for, and do not count. The error is the
+largest |h − ĥ| over max |h| of a layer, ĥ from a double backward per direction. Writes
+``benchmarks/results/reach.json``, from which the README's table is made.
 """
 
 from __future__ import annotations
