@@ -215,7 +215,7 @@ FAMILIES = [
     causal("gpt-neox", "GPTNeoX"),
     causal("opt", "OPT", ffn_dim=48, word_embed_proj_dim=32, pad_token_id=0),
     causal("bloom", "Bloom", n_layer=2, n_head=4),
-    causal("falcon", "Falcon", **GROUPED),
+    causal("falcon", "Falcon"),
     hf("gpt-j", "GPTJForCausalLM", "GPTJConfig",
        dict(vocab_size=40, n_positions=16, n_embd=32, n_layer=2, n_head=4, rotary_dim=8)),
     causal("stablelm", "StableLm", **GROUPED),
