@@ -21,6 +21,7 @@ from spectral_ext.curvature.directions import Directions
 from spectral_ext.curvature.evaluate import Environment, arguments_of, detached, evaluate
 from spectral_ext.curvature.rules import Operation, Push, operands
 from spectral_ext.curvature.sites import Site, has_second_derivative, mechanism, rule_of, seed, site_of
+from spectral_ext.curvature.softmax_head import SoftmaxHead, find_heads
 from spectral_ext.curvature.trace import Program
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.batches import Batch
@@ -42,12 +43,21 @@ class TangentAdjoint:
     def _prepare(self, env: Environment) -> None:
         """One backward pass, then the rules' constants; other values are dropped."""
         adjoints = self._adjoints(env)
+        seeds = {site.seed_node for site in self.sites.values()}
+        self.heads: dict[fx.Node, SoftmaxHead] = {}
+        absorbed: set[fx.Node] = set()
+        for nodes in find_heads(self.program, self.reached, seeds):
+            adjoint = adjoints.pop(nodes.softmax, None)
+            if adjoint is not None:
+                self.heads[nodes.product] = SoftmaxHead(nodes, env, adjoint, seeded=nodes.product in seeds)
+                absorbed.update(nodes.absorbed)
+                del adjoint
         inputs = {site.input for site in self.sites.values() if site.input is not None}
         self.values = {node: detached(env[node]) for node in inputs}
         passed = {node for site in self.sites.values() for node in site.schedule}
         self.rules: dict[fx.Node, Push] = {}
         for node in self.program.nodes:
-            if node in passed:
+            if node in passed and node not in absorbed:
                 args, kwargs = detached(arguments_of(node, env))
                 value, adjoint = detached(env[node]), adjoints.pop(node, None)
                 operation = Operation(node, node.target, args, kwargs, value, adjoint)  # type: ignore[arg-type]
@@ -73,23 +83,41 @@ class TangentAdjoint:
         """``({mechanism: (K,)}, L̇ (K,))`` of one layer: h_k is the sum of the parts, L̇_k = ⟨∂L/∂W, D_k⟩. In float64."""
         site, program = self.sites[name], self.program
         with torch.no_grad():
-            tangents: dict[fx.Node, Any] = {site.seed_node: seed(site, self.values, directions)}
+            tangents: dict[fx.Node, Any] = {}
             parts: dict[str, Tensor] = {}
+            slope = torch.zeros(len(directions), dtype=torch.float64, device=self.loss.device)
+
+            def add(node: fx.Node, term: Tensor) -> None:
+                kind = mechanism(node, program.loss_operations)
+                held = parts.get(kind)
+                parts[kind] = term if held is None else held + term
+
+            if site.seed_node in self.heads:
+                head = self.heads[site.seed_node]
+                along, term = head.seed(directions, transposed=site.transposed)
+                slope += along
+                add(head.nodes.softmax, term)
+            else:
+                tangents[site.seed_node] = seed(site, self.values, directions)
             for node in site.schedule:
                 given = [tangents.get(i) for i in operands(node)]
                 if all(t is None for t in given):
                     continue
-                tangents[node], term = self.rules[node](*given)
-                if term is not None:
-                    kind = mechanism(node, program.loss_operations)
-                    held = parts.get(kind)
-                    parts[kind] = term if held is None else held + term
+                if node in self.heads:  # nothing passes it: what follows its log-softmax is linear
+                    head = self.heads[node]
+                    along, term = head.push(tangents[head.nodes.input])
+                    slope += along
+                    add(head.nodes.softmax, term)
+                else:
+                    tangents[node], second_order = self.rules[node](*given)
+                    if second_order is not None:
+                        add(node, second_order)
                 for done in site.last_use.get(node, ()):
                     tangents.pop(done, None)
-            slope = tangents.get(program.loss)
-            if slope is None:
-                slope = torch.zeros(len(directions), dtype=torch.float64, device=self.loss.device)
-            return parts, slope.reshape(-1).double()
+            through_graph = tangents.get(program.loss)
+            if through_graph is not None:
+                slope += through_graph.reshape(-1).double()
+            return parts, slope
 
 
 def _outputs(value: Any) -> tuple:
