@@ -83,7 +83,10 @@ def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], sa
             # unless it is a product.
             base += 3 * size if has_second_derivative(node, reached) else size if _has_slope(node) else 0
     per_direction = {name: _per_direction(site, absorbed) for name, site in sites.items()}
-    base += sum(2 * TILE_BYTES + sum(_bytes(v) for v in _values(h.weight)) * (h.product in seeds) for h in heads)
+    for head in heads:
+        base += 2 * min(TILE_BYTES, allocated(head.product)) + (
+            _bytes(head.weight.meta["val"]) if head.product in seeds else 0
+        )
     return MemoryEstimate(base, per_direction, samples, weights + 5 * values)
 
 

@@ -38,6 +38,8 @@ class MethodResult:
     """Σ weight² · variance of the estimated h; of sampled_gauss_newton only."""
     summed: bool = False
     """Whether sampled_gauss_newton adds up the samples of a piece before the square."""
+    exact_residual: bool = False
+    """Whether sampled_gauss_newton has the residual of h too, by tangent_adjoint."""
     note: str | None = None
     """Why double backward in the output does not apply to the layer."""
     custom: set[str] = field(default_factory=set)
@@ -102,6 +104,23 @@ def sampled_gauss_newton(
             held.variance = variance if held.variance is None else held.variance + variance
             held.summed |= estimate.terms < piece.batch.samples
             done(name)
+    exact = {name: along for name, along in directions.items() if sampling.with_residual(name)}
+    for index, piece in enumerate(plan.pieces if exact else []):
+        chosen = {name: plan.layers[name] for name in exact}
+        residual = TangentAdjoint(plan.program(piece.batch), plan.model, piece.batch, chosen, residual_only=True)
+        for name, along in exact.items():
+            found[name].exact_residual = True
+            chunks = [
+                residual.curvature(name, d)[0] for d in _chunks(along, plan.directions_at_once(name, piece.batch))
+            ]
+            for kind in dict.fromkeys(kind for parts in chunks for kind in parts):
+                zeros = [
+                    torch.zeros(len(d), dtype=torch.float64, device=residual.loss.device)
+                    for d in _chunks(along, plan.directions_at_once(name, piece.batch))
+                ]
+                value = torch.cat([parts.get(kind, zero) for parts, zero in zip(chunks, zeros, strict=True)])
+                found[name].parts[kind] = piece.weight * value + found[name].parts.get(kind, 0.0)
+                found[name].by_piece[index] = found[name].by_piece[index] + value
     return found
 
 

@@ -18,6 +18,7 @@ Dangel, Kunstner and Hennig, ViViT (2022), for the sampled form of the Gauss–N
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -47,8 +48,13 @@ class Sampling:
     draws: int = 32
     """R, for each sample; at least 2, because the standard error is that between draws."""
     seed: int = 0
+    residuals: tuple[str, ...] = ()
+    """Names or patterns of the layers whose residual is measured too, exactly."""
     stream: int = 0
     """Measurements of the same seed whose errors are to be independent have different streams."""
+
+    def with_residual(self, name: str) -> bool:
+        return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in self.residuals)
 
     def generator(self, device: torch.device, rank: int, piece: int) -> torch.Generator:
         """A generator of its own for each rank and piece of data; the user's generators are left alone."""

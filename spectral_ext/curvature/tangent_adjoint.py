@@ -28,17 +28,37 @@ from spectral_ext.measurement.batches import Batch
 
 
 class TangentAdjoint:
-    """A program at one batch: values and adjoints are held in the rules that need them."""
+    """A program at one batch: values and adjoints are held in the rules that need them.
 
-    def __init__(self, program: Program, model: nn.Module, batch: Batch, layers: Mapping[str, Layer]) -> None:
+    ``residual_only``: leave out the Gauss–Newton part, and with it all that follows the last operation of the model
+    that is curved: the head above all. The slopes are zero then.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        model: nn.Module,
+        batch: Batch,
+        layers: Mapping[str, Layer],
+        *,
+        residual_only: bool = False,
+    ) -> None:
         self.program = program
         self.sites: dict[str, Site] = {name: site_of(program, model, layer) for name, layer in layers.items()}
         self.reached = {node for site in self.sites.values() for node in (site.seed_node, *site.schedule)}
+        self.schedules = {name: site.schedule for name, site in self.sites.items()}
         passed = (node for site in self.sites.values() for node in site.schedule)
         self.second_order = {node for node in passed if has_second_derivative(node, self.reached)}
+        if residual_only:
+            self.second_order -= program.loss_operations
+            self.schedules = {name: self._up_to_second_order(s) for name, s in self.schedules.items()}
         env = evaluate(program, program.arguments(model, batch), {site.weight for site in self.sites.values()})
         self.loss = env[program.loss].detach()
         self._prepare(env)
+
+    def _up_to_second_order(self, schedule: list[fx.Node]) -> list[fx.Node]:
+        last = max((i for i, node in enumerate(schedule) if node in self.second_order), default=-1)
+        return [node for node in schedule[: last + 1] if node not in self.program.loss_operations]
 
     def _prepare(self, env: Environment) -> None:
         """One backward pass, then the rules' constants; other values are dropped."""
@@ -54,7 +74,7 @@ class TangentAdjoint:
                 del adjoint
         inputs = {site.input for site in self.sites.values() if site.input is not None}
         self.values = {node: detached(env[node]) for node in inputs}
-        passed = {node for site in self.sites.values() for node in site.schedule}
+        passed = {node for schedule in self.schedules.values() for node in schedule}
         self.rules: dict[fx.Node, Push] = {}
         for node in self.program.nodes:
             if node in passed and node not in absorbed:
@@ -99,7 +119,7 @@ class TangentAdjoint:
                 add(head.nodes.softmax, term)
             else:
                 tangents[site.seed_node] = seed(site, self.values, directions)
-            for node in site.schedule:
+            for node in self.schedules[name]:
                 given = [tangents.get(i) for i in operands(node)]
                 if all(t is None for t in given):
                     continue
