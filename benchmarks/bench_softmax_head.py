@@ -83,8 +83,7 @@ def bench(quick: bool = True) -> list[Row]:
 
 
 def _h(one: TangentAdjoint, layer: str, along: Directions) -> Tensor:
-    parts = one.curvature(layer, along)[0]
-    return parts["gauss_newton"]
+    return one.curvature(layer, along).parts["gauss_newton"]
 
 
 def _truth(model: Head, batch: tuple[Tensor, Tensor], layer: str, along: Directions) -> Tensor:

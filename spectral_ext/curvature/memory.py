@@ -68,7 +68,10 @@ def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], sa
     seeds = {site.seed_node for site in sites.values()}
     heads = find_heads(program, reached, seeds)
     absorbed = {node for head in heads for node in head.absorbed}
+    needed = set(program.nodes)
     base = weights = sum(2 * _bytes(layer.weight) for layer in layers.values())  # the gradients: the sum, and a piece's
+    if program.raised:  # the weights and buffers in float64
+        base += sum(_bytes(node.meta["val"]) for node in program.placeholders if node in needed)
     values = 0
     for node in program.nodes:
         if node.op != "call_function":

@@ -12,6 +12,7 @@ with the adjoints ȳ = ∂L/∂y of one ordinary backward pass, shared by all la
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,18 @@ from spectral_ext.curvature.softmax_head import SoftmaxHead, find_heads
 from spectral_ext.curvature.trace import Program
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.batches import Batch
+
+
+@dataclass
+class Curvature:
+    """One layer's h along K directions on one batch, float64."""
+
+    parts: dict[str, Tensor]
+    """By mechanism, each (K,): h is their sum."""
+    slope: Tensor
+    """L̇_k = ⟨∂L/∂W, D_k⟩, (K,)."""
+    size: Tensor
+    """Σ |term| over the operations, (K,): the rounding error of h is proportional to it."""
 
 
 class TangentAdjoint:
@@ -99,18 +112,21 @@ class TangentAdjoint:
                 found.setdefault(node, [None] * len(env[node]))[i] = g
         return found
 
-    def curvature(self, name: str, directions: Directions) -> tuple[dict[str, Tensor], Tensor]:
-        """``({mechanism: (K,)}, L̇ (K,))`` of one layer: h_k is the sum of the parts, L̇_k = ⟨∂L/∂W, D_k⟩. In float64."""
+    def curvature(self, name: str, directions: Directions) -> Curvature:
+        """One layer's h along all of ``directions`` at once."""
         site, program = self.sites[name], self.program
+        if program.raised:
+            directions = directions.to(torch.float64)
         with torch.no_grad():
             tangents: dict[fx.Node, Any] = {}
             parts: dict[str, Tensor] = {}
-            slope = torch.zeros(len(directions), dtype=torch.float64, device=self.loss.device)
+            slope, size = torch.zeros(2, len(directions), dtype=torch.float64, device=self.loss.device)
 
             def add(node: fx.Node, term: Tensor) -> None:
                 kind = mechanism(node, program.loss_operations)
                 held = parts.get(kind)
                 parts[kind] = term if held is None else held + term
+                size.add_(term.abs())
 
             if site.seed_node in self.heads:
                 head = self.heads[site.seed_node]
@@ -137,7 +153,7 @@ class TangentAdjoint:
             through_graph = tangents.get(program.loss)
             if through_graph is not None:
                 slope += through_graph.reshape(-1).double()
-            return parts, slope
+            return Curvature(parts or {"gauss_newton": torch.zeros_like(size)}, slope, size)
 
 
 def _outputs(value: Any) -> tuple:
