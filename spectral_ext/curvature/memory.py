@@ -86,10 +86,10 @@ def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], sa
             # unless it is a product.
             base += 3 * size if has_second_derivative(node, reached) else size if _has_slope(node) else 0
     per_direction = {name: _per_direction(site, absorbed) for name, site in sites.items()}
-    for head in heads:
-        base += 2 * min(TILE_BYTES, allocated(head.product)) + (
-            _bytes(head.weight.meta["val"]) if head.product in seeds else 0
-        )
+    for head in heads:  # tiles; the input's adjoint and W p, and with directions in W the input and the gradient
+        seeded = head.product in seeds
+        base += 2 * min(TILE_BYTES, allocated(head.product)) + (2 + seeded) * _bytes(head.input.meta["val"])
+        base += seeded * _bytes(head.weight.meta["val"])
     return MemoryEstimate(base, per_direction, samples, weights + 5 * values)
 
 

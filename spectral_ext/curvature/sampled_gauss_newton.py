@@ -9,8 +9,9 @@ G_rb the gradient of the weight that the sample's drawn labels give. E p_rbk = 0
 that E ĥ_k = ⟨D_k, G D_k⟩, G the Gauss–Newton matrix of the mean loss. One backward pass per draw serves all layers and
 all directions. p is nearly normal where a sample has many positions; then the relative standard error is √(2/(R·B)).
 
-Where samples influence each other (train-mode batch norm), or a weight is used several times, the sum over the samples
-comes before the square: p_rk = Σ_b p_rbk. That is unbiased too, with R terms instead of R·B.
+A weight that is used several times adds up its uses: p_rbk = Σ_uses ⟨δ_rb, ż_bk⟩. Where samples influence each other
+(train-mode batch norm), or a weight is used otherwise than in products with inputs and in lookups, the sum over the
+samples comes before the square: p_rk = Σ_b p_rbk. That is unbiased too, with R terms instead of R·B.
 
 Source: §5 of Martens, New insights and perspectives on the natural gradient method (2020), for the Fisher identity;
 Dangel, Kunstner and Hennig, ViViT (2022), for the sampled form of the Gauss–Newton matrix.
@@ -19,7 +20,7 @@ Dangel, Kunstner and Hennig, ViViT (2022), for the sampled form of the Gauss–N
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from spectral_ext.curvature.directions import Directions
-from spectral_ext.curvature.evaluate import evaluate
+from spectral_ext.curvature.evaluate import Environment, evaluate
 from spectral_ext.curvature.label_distributions import label_distributions
-from spectral_ext.curvature.projection import Projection
+from spectral_ext.curvature.projection import Lookup, Projection, Use, uses_of
 from spectral_ext.curvature.sites import site_of
 from spectral_ext.curvature.trace import Program
 from spectral_ext.layers import Layer
@@ -81,19 +82,26 @@ class SampledGaussNewton:
 
     def __init__(self, program: Program, model: nn.Module, batch: Batch, layers: Mapping[str, Layer]) -> None:
         self.samples = batch.samples
-        self.sites = {name: site_of(program, model, layer) for name, layer in layers.items()}
-        env = evaluate(program, program.arguments(model, batch), {site.weight for site in self.sites.values()})
+        sites = {name: site_of(program, model, layer) for name, layer in layers.items()}
+        env = evaluate(program, program.arguments(model, batch), {site.weight for site in sites.values()})
+        needed = set(program.nodes)
+        self.uses = {name: uses_of(site, needed) for name, site in sites.items()}
+        """Layer → every use of its weight; None where its gradient is taken instead, for all samples together."""
+        seeds = {
+            name: [u.site.seed_node for u in uses or ()] or [sites[name].weight] for name, uses in self.uses.items()
+        }
+        self.seeds = {name: [env[node] for node in nodes] for name, nodes in seeds.items()}
         self.distributions = label_distributions(program, env)
         self.arguments = [env[distribution.argument] for distribution in self.distributions]
-        self.seeds = [env[site.seed_node] for site in self.sites.values()]
-        self.inputs = {site.input: env[site.input].detach() for site in self.sites.values() if site.input is not None}
+        inputs = {use.site.input for uses in self.uses.values() for use in uses or ()}
+        self.inputs: Environment = {node: env[node].detach() for node in inputs if node is not None}
         self.loss: Tensor = env[program.loss]
 
     def estimate(
         self, directions: Mapping[str, Directions], generator: torch.Generator, draws: int
     ) -> dict[str, Estimate]:
         """ĥ_k of every layer."""
-        project = {name: self._projection(name, directions[name]) for name in self.sites}
+        project = {name: self._projection(name, directions[name]) for name in self.uses}
         slopes = {name: project[name](g).sum(0) for name, g in self._back([self.loss], [torch.ones_like(self.loss)])}
         sums: dict[str, tuple[Tensor, Tensor]] = {}
         together: set[str] = set()
@@ -113,25 +121,38 @@ class SampledGaussNewton:
             estimates[name] = Estimate(mean.sum(0), variance.sum(0), slopes[name], len(mean))
         return estimates
 
-    def _projection(self, name: str, directions: Directions):  # type: ignore[no-untyped-def]
-        """The error at the layer's seed → p (B, K), or (1, K) where its rows do not belong to samples."""
-        site = self.sites[name]
-        if site.input is None:
-            return lambda gradient: directions.along(gradient).unsqueeze(0)
-        rows = site.seed_node.meta["val"].shape[0]
-        if site.seed_node.target is not aten.convolution.default and rows % self.samples == 0:
-            return Projection(site, self.inputs, directions, self.samples)
-        whole = Projection(site, self.inputs, directions, rows)
-        if rows % self.samples:
-            return lambda gradient: whole(gradient).sum(0, keepdim=True)
-        return lambda gradient: whole(gradient).unflatten(0, (self.samples, -1)).sum(1)
+    def _projection(self, name: str, directions: Directions) -> Callable[[list[Tensor]], Tensor]:
+        """The errors at the layer's seeds → p (B, K), or (1, K) where their rows do not belong to samples."""
+        uses = self.uses[name]
+        if not uses:
+            return lambda gradients: directions.along(gradients[0]).unsqueeze(0)
+        each = [self._one_use(use, use.factor(directions)) for use in uses]
 
-    def _back(self, outputs: list[Tensor], cotangents: list[Tensor]) -> list[tuple[str, Tensor]]:
-        found = torch.autograd.grad(outputs, self.seeds, cotangents, retain_graph=True, allow_unused=True)
-        return [
-            (name, torch.zeros_like(seed) if g is None else g)
-            for name, g, seed in zip(self.sites, found, self.seeds, strict=True)
-        ]
+        def project(errors: list[Tensor]) -> Tensor:
+            found = [one(error) for one, error in zip(each, errors, strict=True)]
+            if any(len(p) != self.samples for p in found):
+                found = [p.sum(0, keepdim=True) for p in found]
+            return torch.stack(found).sum(0)
+
+        return project
+
+    def _one_use(self, use: Use, directions: Directions) -> Callable[[Tensor], Tensor]:
+        site = use.site
+        rows = site.seed_node.meta["val"].shape[0]
+        samples = self.samples if rows % self.samples == 0 else 1
+        if site.seed_node.target is aten.embedding.default:
+            return Lookup(self.inputs[site.input], directions, samples)  # type: ignore[index]
+        if site.seed_node.target is not aten.convolution.default:
+            return Projection(site, self.inputs, directions, samples)
+        by_row = Projection(site, self.inputs, directions, rows)
+        return lambda error: by_row(error).unflatten(0, (samples, -1)).sum(1)
+
+    def _back(self, outputs: list[Tensor], cotangents: list[Tensor]) -> Iterator[tuple[str, list[Tensor]]]:
+        seeds = [seed for each in self.seeds.values() for seed in each]
+        found = iter(torch.autograd.grad(outputs, seeds, cotangents, retain_graph=True, allow_unused=True))
+        for name, each in self.seeds.items():
+            errors = [next(found) for _ in each]
+            yield name, [torch.zeros_like(z) if g is None else g for g, z in zip(errors, each, strict=True)]
 
     def _coupled(
         self, projections: Mapping[str, Tensor], cotangents: list[Tensor], project: Mapping, generator: torch.Generator
@@ -152,12 +173,12 @@ class SampledGaussNewton:
             for c in cotangents
         ]
         coupled = set()
-        for name, g in self._back(self.arguments, scaled):
+        for name, errors in self._back(self.arguments, scaled):
             p = projections[name]
-            tolerance = COUPLING[torch.float64 if g.dtype == torch.float64 else torch.float32]
+            tolerance = COUPLING[torch.float64 if errors[0].dtype == torch.float64 else torch.float32]
             apart = len(p) == self.samples
             if apart:
-                difference = project[name](g) - factors.unsqueeze(1) * p
+                difference = project[name](errors) - factors.unsqueeze(1) * p
                 apart = bool(difference.abs().max() <= tolerance * p.abs().max())
             if not apart:
                 coupled.add(name)

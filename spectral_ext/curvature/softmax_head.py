@@ -187,7 +187,9 @@ class SoftmaxHead:
         for start in range(0, len(used), at_once):
             part = used[start : start + at_once]
             torch.mul(log_p[part].exp_(), mass[part, None], out=self.p[start : start + at_once])
-        self.rows = rows[used]
+        rows = rows[used]
+        whole = len(rows) == len(x) and bool((rows == torch.arange(len(x), device=rows.device)).all())
+        self.rows = slice(None) if whole else rows
         self.mass = self.p.sum(1, dtype=torch.float64)
         self.mean_weight = (self.p @ self.weight.mT) / self.mass[:, None].to(self.p)
         self.x = x[self.rows] if seeded else None
