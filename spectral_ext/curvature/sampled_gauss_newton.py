@@ -63,6 +63,9 @@ class Sampling:
         return torch.Generator(device).manual_seed(int(state[0]))
 
 
+Project = Callable[[list[Tensor]], Tensor]
+
+
 @dataclass
 class Estimate:
     """Of one layer on one piece of data, float64, each (K,)."""
@@ -85,7 +88,9 @@ class SampledGaussNewton:
         sites = {name: site_of(program, model, layer) for name, layer in layers.items()}
         env = evaluate(program, program.arguments(model, batch), {site.weight for site in sites.values()})
         needed = set(program.nodes)
-        self.uses = {name: uses_of(site, needed) for name, site in sites.items()}
+        self.unused = [name for name, site in sites.items() if site.weight not in needed]
+        """Layers that the loss of this batch does not depend on."""
+        self.uses = {name: uses_of(site, needed) for name, site in sites.items() if name not in self.unused}
         """Layer → every use of its weight; None where its gradient is taken instead, for all samples together."""
         seeds = {
             name: [u.site.seed_node for u in uses or ()] or [sites[name].weight] for name, uses in self.uses.items()
@@ -107,10 +112,11 @@ class SampledGaussNewton:
         together: set[str] = set()
         streams = zip(*(one.draws(generator, draws) for one in self.distributions), strict=True)
         for index, cotangents in enumerate(streams):
-            found = {name: project[name](g) for name, g in self._back(self.arguments, list(cotangents))}
+            errors = dict(self._back(self.arguments, list(cotangents)))
             if index == 0:
-                together = self._coupled(found, list(cotangents), project, generator)
-            for name, p in found.items():
+                together = self._assign_samples(errors, list(cotangents), project, directions, generator)
+            for name in self.uses:
+                p = project[name](errors.pop(name))
                 squares = (p.sum(0, keepdim=True) if name in together else p).square()
                 first, second = sums.get(name, (0.0, 0.0))
                 sums[name] = first + squares, second + squares.square()
@@ -119,14 +125,20 @@ class SampledGaussNewton:
             mean = first / draws
             variance = (second / draws - mean.square()).clamp_min(0) / (draws - 1)
             estimates[name] = Estimate(mean.sum(0), variance.sum(0), slopes[name], len(mean))
+        for name in self.unused:
+            zero = torch.zeros(len(directions[name]), dtype=torch.float64, device=self.loss.device)
+            estimates[name] = Estimate(zero, zero, zero, self.samples)
         return estimates
 
-    def _projection(self, name: str, directions: Directions) -> Callable[[list[Tensor]], Tensor]:
-        """The errors at the layer's seeds → p (B, K), or (1, K) where their rows do not belong to samples."""
+    def _projection(self, name: str, directions: Directions, *, interleaved: bool = False) -> Project:
+        """The errors at the layer's seeds → p (B, K), or (1, K) where their rows do not belong to samples.
+
+        Rows of a sample follow each other, or those of all samples take turns (sequence first) if ``interleaved``.
+        """
         uses = self.uses[name]
         if not uses:
             return lambda gradients: directions.along(gradients[0]).unsqueeze(0)
-        each = [self._one_use(use, use.factor(directions)) for use in uses]
+        each = [self._one_use(use, use.factor(directions), interleaved) for use in uses]
 
         def project(errors: list[Tensor]) -> Tensor:
             found = [one(error) for one, error in zip(each, errors, strict=True)]
@@ -136,13 +148,22 @@ class SampledGaussNewton:
 
         return project
 
-    def _one_use(self, use: Use, directions: Directions) -> Callable[[Tensor], Tensor]:
-        site = use.site
-        rows = site.seed_node.meta["val"].shape[0]
-        samples = self.samples if rows % self.samples == 0 else 1
-        if site.seed_node.target is aten.embedding.default:
-            return Lookup(self.inputs[site.input], directions, samples)  # type: ignore[index]
-        if site.seed_node.target is not aten.convolution.default:
+    def _one_use(self, use: Use, directions: Directions, interleaved: bool) -> Callable[[Tensor], Tensor]:
+        site, product = use.site, use.site.seed_node.target
+        assert site.input is not None
+        x, shape = self.inputs[site.input], site.seed_node.meta["val"].shape
+        rows, samples = shape[0], self.samples
+        if interleaved and product is aten.embedding.default and x.dim() > 1 and x.shape[1] == samples:
+            lookup = Lookup(x.transpose(0, 1), directions, samples)
+            return lambda error: lookup(error.transpose(0, 1))
+        if interleaved and product in (aten.mm.default, aten.addmm.default) and rows % samples == 0:
+            order = torch.arange(rows, device=x.device).reshape(-1, samples).T.flatten()
+            in_order = Projection(site, {site.input: x[order]}, directions, samples)
+            return lambda error: in_order(error[order])
+        samples = samples if rows % samples == 0 else 1
+        if product is aten.embedding.default:
+            return Lookup(x, directions, samples)
+        if product is not aten.convolution.default:
             return Projection(site, self.inputs, directions, samples)
         by_row = Projection(site, self.inputs, directions, rows)
         return lambda error: by_row(error).unflatten(0, (samples, -1)).sum(1)
@@ -154,32 +175,43 @@ class SampledGaussNewton:
             errors = [next(found) for _ in each]
             yield name, [torch.zeros_like(z) if g is None else g for g, z in zip(errors, each, strict=True)]
 
-    def _coupled(
-        self, projections: Mapping[str, Tensor], cotangents: list[Tensor], project: Mapping, generator: torch.Generator
+    def _assign_samples(
+        self,
+        errors: Mapping[str, list[Tensor]],
+        cotangents: list[Tensor],
+        project: dict[str, Project],
+        directions: Mapping[str, Directions],
+        generator: torch.Generator,
     ) -> set[str]:
-        """The layers whose samples must be added up before the square.
+        """The layers whose samples must be added up before the square; it puts ``project`` right for the others.
 
-        Each sample's cotangent is scaled by a random factor: where the rows of a layer belong to the samples, and the
-        samples do not influence each other, its projections scale by the same factor.
+        Each sample's cotangent is scaled by a random factor. Where the rows of a layer belong to the samples as
+        assumed, and the samples do not influence each other, its projections scale by the same factor.
         """
+        size = torch.rand(self.samples, 2, generator=generator, dtype=torch.float64, device=generator.device)
         if self.samples == 1:
             return set()
         if any(c.dim() == 0 or c.shape[0] % self.samples for c in cotangents):
-            return set(projections)
-        size = torch.rand(self.samples, 2, generator=generator, dtype=torch.float64, device=generator.device)
+            return set(self.uses)
         factors = (size[:, 0] + 0.5) * (size[:, 1] - 0.5).sign()
         scaled = [
             (c.unflatten(0, (self.samples, -1)) * factors.to(c).reshape(-1, *(1,) * c.dim())).flatten(0, 1)
             for c in cotangents
         ]
-        coupled = set()
-        for name, errors in self._back(self.arguments, scaled):
-            p = projections[name]
-            tolerance = COUPLING[torch.float64 if errors[0].dtype == torch.float64 else torch.float32]
-            apart = len(p) == self.samples
-            if apart:
-                difference = project[name](errors) - factors.unsqueeze(1) * p
-                apart = bool(difference.abs().max() <= tolerance * p.abs().max())
-            if not apart:
-                coupled.add(name)
-        return coupled
+
+        def apart(one: Project, first: list[Tensor], second: list[Tensor]) -> bool:
+            p = one(first)
+            tolerance = COUPLING[torch.float64 if first[0].dtype == torch.float64 else torch.float32]
+            difference = one(second) - factors.unsqueeze(1) * p
+            return len(p) == self.samples and bool(difference.abs().max() <= tolerance * p.abs().max())
+
+        together = set()
+        for name, second in self._back(self.arguments, scaled):
+            if apart(project[name], errors[name], second):
+                continue
+            other = self._projection(name, directions[name], interleaved=True)
+            if apart(other, errors[name], second):
+                project[name] = other
+            else:
+                together.add(name)
+        return together
