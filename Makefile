@@ -43,11 +43,12 @@ build/.stamp: setup.py tools/toolchain.py $(NATIVE) $(READY)
 	SPECTRAL_EXT_PREBUILT=1 $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
-.PHONY: help setup build test demo bench lint format cubin headers clang sanitize tsan sdist-check docs clean
+.PHONY: help setup build test demo bench paper lint format cubin headers clang sanitize tsan sdist-check docs axe vendor clean
 
 help:
 	@echo "make demo    train a small ResNet on real images and measure its curvature landscape"
 	@echo "make test    all tests            make bench   every op against its peers, as ratios"
+	@echo "make paper   the paper's tables and figures measured again, at small scale (PAPER=\"--scale full --device cuda\")"
 	@echo "make lint    ruff, clang-format, mypy       make cubin   compile every CUDA kernel, fail on a spill"
 	@echo "make sanitize      the tests of the ops under the address and undefined-behaviour sanitizers"
 	@echo "make tsan          the tests of the ops' threads under the thread sanitizer"
@@ -69,6 +70,11 @@ demo: $(INSTALLED)
 
 bench: build/.stamp
 	$(PYTHON) -m benchmarks
+
+# Small networks on two cores, without the sweep of optimizers; what experiments/results holds is not run again.
+# PAPER="--scale full --device cuda" runs the paper's networks on a GPU.
+paper: build/.stamp
+	OMP_NUM_THREADS=1 $(PYTHON) -m experiments run $(PAPER)
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .
@@ -119,6 +125,17 @@ sdist-check: $(READY)
 docs: $(INSTALLED)
 	$(PYTHON) tools/requirements.py docs | $(PYTHON) -m pip install -q -r /dev/stdin
 	$(PYTHON) -m mkdocs build --strict
+
+# The accessibility linter of the page's tests, which skip it where npm is missing.
+axe:
+	npm install --silent --no-audit --no-fund --prefix build/npm axe-core@4
+
+# The part of Observable Plot that the page carries.
+vendor:
+	npm install --silent --no-audit --no-fund --prefix build/npm @observablehq/plot@0.6.17 d3@7.9.2 esbuild@0.28
+	cp spectral_ext/report/vendor/plot.entry.js build/npm/
+	build/npm/node_modules/.bin/esbuild build/npm/plot.entry.js --bundle --minify --format=iife --global-name=Plot \
+		--legal-comments=none --outfile=spectral_ext/report/vendor/plot.js
 
 clean:
 	rm -rf build dist site demo_output spectral_ext/*.so spectral_ext/_build_info.py *.egg-info
