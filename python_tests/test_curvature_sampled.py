@@ -267,3 +267,39 @@ def test_residuals_are_checked():
     assert set(row.arrays.h_residual) > {"activation"} and row.arrays.h == pytest.approx(
         row.arrays.h_gauss_newton + sum(row.arrays.h_residual.values())
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("a module used twice", None),
+        ("nn.MultiheadAttention", "*in_proj_weight"),
+        ("gpt, tied embeddings, attention by hand", "tokens"),
+    ],
+)
+def test_uses_are_added_up_sample_by_sample(name, layers):
+    """A weight that is used twice, one whose input has the sequence first, and a table that is also the head."""
+    model, loss, batches = build(name)
+    truth = exact(model, loss, batches, top_k=3, layers=layers)
+    found = directional_curvature(model, loss, batches, top_k=3, layers=layers, method=SAMPLED, draws=300)
+    assert errors(found, truth).abs().max() < 5
+    assert not any("one term" in layer.notes[-1] for layer in found.values())
+
+
+class Routed(nn.Module):
+    """A layer that only batches with a large first number reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(7, 6), nn.Linear(7, 6), nn.Linear(6, C)
+
+    def forward(self, x):
+        return self.head((self.first(x) if x.shape[0] > 8 else self.second(x)).tanh())
+
+
+def test_a_layer_that_one_batch_does_not_use():
+    torch.manual_seed(0)
+    model, batches = Routed().double(), [*vectors(6), *vectors(12)]
+    truth = exact(model, CE, batches, top_k=3)
+    found = directional_curvature(model, CE, batches, top_k=3, method=SAMPLED, draws=300)
+    assert errors(found, truth).abs().max() < 5
