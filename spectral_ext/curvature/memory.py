@@ -73,10 +73,11 @@ def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], sa
     if program.raised:  # the weights and buffers in float64
         base += sum(_bytes(node.meta["val"]) for node in program.placeholders if node in needed)
     values = 0
+    sizes = {node: allocated(node) for node in program.nodes}
     for node in program.nodes:
         if node.op != "call_function":
             continue
-        size = allocated(node)
+        size = sizes[node]
         base += size
         values += size
         if node in absorbed:  # of a head: the adjoint and the weighted probabilities
@@ -85,7 +86,7 @@ def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], sa
             # The adjoint and two constants of an operation with a second derivative; the slope or mask of any other,
             # unless it is a product.
             base += 3 * size if has_second_derivative(node, reached) else size if _has_slope(node) else 0
-    per_direction = {name: _per_direction(site, absorbed) for name, site in sites.items()}
+    per_direction = {name: _per_direction(site, sizes, absorbed) for name, site in sites.items()}
     for head in heads:  # tiles; the input's adjoint and W p, and with directions in W the input and the gradient
         seeded = head.product in seeds
         base += 2 * min(TILE_BYTES, allocated(head.product)) + (2 + seeded) * _bytes(head.input.meta["val"])
@@ -113,24 +114,27 @@ def _has_slope(node: fx.Node) -> bool:
     return rule is not None and rule.build.__name__ == "piecewise_linear"
 
 
-def _per_direction(site: Site, absorbed: set[fx.Node]) -> int:
+def _per_direction(site: Site, sizes: Mapping[fx.Node, int], absorbed: set[fx.Node]) -> int:
     """The high-water mark of live tangents, with two temporaries of an operation's own size.
 
     No tangent passes the ``absorbed`` nodes of a head: its product copies the input's tangents at most.
     """
-    seeded = 0 if site.seed_node in absorbed else sum(_bytes(v) for v in _values(site.seed_node))
-    live = {site.seed_node: seeded}
-    peak = 2 * seeded
+    start = 0 if site.seed_node in absorbed else sum(_bytes(v) for v in _values(site.seed_node))
+    live, total = {site.seed_node: start}, start
+    peak = 2 * start
     for node in site.schedule:
         if node in absorbed:
-            peak = max(peak, sum(live.values()) + 2 * max(live.get(i, 0) for i in operands(node)))
+            peak = max(peak, total + 2 * max(live.get(i, 0) for i in operands(node)))
             continue
-        size = allocated(node)
+        size = sizes[node]
         inside = max([size, *(live.get(i, 0) for i in operands(node))])
-        peak = max(peak, sum(live.values()) + size + 2 * inside)
+        peak = max(peak, total + size + 2 * inside)
+        done = site.last_use.get(node, ())
         if size == 0:  # a view keeps its source alive: move the bytes to it
-            size = sum(live.pop(i, 0) for i in site.last_use.get(node, ()) if i in operands(node))
+            size = sum(live.pop(i, 0) for i in done if i in operands(node))
+            total -= size
         live[node] = size
-        for done in site.last_use.get(node, ()):
-            live.pop(done, None)
+        total += size
+        for one in done:
+            total -= live.pop(one, 0)
     return peak
