@@ -52,6 +52,9 @@ def _collect(factor: fx.Node, nodes: set[fx.Node], change: Change, found: list[U
             found.append(Use(Site(factor, user, args[0], False, [], {}), change))  # type: ignore[arg-type]
         elif target is aten.embedding.default and args[0] is factor:
             found.append(Use(Site(factor, user, args[1], False, [], {}), change))  # type: ignore[arg-type]
+        elif target is aten.expand.default:
+            if not _collect_batched(user, nodes, change, found):
+                return False
         elif target in _CHANGES and args[0] is factor:
             if not _collect(user, nodes, _after(change, _CHANGES[target](*args[1:])), found):
                 return False
@@ -60,6 +63,27 @@ def _collect(factor: fx.Node, nodes: set[fx.Node], change: Change, found: list[U
                 return False
         else:
             return False
+    return True
+
+
+def _collect_batched(expanded: fx.Node, nodes: set[fx.Node], change: Change, found: list[Use]) -> bool:
+    """Uses of a factor that is repeated for each matrix of a batch, as by nn.Linear on an input that is not contiguous."""
+    shape = expanded.meta["val"].shape
+    if tuple(shape[1:]) != tuple(expanded.args[0].meta["val"].shape):  # type: ignore[union-attr]
+        return False
+    for user in (user for user in expanded.users if user in nodes):
+        if user.target is aten.view.default and user.meta["val"].shape == shape:
+            if any(not _batched_product(one, user, change, found) for one in user.users if one in nodes):
+                return False
+        elif not _batched_product(user, expanded, change, found):
+            return False
+    return True
+
+
+def _batched_product(user: fx.Node, factor: fx.Node, change: Change, found: list[Use]) -> bool:
+    if user.target is not aten.bmm.default or user.args[1] is not factor or user.args[0] is factor:
+        return False
+    found.append(Use(Site(factor, user, user.args[0], True, [], {}), change))  # type: ignore[arg-type]
     return True
 
 

@@ -31,7 +31,7 @@ from spectral_ext.curvature.directions import Directions
 from spectral_ext.curvature.evaluate import Environment, evaluate
 from spectral_ext.curvature.label_distributions import label_distributions
 from spectral_ext.curvature.projection import Lookup, Projection, Use, uses_of
-from spectral_ext.curvature.sites import site_of
+from spectral_ext.curvature.sites import Site, site_of
 from spectral_ext.curvature.trace import Program
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.batches import Batch
@@ -152,21 +152,32 @@ class SampledGaussNewton:
         site, product = use.site, use.site.seed_node.target
         assert site.input is not None
         x, shape = self.inputs[site.input], site.seed_node.meta["val"].shape
+        if product is aten.bmm.default:
+            one = self._rows_of(site, x.flatten(0, 1), directions, shape[0] * shape[1], interleaved)
+            return lambda error: one(error.flatten(0, 1))
         rows, samples = shape[0], self.samples
         if interleaved and product is aten.embedding.default and x.dim() > 1 and x.shape[1] == samples:
             lookup = Lookup(x.transpose(0, 1), directions, samples)
             return lambda error: lookup(error.transpose(0, 1))
-        if interleaved and product in (aten.mm.default, aten.addmm.default) and rows % samples == 0:
-            order = torch.arange(rows, device=x.device).reshape(-1, samples).T.flatten()
-            in_order = Projection(site, {site.input: x[order]}, directions, samples)
-            return lambda error: in_order(error[order])
+        if product in (aten.mm.default, aten.addmm.default):
+            return self._rows_of(site, x, directions, rows, interleaved)
         samples = samples if rows % samples == 0 else 1
         if product is aten.embedding.default:
             return Lookup(x, directions, samples)
-        if product is not aten.convolution.default:
-            return Projection(site, self.inputs, directions, samples)
         by_row = Projection(site, self.inputs, directions, rows)
         return lambda error: by_row(error).unflatten(0, (samples, -1)).sum(1)
+
+    def _rows_of(
+        self, site: Site, x: Tensor, directions: Directions, rows: int, interleaved: bool
+    ) -> Callable[[Tensor], Tensor]:
+        """The projection of a product with the rows x."""
+        assert site.input is not None
+        samples = self.samples if rows % self.samples == 0 else 1
+        if not interleaved:
+            return Projection(site, {site.input: x}, directions, samples)
+        order = torch.arange(rows, device=x.device).reshape(-1, samples).T.flatten()
+        in_order = Projection(site, {site.input: x[order]}, directions, samples)
+        return lambda error: in_order(error[order])
 
     def _back(self, outputs: list[Tensor], cotangents: list[Tensor]) -> Iterator[tuple[str, list[Tensor]]]:
         seeds = [seed for each in self.seeds.values() for seed in each]
