@@ -67,7 +67,7 @@ def _collect(factor: fx.Node, nodes: set[fx.Node], change: Change, found: list[U
 
 
 def _collect_batched(expanded: fx.Node, nodes: set[fx.Node], change: Change, found: list[Use]) -> bool:
-    """Uses of a factor that is repeated for each matrix of a batch, as by nn.Linear on an input that is not contiguous."""
+    """Uses of a factor that is repeated for each matrix of a batch: nn.Linear on an input that is not contiguous."""
     shape = expanded.meta["val"].shape
     if tuple(shape[1:]) != tuple(expanded.args[0].meta["val"].shape):  # type: ignore[union-attr]
         return False
