@@ -125,7 +125,7 @@ def test_own_batch_intervals_of_every_exponent():
         low, high = getattr(found, name)
         assert low < truth < high and high - low < 0.3
     np.testing.assert_allclose(found.h_se, h.std(0, ddof=1) / 8**0.5)
-    assert len(found.alpha_replicates) == 8
+    assert len(found.replicates["alpha"]) == 8
     assert np.isnan(own_batch_intervals(sigma, -h).alpha[0])
     with pytest.raises(ValueError, match="at least 3 groups"):
         own_batch_intervals(sigma[:2], h[:2])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from spectral_ext.landscape.cells import WEAK_R2, Cell, alpha_cell, fit_cell, number
+from spectral_ext.landscape.cells import WEAK_R2, Cell, alpha_cell, fit_cell, fit_remark, number
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.signal.verdict import Signal
 from spectral_ext.spectra.rank_models import MODEL_NAMES
@@ -44,7 +44,7 @@ class Column:
     numeric: bool = True
     """Whether a table aligns it to the right."""
     folds: bool = False
-    """Whether it needs ``measure(folds=)``: the terminal leaves it out where no layer was cross-fitted."""
+    """Whether it needs ``measure(folds=)``: tables leave it out where no layer was cross-fitted."""
 
 
 def _number(key: str, symbol: str, meaning: str, value: Callable[[LayerLandscape], float], digits: int = 2,
@@ -150,6 +150,63 @@ def _held_out_alpha(row: LayerLandscape) -> Cell:
     return Cell(text, fit.value, remark)
 
 
+def _beyond_noise(row: LayerLandscape) -> Cell:
+    level = row.noise
+    if level is None:
+        return Cell("–", title="it needs all eigenvalues of both factors, and rows that belong to samples")
+    remark = (
+        f"σ_k above {level.threshold:.2g}, which the largest σ of noise alone exceeds in 5 % of the samples; "
+        f"{level.effective_positions:.1f} effective positions per sample. Cruder than folds"
+    )
+    return Cell(f"{level.num_beyond}/{row.num_directions}", float(level.num_beyond), remark)
+
+
+def _noise_alpha(row: LayerLandscape) -> Cell:
+    fit = row.noise_exponent
+    if not fit.ok:
+        return Cell("–", title=fit.reason)
+    remark = f"2/γ, γ = {fit.value:.3f}, {fit_remark(fit)}: compare the own-batch α with it"
+    return number(row.noise_alpha, 2, remark)
+
+
+def _mechanisms(row: LayerLandscape) -> str:
+    """Each part of h with what it adds to α, the largest first."""
+    shifts = {name: one.shift for name, one in row.mechanism_slopes.items() if math.isfinite(one.shift)}
+    ordered = sorted(shifts.items(), key=lambda pair: -abs(pair[1]))
+    return ", ".join(f"{name} {shift:+.2f}".replace("-", "−") for name, shift in ordered)
+
+
+def _mechanisms_cell(row: LayerLandscape) -> Cell:
+    without = [f"α without {name} {one.without}" for name, one in row.mechanism_slopes.items()]
+    return Cell(_mechanisms(row) or "–", _mechanisms(row), "; ".join(without))
+
+
+def _data_ends(key: str, symbol: str) -> tuple[Column, ...]:
+    """The ends of the interval of the data of an own-batch exponent."""
+
+    def end(row: LayerLandscape, index: int) -> float:
+        return getattr(row.data_intervals, key)[index] if row.data_intervals else math.nan
+
+    where = f"end of the interval of the data of the own-batch {symbol}."
+    return (
+        _number(f"{key}_data_low", f"{symbol} data low", f"Lower {where}", lambda row: end(row, 0)),
+        _number(f"{key}_data_high", f"{symbol} data high", f"Upper {where}", lambda row: end(row, 1)),
+    )
+
+
+def _own_fit(key: str) -> Callable[[LayerLandscape], Cell]:
+    """A fit with both of its intervals in the remark."""
+
+    def cell(row: LayerLandscape) -> Cell:
+        shown = fit_cell(getattr(row, key))
+        ends = getattr(row.data_intervals, key) if row.data_intervals else (math.nan, math.nan)
+        if not math.isfinite(ends[0]):
+            return shown
+        return Cell(shown.text, shown.key, f"fit: {shown.title}; data: [{ends[0]:.3f}, {ends[1]:.3f}]", shown.doubt)
+
+    return cell
+
+
 def _held_out(row: LayerLandscape, what: Callable[[Signal], float]) -> float:
     return math.nan if row.signal is None else what(row.signal)
 
@@ -194,10 +251,10 @@ COLUMNS: tuple[Column, ...] = (
            page="first", terminal=16),
     _number("depth", "depth", "Index among the model's measured layers, in order of definition.", lambda r: r.depth, 0),
     _text("signal", "signal", "Do the directions hold on other samples? How many are resolved, of those tested.",
-          lambda r: r.signal.verdict if r.signal else "", _signal, page="first", terminal=2, folds=True),
+          lambda r: r.signal.verdict if r.signal else "", _signal, page="first", terminal=1, folds=True),
     _number("alpha_held_out", "α held out", "α over the resolved directions, on samples that did not choose them, with "
             "its interval.", lambda r: _held_out(r, lambda s: s.alpha.value), cell=_held_out_alpha, page="first",
-            terminal=2, tracked=True, folds=True),
+            terminal=1, tracked=True, folds=True),
     _number("alpha_held_out_low", "α held out low", "Lower end of the interval of the held-out α.",
             lambda r: _held_out(r, lambda s: s.alpha.interval[0])),
     _number("alpha_held_out_high", "α held out high", "Upper end of the interval of the held-out α.",
@@ -205,30 +262,35 @@ COLUMNS: tuple[Column, ...] = (
     _number("resolved", "resolved", "How many directions hold on other samples.",
             lambda r: _held_out(r, lambda s: s.resolved), 0, tracked=True),
     _number("sigma_share", "σ̃/σ", "Median over k of the held-out singular value over the own-batch one.",
-            lambda r: _held_out(r, lambda s: s.median_share), page="more", tracked=True),
-    _number("beyond_noise", "beyond noise", "How many σ exceed what noise alone gives, by the factors' spectra "
+            lambda r: _held_out(r, lambda s: s.median_share), page="more", tracked=True, folds=True),
+    *_exponent("alpha", "α own batch", "Curvature exponent of h ≈ c·σ^α over this batch's own directions, with the "
+               "interval of the fit: whether it holds on other samples is another question.", lambda r: r.alpha,
+               _own_alpha, r2=dict(page="first", terminal=4), page="first", terminal=1, tracked=True),
+    _number("noise_alpha", "α of noise", "2/γ of the noise: the own-batch α that sampling alone would give.",
+            lambda r: r.noise_alpha, cell=_noise_alpha, page="first", terminal=3, tracked=True),
+    _number("beyond_noise", "σ > noise", "How many σ exceed what noise alone gives, by the factors' spectra "
             "(Couillet–Hachem): cruder than folds.", lambda r: r.noise.num_beyond if r.noise else math.nan, 0,
-            page="more"),
+            cell=_beyond_noise, page="first", terminal=3, tracked=True),
     _number("effective_positions", "S/κ", "Effective number of independent positions per sample.",
             lambda r: r.noise.effective_positions if r.noise else math.nan, 1, page="more"),
-    _number("noise_exponent", "γ noise", "Slope of the log variance of the sampled gradient on log h; noise alone has "
-            "an α of 2 over it.", lambda r: _held_out(r, lambda s: s.noise_exponent.value), page="more"),
-    _number("alpha_data_low", "α data low", "Lower end of the data's interval of the own-batch α.",
-            lambda r: r.data_intervals.alpha[0] if r.data_intervals else math.nan),
-    _number("alpha_data_high", "α data high", "Upper end of the data's interval of the own-batch α.",
-            lambda r: r.data_intervals.alpha[1] if r.data_intervals else math.nan),
-    *_exponent("alpha", "α", "Curvature exponent of h ≈ c·σ^α over this batch's own directions, with the interval of "
-               "the fit.", lambda r: r.alpha, _own_alpha, r2=dict(page="first", terminal=2), page="first", terminal=1,
-               tracked=True),
+    _number("noise_exponent", "γ of noise", "Slope of the log variance of a sample's gradient on log h.",
+            lambda r: r.noise_exponent.value, cell=lambda r: fit_cell(r.noise_exponent), page="more"),
+    *(end for key, symbol in (("alpha", "α"), ("beta", "β"), ("phi", "φ"), ("gamma", "γ"), ("s", "s"))
+      for end in _data_ends(key, symbol)),
     _number("beta", "β", "Slope of the factors' eigenvalues against σ.", lambda r: r.beta.value,
-            cell=lambda r: fit_cell(r.beta), page="more", terminal=17),
-    _number("phi", "φ", "Slope of the alignment Φ against σ.", lambda r: r.phi.value, cell=lambda r: fit_cell(r.phi),
+            cell=_own_fit("beta"), page="more", terminal=17),
+    _number("phi", "φ", "Slope of the alignment Φ against σ.", lambda r: r.phi.value, cell=_own_fit("phi"),
             page="more", terminal=18),
     _number("chi_slope", "χ slope", "d log χ/d log σ: what the Kronecker model misses of α.",
             lambda r: r.chi_slope.value, cell=lambda r: fit_cell(r.chi_slope), page="more", terminal=19),
-    *_exponent("gamma", "γ", "Rank-decay exponent of σ.", lambda r: r.gamma, page="first", terminal=5, tracked=True),
-    *_exponent("s", "s", "Rank-decay exponent of the sorted positive h.", lambda r: r.s, page="first", terminal=3,
-               tracked=True),
+    _text("mechanism_slopes", "Δα by part", "What each part of h adds to the own-batch α.",
+          _mechanisms, _mechanisms_cell, page="more"),
+    *_exponent("gamma", "γ", "Rank-decay exponent of σ.", lambda r: r.gamma, _own_fit("gamma"), page="first",
+               terminal=6, tracked=True),
+    *_exponent("s", "s", "Rank-decay exponent of the sorted positive h.", lambda r: r.s, _own_fit("s"), page="first",
+               terminal=5, tracked=True),
+    _number("s_unrelated", "s unrelated", "s of an h that is unrelated to σ and scatters as much: sorting alone makes "
+            "it.", lambda r: r.s_unrelated, page="first", terminal=7),
     _number("alpha_gamma", "αγ", "What the transfer identity predicts for s.", lambda r: r.alpha_gamma, page="first",
             terminal=4, tracked=True),
     _number("transfer_error", "|s − αγ|/s", "Relative error of the transfer identity.",
@@ -278,7 +340,7 @@ COLUMNS: tuple[Column, ...] = (
     _number("log_correlation", "corr log", "Correlation of log h_Kron and log σ².", lambda r: r.log_correlation),
     _number("recommended_alpha", "use α", "Advice: the exponent for T(σ; α).",
             lambda r: r.recommendation.alpha if r.recommendation else math.nan, cell=_advised_alpha, page="first",
-            terminal=6),
+            terminal=2),
     _text("kronecker_justified", "Kronecker", "Advice: is a Kronecker preconditioner justified?",
           lambda r: r.recommendation.kronecker_justified if r.recommendation else "", _advised_kronecker, page="first",
           terminal=12),
@@ -299,8 +361,17 @@ TRACKED = tuple(column for column in COLUMNS if column.tracked)
 
 def terminal_columns(rows: Iterable[LayerLandscape]) -> list[Column]:
     """The columns of a table in the terminal for these rows."""
+    return _applicable(rows, TERMINAL)
+
+
+def page_columns(rows: Iterable[LayerLandscape]) -> list[Column]:
+    """The columns of the page's table for these rows."""
+    return _applicable(rows, PAGE)
+
+
+def _applicable(rows: Iterable[LayerLandscape], columns: Iterable[Column]) -> list[Column]:
     folds = any(row.signal is not None for row in rows)
-    return [column for column in TERMINAL if folds or not column.folds]
+    return [column for column in columns if folds or not column.folds]
 
 
 def summary(row: LayerLandscape) -> dict[str, Value]:

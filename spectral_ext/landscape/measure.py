@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from spectral_ext._version import __version__
-from spectral_ext.capture import Capture, Quotients, sum_factors, sum_quotients
+from spectral_ext.capture import Capture, Quotients, QuotientSums, sum_factors, sum_quotients
 from spectral_ext.curvature.choose import check_method
 from spectral_ext.curvature.directions import given_directions
 from spectral_ext.curvature.session import Session
 from spectral_ext.landscape.build import build_row, empty_row
 from spectral_ext.landscape.coverage import coverage
-from spectral_ext.landscape.held_out import cross_fitted, own_intervals
+from spectral_ext.landscape.derive import take_signal
+from spectral_ext.landscape.held_out import cross_fitted, own_intervals, quotients_by_group
 from spectral_ext.landscape.resume import RowStore, fingerprint
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape
@@ -33,7 +34,9 @@ from spectral_ext.measurement.options import check_options, pattern_list
 from spectral_ext.measurement.progress import Progress
 from spectral_ext.measurement.ranks import agree, check_group, directions_of_first, gathered, together
 from spectral_ext.measurement.singular_directions import SingularDirections, singular_directions
+from spectral_ext.signal.cross_fitting import MIN_GROUPS
 from spectral_ext.signal.groups import check_folds, make_groups
+from spectral_ext.signal.own_batch import FactorMoments
 from spectral_ext.signal.verdict import Signal
 
 GIVEN_NOTE = "σ, u and v are those of the matrix in directions=, not of this batch's gradient"
@@ -246,16 +249,25 @@ class _Run:
         pairs = {name: (d.U.to(self.dtype), d.V.to(self.dtype)) for name, d in directions.items()}
         with together(group), self.progress.stage("quotients"), self.progress.bar("alignment", len(data)) as bar:
             known = {name: todo[name] for name in pairs if name in capture.layers}
-            moments = sum_quotients(model, loss_fn, data, known, pairs, on_batch=bar.update) if known else {}
-        quotients = {name: held.reduced(group) for name, held in moments.items()}
+            sums_along: dict[str, QuotientSums] = {}
+            moments: dict[str, FactorMoments] = {}
+            if known and self.groups is not None and len(self.groups.batches) >= MIN_GROUPS:
+                sums_along, moments = quotients_by_group(
+                    model, loss_fn, self.groups, known, pairs, capture.layers, on_batch=bar.update
+                )
+            elif known:
+                sums_along = sum_quotients(model, loss_fn, data, known, pairs, on_batch=bar.update)
+        quotients = {name: held.reduced(group) for name, held in sums_along.items()}
         signals = self._signals(todo, directions)
         for row in self._curvature(capture, directions, pairs, quotients):
             if self.groups is not None and row.name in signals:
-                row.signal = signals[row.name]
-                row.data_intervals = own_intervals(
-                    row.signal, self.session.measured[row.name].by_piece,
-                    [piece.weight for piece in self.session.plan.pieces], self.groups.weights, self.options["level"],
-                )  # fmt: skip
+                signal, row.signal = signals[row.name], signals[row.name]
+                if not row.empty_reason:
+                    pieces = [piece.weight for piece in self.session.plan.pieces]
+                    h = self.session.measured[row.name].by_piece
+                    factors = moments.get(row.name)
+                    level = self.options["level"]
+                    take_signal(row, signal, own_intervals(signal, h, pieces, self.groups.weights, level, factors))
             rows[row.name] = row
             with together(group if self.keeps_rows else None):
                 if self.store:
