@@ -6,6 +6,7 @@ The curvature costs what an ordinary measurement costs: each sample is measured 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from spectral_ext.capture import LayerFactors, QuotientSums, sum_quotients
 from spectral_ext.curvature.directions import given_directions
+from spectral_ext.curvature.sampled_gauss_newton import Sampling
 from spectral_ext.curvature.session import Session
 from spectral_ext.factors.eigen import top_eigenpairs
 from spectral_ext.layers import Layer
-from spectral_ext.measurement.batches import LossFunction
+from spectral_ext.measurement.batches import Batch, LossFunction
 from spectral_ext.measurement.gradients import GradientPass, gradient_pass, pieces_of
 from spectral_ext.measurement.singular_directions import SingularDirections
 from spectral_ext.signal.cross_fitting import MIN_GROUPS, cross_fit, fold_directions
@@ -34,6 +36,7 @@ def cross_fitted(
     own: dict[str, SingularDirections],
     *,
     options: dict[str, Any],
+    sampling: Sampling,
     memory_budget: int | None,
     planned_directions: int,
     on_group: Callable[[], Any],
@@ -43,6 +46,7 @@ def cross_fitted(
     Args:
         own: singular directions of the gradient of all samples, for ``share`` and ``own_folds``.
         options: ``top_k``, ``method`` and ``level`` of the measurement.
+        sampling: how ``sampled_gauss_newton`` draws labels; each group has draws of its own.
         memory_budget, planned_directions: as in the measurement, so that the same method is chosen.
         on_group: called after each group.
     """
@@ -56,8 +60,9 @@ def cross_fitted(
     pairs = {name: fold_directions(g, top_k=options["top_k"], weights=weights) for name, g in gradients.items()}
     pairs = {name: folds for name, folds in pairs.items() if all(U.shape[1] for U, _ in folds)}
     h = _held_out_curvature(
-        model, loss_fn, groups, measured, passes, pairs, options["method"], memory_budget, planned_directions, on_group
-    )
+        model, loss_fn, groups, measured, passes, pairs, options["method"], sampling, memory_budget, planned_directions,
+        on_group,
+    )  # fmt: skip
     found = {}
     for name in measured:
         cross = cross_fit(
@@ -101,21 +106,26 @@ def own_intervals(
     return own_batch_intervals(np.stack(signal.own_folds), h, weights=weights, factors=factors, level=level)
 
 
-def quotients_by_group(
+def second_moments(
     model: nn.Module,
     loss_fn: LossFunction,
-    groups: Groups,
+    data: list[Batch],
+    groups: Groups | None,
     layers: dict[str, Layer],
     pairs: dict[str, tuple[Tensor, Tensor]],
     factors: dict[str, LayerFactors],
     *,
     on_batch: Callable[[], None],
 ) -> tuple[dict[str, QuotientSums], dict[str, FactorMoments]]:
-    """:func:`~spectral_ext.capture.sum_quotients` over all batches, and the moments of each group.
+    """:func:`~spectral_ext.capture.sum_quotients` over all batches, and with three or more groups the moments of each.
 
     It is one pass. Where a layer's factors are single matrices of the size of its directions, the moments along the
     factors' eigenvectors are taken in the same pass; only such layers have :class:`FactorMoments`.
     """
+    if not layers:
+        return {}, {}
+    if groups is None or len(groups.batches) < MIN_GROUPS:
+        return sum_quotients(model, loss_fn, data, layers, pairs, on_batch=on_batch), {}
     wide = dict(pairs)
     for name in layers:
         (U, V), found = pairs[name], factors[name]
@@ -158,6 +168,7 @@ def _held_out_curvature(
     passes: list[GradientPass],
     pairs: dict[str, list[tuple[Tensor, Tensor]]],
     method: str,
+    sampling: Sampling,
     memory_budget: int | None,
     planned_directions: int,
     on_group: Callable[[], Any],
@@ -171,7 +182,9 @@ def _held_out_curvature(
     programs: Any = None
     for j, group in enumerate(groups.batches):
         # The measurement of all samples has compared the method with double backward already.
-        session = Session(model, loss_fn, layers, method, False, None, planned_directions)
+        session = Session(
+            model, loss_fn, layers, method, False, None, planned_directions, replace(sampling, stream=1 + j)
+        )
         session.cut(group, memory_budget)
         if programs is None:
             programs = session.plan.programs, session.plan.estimates

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from spectral_ext._version import __version__
-from spectral_ext.capture import Capture, Quotients, QuotientSums, sum_factors, sum_quotients
-from spectral_ext.curvature.choose import check_method
+from spectral_ext.capture import Capture, Quotients, sum_factors
+from spectral_ext.curvature.choose import SAMPLED, check_method, check_sampling
 from spectral_ext.curvature.directions import given_directions
+from spectral_ext.curvature.sampled_gauss_newton import Sampling
 from spectral_ext.curvature.session import Session
 from spectral_ext.landscape.build import build_row, empty_row
 from spectral_ext.landscape.coverage import coverage
 from spectral_ext.landscape.derive import take_signal
-from spectral_ext.landscape.held_out import cross_fitted, own_intervals, quotients_by_group
+from spectral_ext.landscape.held_out import cross_fitted, own_intervals, second_moments
 from spectral_ext.landscape.resume import RowStore, fingerprint
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape
@@ -34,9 +35,7 @@ from spectral_ext.measurement.options import check_options, pattern_list
 from spectral_ext.measurement.progress import Progress
 from spectral_ext.measurement.ranks import agree, check_group, directions_of_first, gathered, together
 from spectral_ext.measurement.singular_directions import SingularDirections, singular_directions
-from spectral_ext.signal.cross_fitting import MIN_GROUPS
 from spectral_ext.signal.groups import check_folds, make_groups
-from spectral_ext.signal.own_batch import FactorMoments
 from spectral_ext.signal.verdict import Signal
 
 GIVEN_NOTE = "σ, u and v are those of the matrix in directions=, not of this batch's gradient"
@@ -62,6 +61,7 @@ def measure(
     process_group: Any = None,
     folds: int | Sequence[Any] | None = None,
     directions: Any = None,
+    draws: int = 32,
 ) -> Landscape:
     """Measure every layer: G = UΣVᵀ, h_k along u_k v_kᵀ, C_A, C_δ, and all that the paper derives from them.
 
@@ -83,7 +83,7 @@ def measure(
             layers are measured.
         method: how h is measured, see :func:`~spectral_ext.directional_curvature`.
         split: also measure the Gauss–Newton part of h and its residual by mechanism.
-        seed: of the bootstrap.
+        seed: of the bootstrap, and of the labels that ``sampled_gauss_newton`` draws.
         level: coverage of all intervals, between 0 and 1.
         memory_budget: bytes for the curvature, see :func:`~spectral_ext.directional_curvature`.
         progress: show progress bars.
@@ -101,6 +101,8 @@ def measure(
         directions: take σ_k, u_k and v_k of other matrices than the gradient: an optimizer (its momentum, what T(σ; α)
             is applied to), or a mapping from a layer's or weight's name to a tensor. None: the gradient. Not together
             with ``folds``, whose directions are those of other groups.
+        draws: with ``method="sampled_gauss_newton"``: how often labels are drawn for each sample, at least 2. h is the
+            Gauss–Newton part alone then, ``row.arrays.h_standard_error`` its standard error.
 
     Returns:
         The landscape. A layer whose Kronecker factors cannot be had (its weight is used more than once, for example)
@@ -118,15 +120,17 @@ def measure(
         with together(process_group):
             layers = pattern_list(layers)
             options = dict(top_k=top_k, method=method, split=split, seed=seed, level=level)
+            options |= {"draws": draws} if method == SAMPLED else {}
             options |= {} if folds is None else {"folds": list(folds) if isinstance(folds, (list, tuple)) else folds}
             check_options(
                 top_k=top_k, layers=layers, split=split, seed=seed, level=level, memory_budget=memory_budget,
-                progress=progress, resume=resume,
+                progress=progress, resume=resume, draws=draws,
             )  # fmt: skip
             check_method(method)
+            sampling = check_sampling(method, draws, seed)
             model = unwrapped(model)
             autocast = stack.enter_context(measurement(model))
-            run = _Run(model, loss_fn, layers, options, process_group, progress)
+            run = _Run(model, loss_fn, layers, options, process_group, progress, sampling)
             if directions is not None:
                 if folds is not None:
                     raise ValueError("directions and folds exclude each other: folds takes directions from the groups")
@@ -158,7 +162,9 @@ class _Run:
         options: dict[str, Any],
         group: Any,
         progress: bool,
+        sampling: Sampling,
     ) -> None:
+        self.sampling = sampling
         self.model, self.loss_fn, self.options, self.group = model, loss_fn, options, group
         self.progress = Progress(progress)
         every, _ = find_layers(model)
@@ -183,7 +189,9 @@ class _Run:
         self.groups = None if folds is None else make_groups(data, folds, whole_batches=self._coupling(reduction))
         self.data = data = data if self.groups is None else self.groups.data
         method = self.options["method"]
-        self.session = Session(self.model, self.loss_fn, self.chosen, method, None, self.group, self.planned)
+        self.session = Session(
+            self.model, self.loss_fn, self.chosen, method, None, self.group, self.planned, self.sampling
+        )
         with self.progress.stage("trace"):
             self.session.cut(data, memory_budget)
 
@@ -249,14 +257,9 @@ class _Run:
         pairs = {name: (d.U.to(self.dtype), d.V.to(self.dtype)) for name, d in directions.items()}
         with together(group), self.progress.stage("quotients"), self.progress.bar("alignment", len(data)) as bar:
             known = {name: todo[name] for name in pairs if name in capture.layers}
-            sums_along: dict[str, QuotientSums] = {}
-            moments: dict[str, FactorMoments] = {}
-            if known and self.groups is not None and len(self.groups.batches) >= MIN_GROUPS:
-                sums_along, moments = quotients_by_group(
-                    model, loss_fn, self.groups, known, pairs, capture.layers, on_batch=bar.update
-                )
-            elif known:
-                sums_along = sum_quotients(model, loss_fn, data, known, pairs, on_batch=bar.update)
+            sums_along, moments = second_moments(
+                model, loss_fn, data, self.groups, known, pairs, capture.layers, on_batch=bar.update
+            )
         quotients = {name: held.reduced(group) for name, held in sums_along.items()}
         signals = self._signals(todo, directions)
         for row in self._curvature(capture, directions, pairs, quotients):
@@ -281,8 +284,8 @@ class _Run:
             return cross_fitted(
                 self.model, self.loss_fn, self.groups, todo,
                 directions,
-                options=self.options, memory_budget=self.memory_budget, planned_directions=self.planned,
-                on_group=bar.update,
+                options=self.options, sampling=self.sampling, memory_budget=self.memory_budget,
+                planned_directions=self.planned, on_group=bar.update,
             )  # fmt: skip
 
     def _curvature(
@@ -299,7 +302,8 @@ class _Run:
         found = session.directions_of(local, given_directions(pairs, self.chosen), self.options["top_k"])
         for name in (name for name in names if name not in found):
             yield empty_row(self.chosen[name], self.depth[name], session.skipped[name], capture.samples)
-        size = GROUP if self.keeps_rows else len(names)
+        # A draw serves all layers at once: in groups, every group would repeat all draws.
+        size = GROUP if self.keeps_rows and self.options["method"] != SAMPLED else len(names)
         for start in range(0, len(names), size):
             part = {name: found[name] for name in names[start : start + size] if name in found}
             with together(self.group), self.progress.stage("curvature"):
@@ -332,6 +336,8 @@ class _Run:
         meta: dict[str, Any] = {"version": __version__, "torch": torch.__version__, "model": type(model).__name__}
         meta |= {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
         meta |= {"batches": sum(gathered(len(self.data), self.group)), **self.options}
+        if self.groups is not None:  # tells a comparison whether two landscapes have the same samples in each group
+            meta["groups"] = digest(self.groups.batches)
         meta |= {"mode": "train" if model.training else "eval", "batch_norm": batch_norm_mode(model)}
         meta |= {
             "scale": "expand",

@@ -41,6 +41,6 @@ def alpha_comparison(pairs: Sequence[tuple[str, Fit, Fit]], names: tuple[str, st
     axes.set_yticks(range(len(kept)), [plain(name, 30) for name, _, _ in kept])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("curvature exponent α")
+    axes.set_xlabel("own-batch curvature exponent α")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
     return figure
