@@ -137,6 +137,7 @@ def main() -> None:
             name: [one[name].noise.num_beyond if one[name].noise else None for one in landscapes]
             for name in landscapes[0]
         },
+        "noise alpha": {name: [one[name].noise_alpha for one in landscapes] for name in landscapes[0]},
         "alpha by size": drift({options.samples: landscapes[:4], **other_sizes(model, x, y, options.keep)}),
     }
     for kind in ("interval of the data", "interval of the fit"):

@@ -264,6 +264,6 @@ def test_the_numbers_are_written_before_the_page(tmp_path, monkeypatch):
 
 def test_one_layer_is_spoken_of_in_the_singular():
     row = synthetic_row("only")
-    assert sentences(Landscape({"only": row}))[1].startswith(
+    assert sentences(Landscape({"only": row}))[2].startswith(
         f"The own-batch curvature exponent α of only is {row.alpha.value:.2f}"
     )

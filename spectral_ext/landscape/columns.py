@@ -130,7 +130,7 @@ COLUMNS: tuple[Column, ...] = (
     _number("sigma_share", "σ̃/σ", "Median over k of the held-out singular value over the own-batch one.",
             lambda r: held_out_value(r, lambda s: s.median_share), page="more", tracked=True, folds=True),
     *_exponent("alpha", "α own batch", "Curvature exponent of h ≈ c·σ^α over this batch's own directions, with the "
-               "interval of the fit: whether it holds on other samples is another question.", lambda r: r.alpha,
+               "interval of the data where folds measured it, else of the fit.", lambda r: r.alpha,
                own_alpha_cell, r2=dict(page="first", terminal=4), page="first", terminal=1, tracked=True),
     _number("noise_alpha", "α of noise", "2/γ of the noise: the own-batch α that sampling alone would give.",
             lambda r: r.noise_alpha, cell=noise_alpha_cell, page="first", terminal=3, tracked=True),
@@ -165,8 +165,8 @@ COLUMNS: tuple[Column, ...] = (
           lambda r: r.transfer.verdict, transfer_cell, page="first", terminal=7),
     _number("transfer_p_permuted", "p permuted", "Share of permutations of h whose error of s = αγ is as small.",
             lambda r: r.transfer_null.p_permuted if r.transfer_null else math.nan, page="more"),
-    _number("transfer_p_sorted", "p sorted", "Share of sorted h unrelated to σ whose error of s = αγ is as small: where "
-            "it is large, the identity says nothing.",
+    _number("transfer_p_sorted", "p sorted", "Share of sorted h unrelated to σ whose error of s = αγ is as small: "
+            "where it is large, the identity says nothing.",
             lambda r: r.transfer_null.p_sorted if r.transfer_null else math.nan, page="more"),
     _text("rank_model", "law in rank", "The law of σ in rank with the lowest BIC.", lambda r: r.rank_models.best,
           law_cell, page="first", terminal=8),

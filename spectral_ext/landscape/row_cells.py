@@ -140,15 +140,18 @@ def held_out_value(row: LayerLandscape, what: Callable[[Signal], float]) -> floa
 
 
 def own_alpha_cell(row: LayerLandscape) -> Cell:
-    """α of this batch's own directions; doubtful where other samples contradict it."""
+    """α of this batch's own directions, with the interval of the data where folds have measured it, else of the fit;
+    doubtful where other samples contradict it."""
     cell = alpha_cell(row.alpha)
-    remark = f"own batch: directions, σ and h are of the same samples. {cell.title}"
-    if row.data_intervals is not None and math.isfinite(row.data_intervals.alpha[0]):
+    text, remark = cell.text, f"own batch: directions, σ and h are of the same samples. Fit: {cell.title}"
+    if row.alpha.ok and row.data_intervals is not None and math.isfinite(row.data_intervals.alpha[0]):
         low, high = row.data_intervals.alpha
-        remark += f"; interval of the data [{low:.3f}, {high:.3f}], the directions held fixed"
+        text = f"{number(row.alpha.value).text} [{number(low).text}, {number(high).text}]"
+        remark += f". Shown: the interval of the data [{low:.3f}, {high:.3f}], along the same directions"
     noise = row.signal is not None and row.signal.verdict == "noise"
-    return Cell(cell.text, cell.key, f"{row.signal.reason}. {remark}" if row.signal and noise else remark,
-                cell.doubt or noise)  # fmt: skip
+    if row.signal is not None and noise:
+        remark = f"{row.signal.reason}. {remark}"
+    return Cell(text, cell.key, remark, cell.doubt or noise)
 
 
 def advised_alpha_cell(row: LayerLandscape) -> Cell:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from spectral_ext.landscape import Landscape
 from spectral_ext.plots import layers as _layers
+from spectral_ext.plots import signal as _signal
 from spectral_ext.plots import summary as _summary
 from spectral_ext.plots.layers import Panel
 from spectral_ext.plots.style import ROLES, THEMES, VARIABLE, Theme, drawn_in, save_png, to_svg
@@ -34,6 +35,7 @@ PANEL_TITLES = {
 }
 
 SUMMARIES: dict[str, Callable[[Landscape, Theme], Figure]] = {
+    "signal_by_depth": _signal.signal_by_depth,
     "alpha_by_depth": _summary.alpha_by_depth,
     "transfer_triangle": _summary.transfer_triangle,
     "decomposition": _summary.decomposition,

@@ -40,7 +40,7 @@ def power_law(axes: Axes, row: LayerLandscape, theme: Theme) -> None:
         level = h[positive].min() * 0.5
         where = sigma[~positive & _drawable(sigma)]
         axes.loglog(where, np.full(len(where), level), "v", ms=4.5, mfc="none", mec=theme.orange)
-    text = f"α = {_value(row.alpha)}"
+    text = f"own-batch α = {_value(row.alpha)}"
     if row.num_nonpositive:
         text += f"\n{row.num_nonpositive} of {len(h)} h ≤ 0 (▽)"
     axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=8.5)
@@ -113,7 +113,7 @@ def quartiles(axes: Axes, row: LayerLandscape, theme: Theme) -> None:
     axes.set_xticks(range(len(fits)), ["top", *[""] * (len(fits) - 2), "bottom"])
     axes.set_xlim(-0.5, len(fits) - 0.5)
     axes.set_xlabel("quarter of the rank index k")
-    axes.set_ylabel("α")
+    axes.set_ylabel("own-batch α")
 
 
 def panels(landscape: Landscape, panel: Panel, theme: Theme, *, columns: int = 4) -> Figure:

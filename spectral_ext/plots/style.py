@@ -16,8 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spectral_ext.landscape.files import write_atomically
+from spectral_ext.landscape.table import Landscape
 from spectral_ext.spectra import Fit
 
+MAX_NAMES = 40
+"""With more layers the depth axis shows their index instead of their names."""
 ROLES = ("paper", "ink", "muted", "rule", "band", "blue", "orange", "green", "red", "purple", "sky", "yellow")
 
 
@@ -200,3 +203,24 @@ def to_svg(figure: Figure, name: str) -> str:
     width, height = figure.get_size_inches() * 72
     size = f'viewBox="0 0 {width:.0f} {height:.0f}" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return f'<svg class="plot" {size} role="img"' + svg[len(opening) :]
+
+
+def layer_names(axes: Axes, landscape: Landscape) -> None:
+    """Layer names under the depth axis, or the depth index alone where there are too many of them."""
+    rows = list(landscape.values())
+    axes.set_xlim(min(row.depth for row in rows) - 0.6, max(row.depth for row in rows) + 0.6)
+    axes.grid(visible=False, axis="x")
+    if len(rows) <= MAX_NAMES:
+        longest = max(len(row.name) for row in rows)
+        names = [plain(row.name, 22) for row in rows]
+        axes.set_xticks([row.depth for row in rows], names, rotation=90 if len(rows) > 14 or longest > 14 else 45)
+        for label in axes.get_xticklabels():
+            label.set(ha="center" if label.get_rotation() == 90 else "right", rotation_mode="anchor")
+            if label.get_rotation() == 90:
+                label.set(ha="right", va="center", rotation_mode="anchor")
+    else:
+        axes.set_xlabel("depth index of the layer")
+
+
+def layer_width(landscape: Landscape) -> float:
+    return min(11.0, max(5.6, 1.8 + 0.34 * len(landscape)))

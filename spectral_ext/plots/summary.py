@@ -12,16 +12,24 @@ from matplotlib.figure import Figure
 from spectral_ext.landscape import Landscape, LayerLandscape
 from spectral_ext.landscape.cells import WEAK_R2
 from spectral_ext.landscape.columns import finite_median
-from spectral_ext.plots.style import KIND_MARKERS, KIND_ROLES, Theme, message, new_figure, plain, whiskers
+from spectral_ext.plots.style import (
+    KIND_MARKERS,
+    KIND_ROLES,
+    Theme,
+    layer_names,
+    layer_width,
+    message,
+    new_figure,
+    plain,
+    whiskers,
+)
 from spectral_ext.spectra import Fit
-
-MAX_NAMES = 40
 
 
 def alpha_by_depth(landscape: Landscape, theme: Theme) -> Figure:
     """α and its interval in order of depth; the band is the paper's [1.85, 2.15], hollow markers have R² < 0.8."""
     rows = [row for row in landscape.values() if row.alpha.ok]
-    figure, (axes,) = new_figure(_width(landscape), 3.8)
+    figure, (axes,) = new_figure(layer_width(landscape), 3.8)
     if not rows:
         message(axes, "no layer has a fit of α", theme)
         return figure
@@ -34,8 +42,8 @@ def alpha_by_depth(landscape: Landscape, theme: Theme) -> Figure:
     values = values[np.isfinite(values)]
     centre = np.array([row.alpha.value for row in rows])
     axes.set_ylim(max(values.min(), centre.min() - 2) - 0.15, min(values.max(), centre.max() + 2) + 0.15)
-    axes.set_ylabel("curvature exponent α")
-    _names(axes, landscape)
+    axes.set_ylabel("own-batch curvature exponent α")
+    layer_names(axes, landscape)
     _kind_legend(axes, rows, theme)
     return figure
 
@@ -110,7 +118,7 @@ def kronecker_slack(landscape: Landscape, theme: Theme) -> Figure:
 def mechanism_split(landscape: Landscape, theme: Theme) -> Figure:
     """Shares of Σ_k |part of h_k|: Gauss–Newton, and the residual by mechanism."""
     rows = [row for row in landscape.values() if _splits(row)]
-    figure, (axes,) = new_figure(_width(landscape), 3.8)
+    figure, (axes,) = new_figure(layer_width(landscape), 3.8)
     if not rows:
         message(axes, "the method that measured h does not split it", theme)
         return figure
@@ -142,7 +150,7 @@ def mechanism_split(landscape: Landscape, theme: Theme) -> Figure:
         base += share
     axes.set_ylabel("share of Σ |part of hₖ|, %")
     axes.set_ylim(0, 100)
-    _names(axes, landscape)
+    layer_names(axes, landscape)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4)
     return figure
 
@@ -150,7 +158,7 @@ def mechanism_split(landscape: Landscape, theme: Theme) -> Figure:
 def decomposition(landscape: Landscape, theme: Theme) -> Figure:
     """What α is made of: β (factor eigenvalues), φ (alignment) and d log χ/d log σ add up to it."""
     rows = [row for row in landscape.values() if row.beta.ok and row.phi.ok and row.chi_slope.ok]
-    figure, (axes,) = new_figure(_width(landscape), 3.8)
+    figure, (axes,) = new_figure(layer_width(landscape), 3.8)
     if not rows:
         message(axes, "no layer has both factor spectra", theme)
         return figure
@@ -167,10 +175,10 @@ def decomposition(landscape: Landscape, theme: Theme) -> Figure:
         axes.bar(x, value, 0.7 * _step(rows), base, color=theme[role], hatch=hatch, ec=theme.paper, lw=0.4, label=label)
         above += value.clip(min=0)
         below += value.clip(max=0)
-    axes.plot(x, [row.alpha.value for row in rows], "D", ms=5, color=theme.ink, mec=theme.paper, label="α")
+    axes.plot(x, [row.alpha.value for row in rows], "D", ms=5, color=theme.ink, mec=theme.paper, label="own-batch α")
     axes.axhline(0, color=theme.muted, lw=0.9)
     axes.set_ylabel("slope against log σ")
-    _names(axes, landscape)
+    layer_names(axes, landscape)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
     return figure
 
@@ -178,7 +186,7 @@ def decomposition(landscape: Landscape, theme: Theme) -> Figure:
 def participation_ratios(landscape: Landscape, theme: Theme) -> Figure:
     """Participation ratios of curvature and gradient, with the zeta bound where αγ > 1."""
     rows = [row for row in landscape.values() if np.isfinite(row.pr_curvature) or np.isfinite(row.pr_gradient)]
-    figure, (axes,) = new_figure(_width(landscape), 3.8)
+    figure, (axes,) = new_figure(layer_width(landscape), 3.8)
     if not rows:
         message(axes, "no layer has a participation ratio", theme)
         return figure
@@ -202,7 +210,7 @@ def participation_ratios(landscape: Landscape, theme: Theme) -> Figure:
         axes.plot(x[beyond], np.full(beyond.sum(), top), "^", ms=6, color=theme.red, label="bound above the axis")
     axes.set_ylim(0.7 * float(drawn.min()), 1.15 * top)
     axes.set_ylabel("participation ratio")
-    _names(axes, landscape)
+    layer_names(axes, landscape)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
     return figure
 
@@ -262,27 +270,6 @@ def _kind_legend(axes: Axes, rows: Sequence[LayerLandscape], theme: Theme) -> No
         hollow = dict(ls="none", marker="o", mfc=theme.paper, mec=theme.muted)
         handles.append(Line2D([], [], label=f"hollow: R² < {WEAK_R2}", **hollow))  # type: ignore[arg-type]
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=5)
-
-
-def _names(axes: Axes, landscape: Landscape) -> None:
-    """Layer names under the depth axis, or the depth index alone where there are too many of them."""
-    rows = list(landscape.values())
-    axes.set_xlim(min(row.depth for row in rows) - 0.6, max(row.depth for row in rows) + 0.6)
-    axes.grid(visible=False, axis="x")
-    if len(rows) <= MAX_NAMES:
-        longest = max(len(row.name) for row in rows)
-        names = [plain(row.name, 22) for row in rows]
-        axes.set_xticks([row.depth for row in rows], names, rotation=90 if len(rows) > 14 or longest > 14 else 45)
-        for label in axes.get_xticklabels():
-            label.set(ha="center" if label.get_rotation() == 90 else "right", rotation_mode="anchor")
-            if label.get_rotation() == 90:
-                label.set(ha="right", va="center", rotation_mode="anchor")
-    else:
-        axes.set_xlabel("depth index of the layer")
-
-
-def _width(landscape: Landscape) -> float:
-    return min(11.0, max(5.6, 1.8 + 0.34 * len(landscape)))
 
 
 def _step(rows: Sequence[LayerLandscape]) -> float:

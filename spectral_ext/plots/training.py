@@ -31,7 +31,10 @@ def track_figures(track: Track, theme: Theme, unit: str = "step") -> dict[str, F
         raise ValueError(f"unit must be 'step' or 'epoch', not {unit!r}")
     times = dict(zip(track.steps, track.steps if unit == "step" else track.epochs))
     series: dict[str, dict[str, list[float]]] = {}
-    for symbol, quantity in (("α", "alpha"), ("γ", "gamma"), ("s", "s")):
+    quantities = [("α, own batch", "alpha"), ("γ", "gamma"), ("s", "s")]
+    if any(row.signal is not None for landscape in track for row in landscape.values()):
+        quantities[:0] = [("resolved directions", "resolved"), ("α, held out", "alpha_held_out")]
+    for symbol, quantity in quantities:
         series[symbol] = {}
         for layer, (steps, values) in track.series(quantity).items():
             known = dict(zip(steps, values))
@@ -83,12 +86,13 @@ def exponents_over_time(
     """Each layer's exponents over training as thin lines, and their median bold.
 
     Args:
-        series: exponent name (``"α"``, ``"γ"``, ``"s"``) to layer name to one value per step (NaN where there is none).
+        series: exponent name (``"α, own batch"``, ``"γ"``, ``"s"``) to layer name to one value per step (NaN where
+            there is none).
     """
     figure, axes = new_figure(2.3 * max(1, len(series)), 3.3, 1, max(1, len(series)))
     if not series:
         message(axes[0], "no exponent was tracked", theme)
-    for place, (name, layers), role in zip(axes, series.items(), ("blue", "orange", "green", "purple") * 4):
+    for place, (name, layers), role in zip(axes, series.items(), ("blue", "orange", "green", "purple", "red") * 4):
         values = np.array([list(one) for one in layers.values()], dtype=float)
         for line in values[:: math.ceil(max(len(values), 1) / DRAWN_LAYERS)]:
             place.plot(steps, line, color=theme[role], lw=0.8, alpha=0.5)
@@ -97,7 +101,7 @@ def exponents_over_time(
             place.plot(steps, middle, color=theme.ink, lw=2.2, marker="o", ms=3.5, label="median of all layers")
             if place is axes[0]:
                 place.legend(loc="lower left", bbox_to_anchor=(0, 1.0))
-        if name == "α":
+        if name.startswith("α"):
             place.axhline(2, color=theme.muted, ls=":", lw=0.9)
         place.set_xlabel(unit)
         place.set_ylabel(name)

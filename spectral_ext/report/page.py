@@ -13,7 +13,7 @@ from markupsafe import Markup
 from spectral_ext import plots
 from spectral_ext.landscape import Landscape, write_atomically
 from spectral_ext.landscape.cells import WEAK_R2
-from spectral_ext.landscape.columns import COLUMNS, PAGE
+from spectral_ext.landscape.columns import BY_KEY, COLUMNS, page_columns
 from spectral_ext.landscape.table import layer_label
 from spectral_ext.report.glossary import TERMS
 from spectral_ext.report.headline import sentences
@@ -26,10 +26,13 @@ CARDS = 120
 """At most so many layers have a panel of their own; they are evenly spaced in depth, and the page says so."""
 TABLE_LAYERS = 1000
 """At most so many layers stand in the table, evenly spaced in depth; a summary by kind covers all of them."""
+GLANCE_LAYERS = 40
+"""At most so many layers stand in the short table at the top, evenly spaced in depth."""
 LISTED = 500
 """At most so many modules that were not measured are listed."""
 
 CAPTIONS = {
+    "signal_by_depth": ("Which directions hold, and their α", "signal"),
     "alpha_by_depth": ("α against depth", "alpha"),
     "transfer_triangle": ("s against αγ", "transfer"),
     "decomposition": ("What α is made of", "decomposition"),
@@ -62,7 +65,8 @@ def training_section(track: Track, unit: str = "step") -> Section:
         svgs = [plots.to_svg(drawing, f"track{name}") for name, drawing in drawings.items()]
     text = (
         f"{len(track)} landscapes of the same data while the model trained: which law describes the gradient's "
-        "spectrum best, by BIC, and α, γ and s of every layer. A change of law between two snapshots may be a close "
+        "spectrum best, by BIC, and the exponents of every layer; α is that of the measured batch unless it says held "
+        "out. A change of law between two snapshots may be a close "
         "call that went the other way."
     )
     return Section("Over training", text, figures=svgs)
@@ -84,13 +88,15 @@ def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()
         "page.html",
         title=title,
         sentences=sentences(landscape),
+        glance=list(_glance(plots.evenly_spaced(landscape, GLANCE_LAYERS))),
+        tested=any(row.signal is not None for row in landscape.values()),
         measured=[row for row in landscape.values() if not row.empty_reason],
         landscape=landscape,
         tabled=tabled,
         kinds=_by_kind(landscape) if len(tabled) < len(landscape) else [],
         label=layer_label,
         anchors={name: index for index, name in enumerate(carded, start=1)},
-        columns=PAGE,
+        columns=page_columns(landscape.values()),
         every_column=COLUMNS,
         sections=sections,
         figures=[
@@ -103,6 +109,26 @@ def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()
         meta=_flat(landscape.meta),
         notes=landscape.meta.get("notes", []),
     )
+
+
+GLANCE = ("signal", "alpha_held_out", "alpha", "noise_alpha", "beyond_noise", "recommended_alpha")
+"""The columns of the short table at the top."""
+
+
+def _glance(landscape: Landscape) -> Any:
+    """(label, name, verdict, share of resolved directions in per cent, cells) of each measured layer."""
+    for name, row in landscape.items():
+        if row.empty_reason:
+            continue
+        verdict = row.signal.verdict if row.signal else ""
+        share = 100 * row.signal.resolved / max(len(row.signal.sigma), 1) if row.signal else 0.0
+        yield (
+            layer_label(row),
+            name,
+            verdict.split()[0] if verdict else "",
+            share,
+            [BY_KEY[k].cell(row) for k in GLANCE],
+        )
 
 
 def _drawn(draw: Callable[..., str], *arguments: Any) -> Markup:
