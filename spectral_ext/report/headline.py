@@ -36,6 +36,36 @@ def sentences(landscape: Landscape) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
+def advice(landscape: Landscape) -> list[tuple[str, list[str]]]:
+    """What to do, most important first: a sentence, and the layers that it is about."""
+    rows = [row for row in landscape.values() if not row.empty_reason]
+    if not rows:
+        return [("No layer could be measured: see the reasons below.", [])]
+    found: list[tuple[str, list[str]]] = []
+    judged = [row for row in rows if row.signal is not None]
+    noise = [row.name for row in judged if row.signal and row.signal.verdict == "noise"]
+    if not judged:
+        text = "First find out whether these exponents hold on other samples: measure again with folds=8 (--folds 8)."
+        found.append((text, []))
+    elif noise:
+        text = "Do not use the measured α here: no direction holds on other samples. Take more samples, or α = 2."
+        found.append((text, noise))
+    given = [(row.name, row.recommendation) for row in rows if row.recommendation and row.name not in noise]
+    for source, what in (("held out", "the held-out α"), ("own batch", "the own-batch α, which was not tested")):
+        values = {name: one.alpha for name, one in given if one.source == source and one.trust}
+        if values:
+            low, high = min(values.values()), max(values.values())
+            span = f"{low:.2f} to {high:.2f}" if f"{low:.2f}" != f"{high:.2f}" else f"{low:.2f}"
+            found.append((f"Use {what}, drawn towards 2 by its error: {span}.", list(values)))
+    weak = [name for name, one in given if not one.trust and one.source != "fallback"]
+    if weak:
+        found.append((f"Do not lean on the own-batch α: its R² is below {WEAK_R2}.", weak))
+    without = [name for name, one in given if one.source == "fallback"]
+    if without:
+        found.append(("Keep the fallback α = 2: too few directions carry a fit.", without))
+    return found
+
+
 def _signal(rows: list[LayerLandscape]) -> str:
     judged = [row for row in rows if row.signal is not None]
     if not judged:
@@ -177,8 +207,11 @@ def _sign(rows: list[LayerLandscape]) -> str:
     negative = sum(row.num_nonpositive for row in rows)
     layers = sum(row.num_nonpositive > 0 for row in rows)
     shares = [share for share in map(gauss_newton_share, rows) if np.isfinite(share)]
-    where = f", in {layers} of {len(rows)} layers" if negative else ""
-    text = f"{negative} of {total} measured directions have no positive curvature{where}."
+    text = (
+        f"{negative} of {total} measured directions have no positive curvature, in {layers} of {len(rows)} layers."
+        if negative
+        else f"All {total} measured directions have positive curvature."
+    )
     if shares:
         text += f" Gauss–Newton makes up {100 * np.median(shares):.0f} % of the curvature in the median layer."
     return text
