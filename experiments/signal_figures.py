@@ -17,11 +17,11 @@ RESULTS = Path(__file__).parent / "results"
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 
-def over_training() -> list[Chart]:
+def over_training() -> tuple[list[Chart], list[Chart]]:
     """Resolved directions, and the median α over layers: own batch, held out, of noise and along the momentum."""
     found = json.loads((RESULTS / "signal_training.json").read_text())
     shares, alphas = [], []
-    for key, title in (("fresh data", "measured on fresh data"), ("memorised data", "measured on the training data")):
+    for key, title in (("fresh data", "measured on fresh data"), ("memorised data", "measured on training data")):
         steps = list(found[key])
         place = np.arange(len(steps))
         layers = [list(one["layers"].values()) for one in found[key].values()]
@@ -49,7 +49,7 @@ def over_training() -> list[Chart]:
         losses = [one["loss"] for one in found[key].values()]
         label = f"step (loss {losses[0]:.1f} → {losses[-1]:.2g})"
         alphas.append(Chart("", label, "median α over the layers", marks, x_ticks=ticks, y_range=(0.0, 3.0), size=size))
-    return [*shares, *alphas]
+    return shares, alphas
 
 
 def resnet20() -> list[Chart]:
@@ -75,16 +75,21 @@ def resnet20() -> list[Chart]:
         Marks("dot", place, resolved, "green", "resolved by folds", "D"),
         Marks("dot", place, beyond, "orange", "beyond the noise level", "s", hollow=True),
     ]
-    size = (4.8, 3.8)
+    size = (4.8, 4.4)
     return [
         Chart("", "", "curvature exponent α", alphas, x_ticks=ticks, y_range=(0.6, 3.0), size=size),
-        Chart("", "", "directions of K, mean of 12 batches", counts, x_ticks=ticks, y_range=(-0.1, 2.0), size=size),
+        Chart("", "", "directions, mean of 12 batches", counts, x_ticks=ticks, y_range=(-0.1, 2.0), size=size),
     ]
 
 
 def main() -> None:
     theme = plots.THEMES["light"]
-    for name, charts in (("signal_training", over_training()), ("signal_resnet20", resnet20())):
+    shares, alphas = over_training()
+    for name, charts in (
+        ("signal_training_resolved", shares),
+        ("signal_training_alpha", alphas),
+        ("signal_resnet20", resnet20()),
+    ):
         figure = plots.draw(charts, theme, width=9.2)
         plots.save(figure, IMAGES / f"{name}.png")
 
