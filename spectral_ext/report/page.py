@@ -141,6 +141,9 @@ def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()
             labels, charts = section.moments.labels, as_json(section.moments.charts, place)
             tracks.append({"moments": list(labels), "charts": charts})
     names = [layer_label(row) for row in tabled.values()]
+    tested = any(row.signal is not None for row in landscape.values())
+    # The first one stands at the top: without folds there is no α of other samples to show.
+    captions = sorted(CAPTIONS.items(), key=lambda item: item[0] != ("signal_by_depth" if tested else "alpha_by_depth"))
     data = dict(names=names, figures=figures, layers=layers, tracks=tracks, csv=tabled.to_csv())
     return render_template(
         "page.html",
@@ -148,7 +151,7 @@ def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()
         advice=advice(landscape),
         sentences=sentences(landscape),
         glance=list(_glance(plots.evenly_spaced(landscape, GLANCE_LAYERS))),
-        tested=any(row.signal is not None for row in landscape.values()),
+        tested=tested,
         measured=[row for row in landscape.values() if not row.empty_reason],
         landscape=landscape,
         tabled=tabled,
@@ -162,7 +165,7 @@ def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()
         columns=sorted(page_columns(landscape.values()), key=lambda column: column.key != "recommended_alpha"),
         every_column=COLUMNS,
         sections=sections,
-        captions=[(name, heading, TERMS[term]) for name, (heading, term) in CAPTIONS.items()],
+        captions=[(name, heading, TERMS[term]) for name, (heading, term) in captions],
         cards=list(carded.values()),
         skipped=list(landscape.skipped.items())[:LISTED],
         terms=TERMS,

@@ -14,10 +14,10 @@ from spectral_ext.signal.resampling import Jackknife, jackknife
 from spectral_ext.spectra.regression import FitError, fit_power_law
 
 _NONE = (math.nan, math.nan)
-MOVED_BY_DIRECTIONS = ("phi", "s")
-"""Φ and h of new directions scatter around their law. α, β and γ rest on σ, and σ_k along a fixed direction varies more
-over the samples than a singular value does, so that their jackknife is wide enough without
-(experiments/signal_cifar_batches.py measures the coverage)."""
+MOVED_BY_DIRECTIONS = {"phi": "phi", "s": "alpha"}
+"""Exponent → the law around which new directions scatter: Φ around its own, h around c σ^α (sorting hides it from s).
+α, β and γ rest on σ, and σ_k along a fixed direction varies more over the samples than a singular value does, so that
+their jackknife is wide enough without (experiments/signal_cifar_batches.py measures the coverage)."""
 
 
 @dataclass
@@ -112,14 +112,17 @@ def _jackknives(
         statistics["beta"] = (lambda s, h, *moments: _slope(s, _factor_values(h, *moments)[0]), data)
         statistics["phi"] = (lambda s, h, *moments: _slope(s, _factor_values(h, *moments)[1]), data)
     found = {}
+    made: dict[str, Jackknife] = {}
     for name, (statistic, arrays) in statistics.items():
         try:
             one = jackknife(statistic, *arrays, weights=weights, level=level)
         except ValueError:  # the exponent itself cannot be fitted; its own fit says why
             continue
+        made[name] = one
         variance = float(one.se[0]) ** 2
-        if name in MOVED_BY_DIRECTIONS and math.isfinite(variance):
-            variance += _variance_of_directions(one)
+        law = made.get(MOVED_BY_DIRECTIONS.get(name, ""))
+        if law is not None and math.isfinite(variance):
+            variance += float(np.abs(one.value[1])) * _scatter_of_directions(law)
         half = float(stats.t.ppf(0.5 + level / 2, len(S) - 1)) * math.sqrt(variance)
         found[name] = (float(one.value[0]) - half, float(one.value[0]) + half), one.replicates[:, 0]
     return found
@@ -136,12 +139,12 @@ def _slope(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.concatenate([[fit.value, 1 / np.square(log_x - log_x.mean()).sum(), fit.n], residuals])
 
 
-def _variance_of_directions(one: Jackknife) -> float:
-    """Variance of the slope over other directions: the scatter around the law that the groups' noise leaves over."""
-    _, leverage, points = np.abs(one.value[:3])
-    residuals = one.value[3:]
-    scatter = float(np.nansum(residuals**2)) / (points - 2)
-    return leverage * max(0.0, scatter - float(np.nanmean(np.square(one.se[3:]))))
+def _scatter_of_directions(law: Jackknife) -> float:
+    """Variance of the directions around the law of a jackknifed :func:`_slope`, less what the groups' noise makes."""
+    points, residuals, se = abs(law.value[2]), law.value[3:], law.se[3:]
+    noise = se[np.isfinite(se)]
+    explained = float(np.square(noise).mean()) if len(noise) else 0.0
+    return max(0.0, float(np.nansum(residuals**2)) / (points - 2) - explained)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
