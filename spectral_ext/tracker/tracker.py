@@ -59,6 +59,8 @@ class LandscapeTracker:
             Either way the model's modes are restored.
         tensorboard: a writer with ``add_scalar``; True makes one in ``folder/tensorboard``; None does so if TensorBoard
             is installed and there is a folder; False writes nothing.
+        wandb: a run of Weights & Biases (anything with ``log``), which gets the same scalars under ``landscape/``;
+            True takes the run that ``wandb.init`` has started.
         on_error: ``"warn"`` lets training go on when measuring, saving or logging fails (a full disk, a loss that is
             not finite), ``"raise"`` does not. A landscape that could not be saved stays in ``track``.
         optimizer: the optimizer that follows, or None. The method is then ``"sampled_gauss_newton"`` without the split
@@ -75,7 +77,7 @@ class LandscapeTracker:
     Raises:
         TypeError: ``options`` holds a name that ``measure`` does not know.
         ValueError: an option is out of range.
-        ImportError: ``tensorboard=True`` and TensorBoard is not installed.
+        ImportError: ``tensorboard=True`` or ``wandb=True``, and that package is not installed.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class LandscapeTracker:
         folder: str | Path | None = None,
         mode: str = "eval",
         tensorboard: Any = None,
+        wandb: Any = None,
         on_error: str = "warn",
         optimizer: Any = None,
         adapt: str | Callable[[Landscape], Mapping[str, Any]] = "alpha",
@@ -134,6 +137,7 @@ class LandscapeTracker:
         self.track = Track.resume(self.folder) if self.folder is not None else Track()
         self.writes = _is_first(options.get("process_group"))
         self.writer = _writer(tensorboard, self.folder) if self.writes else None
+        self.run = _run(wandb) if self.writes else None
 
     def start(self) -> Landscape | None:
         """Measure now, unless the track already holds this step."""
@@ -214,9 +218,10 @@ class LandscapeTracker:
                 landscape.save(self.folder / f"{PREFIX}{self.steps:08d}")
             except Exception as error:
                 self._failed("the landscape is not saved", error)
-        if self.writer is not None:
+        if self.writer is not None or self.run is not None:
+            winners = self.track.winners()[self.track.steps.index(self.steps)]
             try:
-                _log(self.writer, landscape, self.steps, self.track.winners()[self.track.steps.index(self.steps)])
+                _log(self.writer, self.run, landscape, self.steps, winners)
             except Exception as error:
                 self._failed("the landscape is not logged", error)
 
@@ -273,13 +278,33 @@ def _writer(tensorboard: Any, folder: Path | None) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def _log(writer: Any, landscape: Landscape, step: int, winners: dict[str, int]) -> None:
+def _run(wandb: Any) -> Any:
+    if wandb in (None, False):
+        return None
+    if wandb is not True:
+        if not callable(getattr(wandb, "log", None)):
+            raise TypeError(f"wandb must be a run with log(), True or None, not {type(wandb).__name__}")
+        return wandb
+    try:
+        import wandb as package
+    except ImportError as error:
+        raise ImportError("wandb=True needs Weights & Biases: pip install wandb") from error
+    if package.run is None:
+        raise ValueError("wandb=True takes the run that wandb.init() has started, and none is: call it first")
+    return package.run
+
+
+def _log(writer: Any, run: Any, landscape: Landscape, step: int, winners: dict[str, int]) -> None:
+    scalars: dict[str, float] = {f"rank model wins/{model}": count for model, count in winners.items()}
     for name, row in landscape.items():
         for column in TRACKED:
             value = column.value(row)
             if isinstance(value, (int, float)) and math.isfinite(value):
-                writer.add_scalar(f"{column.key}/{name}", value, step)
-    for model, count in winners.items():
-        writer.add_scalar(f"rank model wins/{model}", count, step)
-    if hasattr(writer, "flush"):
-        writer.flush()
+                scalars[f"{column.key}/{name}"] = value
+    if writer is not None:
+        for key, value in scalars.items():
+            writer.add_scalar(key, value, step)
+        if hasattr(writer, "flush"):
+            writer.flush()
+    if run is not None:  # with a step of its own: the run's own counter belongs to the training
+        run.log({"landscape/step": step, **{f"landscape/{key}": value for key, value in scalars.items()}})
