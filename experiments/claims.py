@@ -176,6 +176,8 @@ def untestable(where: str, claim: str, published: str, needs: str) -> Claim:
 
 def exponent_claim(where: str, claim: str, published: str, low: float, high: float, found: Exponent) -> Claim:
     """Whether α lies in [low, high], own-batch and held-out."""
+    if not found.own.ok:
+        return Claim(where, claim, published, "no value", "–", UNTESTABLE, "It needs layers whose α can be fitted.")
     span = f"[{low:g}, {high:g}]"
     own, held = found.own.meets(low, high), found.held.meets(low, high)
     verdict = FAILED
@@ -208,6 +210,10 @@ def number_claim(
         resolved: share of directions that hold on other samples, for numbers that are made of (σ, h) of one batch; NaN
             for numbers that use no directions (weights, training).
     """
+    if not found.ok:
+        return Claim(
+            where, claim, published, "no value", note or "–", UNTESTABLE, "It needs layers that have the number."
+        )
     text = f"{found.value:.{digits}f}"
     text += f" [{found.low:.{digits}f}, {found.high:.{digits}f}]" if found.n > 1 else ""
     verdict = FAILED
@@ -235,7 +241,10 @@ def order_claim(
 ) -> Claim:
     """Whether a difference is positive: its whole interval above zero."""
     made = number_claim(where, claim, published, 0.0, math.inf, difference, resolved=resolved, digits=digits, note=note)
-    positive = difference.low > 0 if difference.n > 1 else False
+    if difference.n < 2:
+        overturn = "It needs at least two seeds."
+        return Claim(made.where, made.claim, made.published, made.own, made.held, UNTESTABLE, overturn)
+    positive = difference.low > 0
     if positive:
         return Claim(
             made.where,

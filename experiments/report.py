@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from experiments.claims import FAILED, ONE_BATCH, REPRODUCED, UNTESTABLE, Claim, Table
 from experiments.drawing import save_png
@@ -51,12 +52,30 @@ def _environment(lab: Laboratory) -> list[str]:
     return [*lines, f"- networks: {studies}", ""]
 
 
-def claim_table(claims: list[Claim]) -> Table:
-    """All claims, the reproduced ones first."""
-    rows = [
-        (f"**{one.verdict}**", one.where, one.claim, one.published, one.own, one.held, one.overturn)
-        for one in sorted(claims, key=lambda one: ORDER.index(one.verdict))
-    ]
+def enough_seeds(module: Any, lab: Laboratory, asked: tuple[int, ...]) -> tuple[int, ...]:
+    """The first of the seeds, as many as have run in all studies of the experiment.
+
+    Raises:
+        MissingResultError, OutOfTimeError: not even one has.
+    """
+    for count in range(len(asked), 1, -1):
+        lab.seeds = asked[:count]
+        try:
+            module.tables(lab)
+            module.claims(lab)
+            return lab.seeds
+        except MissingResultError:
+            continue
+    return asked[:1]
+
+
+def claim_table(claims: list[tuple[Claim, int]], asked: int) -> Table:
+    """Claims with their number of seeds, the reproduced ones first; fewer seeds than asked for are preliminary."""
+    rows = []
+    for one, seeds in sorted(claims, key=lambda pair: ORDER.index(pair[0].verdict)):
+        preliminary = f" (preliminary: {seeds} of {asked} seeds)" if seeds < asked else ""
+        verdict = f"**{one.verdict}**{preliminary}"
+        rows.append((verdict, one.where, one.claim, one.published, one.own, one.held, one.overturn))
     header = ("verdict", "where", "claim", "published", "ours, own batch", "ours, held out", "what would overturn it")
     return Table("Claims", header, rows)
 
@@ -65,14 +84,16 @@ def write_report(lab: Laboratory, folder: Path) -> Path:
     """Write RESULTS.md and ``results/figures`` below ``folder``; experiments that have not run are named."""
     lab.read_only = True
     figures = folder / "results" / "figures"
-    claims: list[Claim] = []
+    asked = lab.seeds
+    claims: list[tuple[Claim, int]] = []
     sections: list[str] = []
     missing: list[str] = []
     for name in EXPERIMENTS:
         module = importlib.import_module(f"experiments.paper.{name}")
         try:
+            lab.seeds = enough_seeds(module, lab, asked)
             tables, own = module.tables(lab), module.claims(lab)
-            claims += own
+            claims += [(one, len(lab.seeds)) for one in own]
             parts = [f"## {module.TITLE}", "", *(f"{table.markdown(module.TITLE)}\n" for table in tables)]
             if hasattr(module, "draw"):
                 path = save_png(lambda draw=module.draw: draw(lab), figures / f"{name}.png")
@@ -80,13 +101,20 @@ def write_report(lab: Laboratory, folder: Path) -> Path:
             sections.append("\n".join(parts))
         except (MissingResultError, OutOfTimeError):
             missing.append(name)
-    counts = ", ".join(f"{sum(c.verdict == verdict for c in claims)} {verdict}" for verdict in ORDER)
-    seeds = len(lab.seeds)
-    lines = [INTRODUCTION.format(scale=lab.scale, journal=f"results/{lab.journal.path.name}", seeds=seeds)]
+    lab.seeds = asked
+    counts = ", ".join(f"{sum(c.verdict == verdict for c, _ in claims)} {verdict}" for verdict in ORDER)
+    lines = [INTRODUCTION.format(scale=lab.scale, journal=f"results/{lab.journal.path.name}", seeds=len(asked))]
     lines += [f"**{len(claims)} claims: {counts}.**", ""]
     if missing:
         lines += [f"Not run yet: {', '.join(missing)} (`python -m experiments run`).", ""]
-    lines += ["## Claims and verdicts", "", claim_table(claims).markdown("Claims"), "", *_environment(lab), *sections]
+    lines += [
+        "## Claims and verdicts",
+        "",
+        claim_table(claims, len(asked)).markdown("Claims"),
+        "",
+        *_environment(lab),
+        *sections,
+    ]
     lines.append(sweep_section(lab.sweep_journal, lab.scale, figures, folder, lab.folder))
     path = folder / "RESULTS.md"
     path.parent.mkdir(parents=True, exist_ok=True)
