@@ -284,8 +284,10 @@ class Table:
     def markdown(self, heading: str = "") -> str:
         """As Markdown; the title is left out where it is the ``heading`` above the table."""
         title = [] if self.title == heading else [f"**{self.title}**", ""]
-        lines = [*title, "| " + " | ".join(self.header) + " |", "|---" * len(self.header) + "|"]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
+        head, *rows = (
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (self.header, *self.rows)
+        )
+        lines = [*title, head, "|---" * len(self.header) + "|", *rows]
         return "\n".join([*lines, *(["", self.note] if self.note else [])])
 
     def rich(self) -> Any:
