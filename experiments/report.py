@@ -25,11 +25,12 @@ stand beside it: ± of the *fit* (a line through the directions of one batch) an
 directions; a jackknife over 8 groups). *Held out*: directions from seven groups, σ and h from the eighth, over the
 directions that hold on other samples (*resolved*). The verdicts follow from one rule:
 
-- **reproduced**: the own-batch interval meets the claimed range, and so does the held-out one;
-- **reproduced for one batch only**: the own-batch interval meets it, but the held-out one does not, or fewer than half
+- **reproduced**: the own-batch mean lies in the claimed range, and so does the held-out one;
+- **reproduced for one batch only**: the own-batch mean lies in it, but the held-out one does not, or fewer than half
   of the directions hold on other samples;
-- **not reproduced**: the own-batch interval does not meet it;
-- **not testable here**: this scale has nothing that could decide.
+- **not reproduced**: neither the own-batch mean nor its interval over seeds touches it;
+- **not testable here**: the mean lies outside and the interval touches it, so that these seeds do not decide; or this
+  scale has nothing that could.
 """
 
 

@@ -219,6 +219,13 @@ class TestVerdicts:
         assert number_claim("T", "c", "p", 0.3, 1, inside, resolved=0.1).verdict == ONE_BATCH
         assert number_claim("T", "c", "p", 2, 3, inside).verdict == FAILED
 
+    def test_a_wide_interval_is_no_reproduction(self):
+        wide = over_seeds([0.0, 0.5, 1.0])
+        assert wide.undecided(0.9, 2) and not wide.inside(0.9, 2)
+        claim = number_claim("T", "c", "p", 0.9, 2, wide)
+        assert claim.verdict == UNTESTABLE and "More seeds" in claim.overturn
+        assert number_claim("T", "c", "p", 0.9, 2, over_seeds([0.5])).verdict == FAILED
+
     def test_what_has_no_number_is_not_judged(self):
         nothing = self.found(math.nan, math.nan, 0.0)
         assert exponent_claim("T", "c", "2", 1.85, 2.15, nothing).verdict == UNTESTABLE
