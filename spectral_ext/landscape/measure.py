@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from spectral_ext._version import __version__
-from spectral_ext.capture import Capture, Quotients, sum_factors, sum_quotients
+from spectral_ext.capture import Capture, Quotients, sum_factors
 from spectral_ext.curvature.choose import SAMPLED, check_method, check_sampling
 from spectral_ext.curvature.directions import given_directions
 from spectral_ext.curvature.sampled_gauss_newton import Sampling
 from spectral_ext.curvature.session import Session
 from spectral_ext.landscape.build import build_row, empty_row
 from spectral_ext.landscape.coverage import coverage
-from spectral_ext.landscape.held_out import cross_fitted, own_intervals
+from spectral_ext.landscape.derive import take_signal
+from spectral_ext.landscape.held_out import cross_fitted, own_intervals, second_moments
 from spectral_ext.landscape.resume import RowStore, fingerprint
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape
@@ -256,16 +257,20 @@ class _Run:
         pairs = {name: (d.U.to(self.dtype), d.V.to(self.dtype)) for name, d in directions.items()}
         with together(group), self.progress.stage("quotients"), self.progress.bar("alignment", len(data)) as bar:
             known = {name: todo[name] for name in pairs if name in capture.layers}
-            moments = sum_quotients(model, loss_fn, data, known, pairs, on_batch=bar.update) if known else {}
-        quotients = {name: held.reduced(group) for name, held in moments.items()}
+            sums_along, moments = second_moments(
+                model, loss_fn, data, self.groups, known, pairs, capture.layers, on_batch=bar.update
+            )
+        quotients = {name: held.reduced(group) for name, held in sums_along.items()}
         signals = self._signals(todo, directions)
         for row in self._curvature(capture, directions, pairs, quotients):
             if self.groups is not None and row.name in signals:
-                row.signal = signals[row.name]
-                row.data_intervals = own_intervals(
-                    row.signal, self.session.measured[row.name].by_piece,
-                    [piece.weight for piece in self.session.plan.pieces], self.groups.weights, self.options["level"],
-                )  # fmt: skip
+                signal, row.signal = signals[row.name], signals[row.name]
+                if not row.empty_reason:
+                    pieces = [piece.weight for piece in self.session.plan.pieces]
+                    h = self.session.measured[row.name].by_piece
+                    factors = moments.get(row.name)
+                    level = self.options["level"]
+                    take_signal(row, signal, own_intervals(signal, h, pieces, self.groups.weights, level, factors))
             rows[row.name] = row
             with together(group if self.keeps_rows else None):
                 if self.store:
@@ -331,6 +336,8 @@ class _Run:
         meta: dict[str, Any] = {"version": __version__, "torch": torch.__version__, "model": type(model).__name__}
         meta |= {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
         meta |= {"batches": sum(gathered(len(self.data), self.group)), **self.options}
+        if self.groups is not None:  # tells a comparison whether two landscapes have the same samples in each group
+            meta["groups"] = digest(self.groups.batches)
         meta |= {"mode": "train" if model.training else "eval", "batch_norm": batch_norm_mode(model)}
         meta |= {
             "scale": "expand",
