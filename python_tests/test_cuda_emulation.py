@@ -217,6 +217,39 @@ def test_spectral_newton_of_small_matrices(ops, batch, rows, columns, terms, dty
     assert error(out, want) < (2e-6 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps)
 
 
+# n > 160: blocked, with products of operands split into two bfloat16 numbers. Two tiles per side, the last one ragged.
+@pytest.mark.parametrize(
+    ("batch", "rows", "columns", "terms", "dtype"),
+    [(1, 170, 200, 2, torch.float32), (1, 200, 161, 1, torch.bfloat16), (1, 161, 170, 1, torch.float16)],
+    ids=str,
+)
+def test_spectral_newton_of_larger_matrices(ops, batch, rows, columns, terms, dtype):
+    G, constant, weights, poles, want = newton_case(batch, rows, columns, terms, dtype)
+    out, status = torch.full_like(G, torch.nan), torch.full((batch,), -1, dtype=torch.int32)
+    ops.spectral_newton_poles_(out, status, G, constant, weights, poles, 1.0, 0.0)
+    assert not status.any()
+    tolerance = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
+    assert float((out.double() - want).norm() / want.norm()) < tolerance
+
+
+def test_spectral_newton_of_larger_matrices_adds_slices_and_fails_one_at_a_time(ops, monkeypatch):
+    """The large side is summed in slices; a scale and a decay of what was there are applied on the way out."""
+    G, constant, weights, poles, want = newton_case(2, 161, 520, 1)
+    G[1, 150, 3] = torch.nan
+    outs = []
+    for order in ("forward", "7"):
+        monkeypatch.setenv("CUDA_EMULATOR_ORDER", order)
+        storage = torch.ones(2, 520, 322)
+        out, status = storage[..., ::2].mT, torch.full((2,), -1, dtype=torch.int32)
+        ops.spectral_newton_poles_(out, status, G, constant, weights, poles, -0.5, 0.9)
+        assert status.tolist() == [0, 151]
+        assert error(out[0], 0.9 - 0.5 * want[0]) < 1e-5
+        assert (out[1] == torch.tensor(0.9)).all()
+        assert (storage[..., 1::2] == 1).all()
+        outs.append(out)
+    assert torch.equal(*outs)
+
+
 def test_spectral_newton_epilogue_and_strides(ops):
     G, constant, weights, poles, want = newton_case(2, 6, 9, 2)
     storage = torch.ones(2, 9, 12)
@@ -284,8 +317,20 @@ def test_bad_arguments_are_errors(ops):
         ops.input_factor_(torch.zeros(36, 35), x, *geometry, False, 0.0, 1.0)
     G = torch.randn(1, 161, 170)
     one, status = torch.ones(1, 1), torch.zeros(1, dtype=torch.int32)
-    with pytest.raises(RuntimeError, match="at most 160"):
-        ops.spectral_newton_poles_(torch.empty_like(G), status, G, one[0], one, one, 1.0, 0.0)
+    many = torch.ones(70000, 1, 1)
+    with pytest.raises(RuntimeError, match="70000 matrices of 1 poles are more than one call takes, 65535"):
+        ops.spectral_newton_poles_(
+            torch.empty_like(many),
+            torch.zeros(70000, dtype=torch.int32),
+            many,
+            many[:, 0, 0],
+            many[:, 0],
+            many[:, 0],
+            1.0,
+            0.0,
+        )
+    with pytest.raises(RuntimeError, match="weights must have at least one pole"):
+        ops.spectral_newton_poles_(torch.empty_like(G), status, G, one[0], one[:, :0], one[:, :0], 1.0, 0.0)
     with pytest.raises(RuntimeError, match="poles must be float32"):
         ops.spectral_newton_poles_(torch.zeros(1, 8, 170), status, G[:, :8], one[0], one, one.double(), 1.0, 0.0)
     with pytest.raises(RuntimeError, match="out overlaps the memory of G"):

@@ -1,4 +1,4 @@
-// The two warp instructions that 16-bit matrix products need (sm_80 and newer).
+// The warp instructions that 16-bit matrix products need (sm_80 and newer).
 #pragma once
 #include "cuda/device.cuh"
 
@@ -15,6 +15,19 @@ __device__ __forceinline__ void load_transposed(uint32_t (&matrices)[4], const v
                : "memory");
 #else
   cuda_emulator::load_transposed(matrices, row);
+#endif
+}
+
+// ldmatrix.x4. As above, but of each matrix M the lane gets M[l/4][2(l%4)] and M[l/4][2(l%4) + 1].
+__device__ __forceinline__ void load_matrices(uint32_t (&matrices)[4], const void* row) {
+#ifdef __CUDACC__
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+               : "r"(address)
+               : "memory");
+#else
+  cuda_emulator::load_matrices(matrices, row);
 #endif
 }
 

@@ -81,44 +81,51 @@ T __shfl_down_sync(unsigned mask, T value, unsigned offset, int width = 32) {
 }
 
 namespace cuda_emulator {
-inline void load_transposed(uint32_t (&matrices)[4], const void* row) {
+// The four 8 × 8 matrices that the lanes name: element (row, column) of matrix m.
+template <typename Use>
+void with_matrices(const void* row, const Use& use) {
   uint16_t mine[8];  // read by the lane that named it: the race check sees the access
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) __builtin_trap();
   std::memcpy(mine, row, sizeof(mine));
-  const int column = lane() / 4, first = 2 * (lane() % 4);
   show(mine);
   warp_barrier();
-  for (int m = 0; m < 4; ++m) {
-    const auto* low = static_cast<const uint16_t*>(shown_by(8 * m + first));
-    const auto* high = static_cast<const uint16_t*>(shown_by(8 * m + first + 1));
-    matrices[m] = low[column] | static_cast<uint32_t>(high[column]) << 16;
-  }
+  use([](int m, int row, int column) -> uint32_t {
+    return static_cast<const uint16_t*>(shown_by(8 * m + row))[column];
+  });
   warp_barrier();
 }
+inline void load_transposed(uint32_t (&matrices)[4], const void* row) {
+  const int column = lane() / 4, first = 2 * (lane() % 4);
+  with_matrices(row, [&](const auto& at) {
+    for (int m = 0; m < 4; ++m) matrices[m] = at(m, first, column) | at(m, first + 1, column) << 16;
+  });
+}
+inline void load_matrices(uint32_t (&matrices)[4], const void* row) {
+  const int line = lane() / 4, first = 2 * (lane() % 4);
+  with_matrices(row, [&](const auto& at) {
+    for (int m = 0; m < 4; ++m) matrices[m] = at(m, line, first) | at(m, line, first + 1) << 16;
+  });
+}
+
+// What a lane brings to mma: its numbers, where 2w and 2w + 1 are those of word w of a, b0, b1; and its sums.
+struct TensorCoreLane {
+  float numbers[12];
+  float* sum;
+};
+void tensor_core(TensorCoreLane& mine);
 
 template <typename T>
 void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  const auto number = [&](int lane, int word, int half) {
-    const auto bits = static_cast<uint16_t>(static_cast<const uint32_t*>(shown_by(lane))[word] >> 16 * half);
+  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  TensorCoreLane mine;
+  mine.sum = sum;
+  for (int i = 0; i < 12; ++i) {
+    const auto bits = static_cast<uint16_t>(words[i / 2] >> 16 * (i % 2));
     T value;
     std::memcpy(&value, &bits, sizeof(bits));
-    return static_cast<double>(static_cast<float>(value));
-  };
-  const int g = lane() / 4, t = lane() % 4;
-  show(mine);
-  warp_barrier();
-  for (int e = 0; e < 4; ++e) {
-    const int row = g + e / 2 * 8, column = 2 * t + e % 2;
-    double total = sum[e];
-    for (int k = 0; k < 16; ++k) {
-      const int in_pair = k % 8 / 2;
-      total +=
-          number(row % 8 * 4 + in_pair, row / 8 + k / 8 * 2, k % 2) * number(column * 4 + in_pair, 4 + k / 8, k % 2);
-    }
-    sum[e] = static_cast<float>(total);
+    mine.numbers[i] = static_cast<float>(value);
   }
-  warp_barrier();
+  tensor_core(mine);
 }
 }  // namespace cuda_emulator
 

@@ -9,8 +9,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <numeric>
 #include <random>
 #include <string>
@@ -42,8 +44,16 @@ constexpr size_t kSharedBytes = 227 * 1024;
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
+// A place to go on from. __builtin_setjmp and __builtin_longjmp switch stacks without a system call, and no sanitizer
+// intercepts them.
+struct Place {
+  void* words[5];
+};
+
 struct Fiber {
-  ucontext_t context;
+  ucontext_t start;
+  Place place;
+  bool begun = false;
   void* sanitizer = nullptr;
   std::vector<char> stack = std::vector<char>(kStackBytes);
   State state = State::kDone;
@@ -54,7 +64,8 @@ struct Fiber {
 };
 
 thread_local std::vector<Fiber> fibers;
-thread_local ucontext_t scheduler;
+thread_local ucontext_t unused;  // what swapcontext saves where it begins a fiber
+thread_local Place scheduler;
 thread_local void* scheduler_sanitizer = nullptr;
 thread_local int current = -1;
 thread_local const std::function<void()>* body = nullptr;
@@ -81,6 +92,12 @@ char* shared_pages() {
 }
 thread_local char* shared_start = nullptr;
 
+[[noreturn]] __attribute__((noinline)) void jump(Place& place) { __builtin_longjmp(place.words, 1); }
+// Returns when someone jumps to `here`.
+__attribute__((noinline)) void leave(Place& here, Place& there) {
+  if (__builtin_setjmp(here.words) == 0) jump(there);
+}
+
 void enter() {
   __tsan_acquire(&launch_order);
   (*body)();
@@ -88,7 +105,7 @@ void enter() {
   self.state = State::kDone;
   __tsan_release(&finish_order);
   __tsan_switch_to_fiber(scheduler_sanitizer, kNoOrder);
-  swapcontext(&self.context, &scheduler);
+  jump(scheduler);
 }
 
 void yield(State state, void* order) {
@@ -97,9 +114,13 @@ void yield(State state, void* order) {
   self.state = state;
   __tsan_release(order);
   __tsan_switch_to_fiber(scheduler_sanitizer, kNoOrder);
-  swapcontext(&self.context, &scheduler);
+  leave(self.place, scheduler);
   __tsan_acquire(order);
   threadIdx = index;
+}
+
+__attribute__((noinline)) void begin(Fiber& fiber) {
+  if (__builtin_setjmp(scheduler.words) == 0) swapcontext(&unused, &fiber.start);
 }
 
 void resume(int i) {
@@ -107,7 +128,9 @@ void resume(int i) {
   current = i;
   threadIdx = fiber.index;
   __tsan_switch_to_fiber(fiber.sanitizer, kNoOrder);
-  swapcontext(&scheduler, &fiber.context);
+  if (fiber.begun) return leave(scheduler, fiber.place);
+  fiber.begun = true;
+  begin(fiber);
 }
 
 void arrange(std::vector<uint32_t>& order, std::mt19937& random) {
@@ -136,10 +159,11 @@ void run_block(int threads, std::mt19937& random) {
     fiber.state = State::kReady;
     fiber.block_barriers = fiber.warp_barriers = 0;
     if (fiber.sanitizer == nullptr) fiber.sanitizer = __tsan_create_fiber(0);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack = {fiber.stack.data(), 0, fiber.stack.size()};
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
+    fiber.begun = false;
+    getcontext(&fiber.start);
+    fiber.start.uc_stack = {fiber.stack.data(), 0, fiber.stack.size()};
+    fiber.start.uc_link = nullptr;
+    makecontext(&fiber.start, enter, 0);
   }
   __tsan_release(&launch_order);
   std::vector<uint32_t> order(static_cast<size_t>(threads));
@@ -185,6 +209,63 @@ uint64_t exchange(uint64_t value, int source_lane) {
 
 void show(const void* mine) { fibers[static_cast<size_t>(current)].shown = mine; }
 const void* shown_by(int lane) { return fibers[static_cast<size_t>(current / 32 * 32 + lane)].shown; }
+
+// How tensor cores add (M. Fasi et al., Numerical behavior of NVIDIA tensor cores, PeerJ CS 2021): exact products, in
+// groups of eight and the sum so far; all are aligned to the largest exponent and cut off two bits below float32, and
+// the result is cut off, not rounded.
+float tensor_core_sum(float start, const float (&a)[16], const float (&b)[16]) {
+  const auto power = [](uint64_t biased) {  // 2^(biased − 1023)
+    double value;
+    biased <<= 52;
+    std::memcpy(&value, &biased, sizeof(value));
+    return value;
+  };
+  float sum = start;
+  for (int first = 0; first < 16; first += 8) {
+    double terms[9] = {sum}, largest = std::fabs(sum), total = 0;
+    for (int k = 0; k < 8; ++k) terms[k + 1] = static_cast<double>(a[first + k]) * static_cast<double>(b[first + k]);
+    for (const double term : terms) largest = std::max(largest, std::fabs(term)), total += term;
+    if (!std::isfinite(total)) {
+      sum = static_cast<float>(total);
+      continue;
+    }
+    if (largest == 0) continue;
+    uint64_t bits;
+    std::memcpy(&bits, &largest, sizeof(bits));
+    const uint64_t exponent = bits >> 52;  // no product of 16-bit numbers is denormal in float64
+    const double up = power(2046 - exponent + 25), down = power(exponent - 25);
+    int64_t units = 0;
+    for (const double term : terms) units += static_cast<int64_t>(term * up);
+    total = static_cast<double>(units) * down;
+    float cut = static_cast<float>(total);
+    if (std::fabs(static_cast<double>(cut)) > std::fabs(total)) cut = std::nextafter(cut, 0.0f);
+    sum = cut;
+  }
+  return sum;
+}
+
+// mma.m16n8k16: the first lane computes for all of its warp.
+void tensor_core(TensorCoreLane& mine) {
+  show(&mine);
+  warp_barrier();
+  if (current % 32 == 0) {
+    float A[16][16], B[8][16];
+    const auto of = [](int lane) { return static_cast<const TensorCoreLane*>(shown_by(lane)); };
+    for (int lane = 0; lane < 32; ++lane)
+      for (int k = 0; k < 4; ++k) {  // which of a pair, and of the two halves of the depth
+        const int depth = 2 * (lane % 4) + k % 2 + k / 2 * 8;
+        A[lane / 4][depth] = of(lane)->numbers[2 * (k / 2 * 2) + k % 2];
+        A[lane / 4 + 8][depth] = of(lane)->numbers[2 * (k / 2 * 2 + 1) + k % 2];
+        B[lane / 4][depth] = of(lane)->numbers[2 * (4 + k / 2) + k % 2];
+      }
+    for (int lane = 0; lane < 32; ++lane)
+      for (int e = 0; e < 4; ++e) {
+        float& sum = of(lane)->sum[e];
+        sum = tensor_core_sum(sum, A[lane / 4 + e / 2 * 8], B[2 * (lane % 4) + e % 2]);
+      }
+  }
+  warp_barrier();
+}
 
 void* dynamic_shared() { return shared_start; }
 

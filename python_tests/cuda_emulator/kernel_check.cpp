@@ -220,16 +220,17 @@ void rayleigh(int64_t samples, int64_t positions, int K, bool positions_last) {
 }
 
 // The residual of (R + p)·T = w·G + c·(R + p)·G for one term.
-void newton(int n, int64_t length) {
+void newton(int n, int64_t length, bool blocked) {
   const NewtonStrides strides{n * length, length, 1};
   const NewtonSizes sizes{2, n, length, 1, strides, strides};
   const std::vector<float> G = random_numbers<float>(2 * n * length);
   const std::vector<float> constant(2, 0.25f), weight(2, 2.0f), pole(2, static_cast<float>(length));
   float* out = guarded<float>(2 * n * length);
   int32_t* codes = guarded<int32_t>(2);
-  check(launch_spectral_newton(to_device(G), out, Dtype::kFloat32, sizes,
-                               {to_device(constant), to_device(weight), to_device(pole)}, 1, 0, codes,
-                               guarded<float>(newton_scratch(sizes)), nullptr));
+  const auto launch_newton = blocked ? launch_spectral_newton_blocked : launch_spectral_newton;
+  float* scratch = guarded<float>(blocked ? newton_blocked_scratch(sizes) : newton_scratch(sizes));
+  check(launch_newton(to_device(G), out, Dtype::kFloat32, sizes,
+                      {to_device(constant), to_device(weight), to_device(pole)}, 1, 0, codes, scratch, nullptr));
   const std::vector<float> found = to_host(out, 2 * n * length);
   const std::vector<int32_t> status = to_host(codes, 2);
   for (int b = 0; b < 2; ++b) {
@@ -270,6 +271,6 @@ int main(int argc, char** argv) {
   factor_of_rows<float>(37, 19, Dtype::kFloat32, 1);
   transposition(2, 33, 70), transposition(1, 5, 3);
   rayleigh(35, 33, 5, true), rayleigh(9, 7, 33, false), rayleigh(600, 1, 3, false);
-  newton(3, 300), newton(66, 70), newton(129, 20);
+  newton(3, 300, false), newton(66, 70, false), newton(129, 20, false), newton(130, 20, true);
   std::puts("every kernel ran");
 }
