@@ -42,6 +42,7 @@ def landscape(args: Namespace, console: Console) -> None:
         top_k=args.top_k,
         layers=args.layers or None,
         method=args.method,
+        draws=args.draws,
         split=args.split,
         seed=args.seed,
         progress=sys.stderr.isatty(),  # no bars in a redirected file

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from spectral_ext.curvature.chunks import Plan
 from spectral_ext.curvature.directions import Directions
+from spectral_ext.curvature.sampled_gauss_newton import Sampling
 from spectral_ext.curvature.sites import site_of
 from spectral_ext.curvature.sqrt_gauss_newton import outputs_per_sample, why_not
 from spectral_ext.curvature.trace import UntraceableError
@@ -18,7 +19,10 @@ from spectral_ext.layers import Layer
 
 FAST = ("tangent_adjoint", "sqrt_gn")
 """Methods that work on the traced graph, split h, and are compared with another method."""
-METHODS = ("auto", *FAST, "double_backward_output", "double_backward_weight", "finite_difference")
+SAMPLED = "sampled_gauss_newton"
+"""The one method that estimates, and measures the Gauss–Newton part of h alone: only where it is named."""
+TRACED = (*FAST, SAMPLED)
+METHODS = ("auto", *TRACED, "double_backward_output", "double_backward_weight", "finite_difference")
 AFTER = {"sqrt_gn": "tangent_adjoint", "tangent_adjoint": "double_backward_output"}
 """The method that ``auto`` tries after one that failed."""
 MANY_OUTPUTS = 256
@@ -37,6 +41,18 @@ def check_method(method: str) -> None:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
 
 
+def check_sampling(method: str, draws: int, seed: int, self_check: bool | None = None) -> Sampling:
+    """How labels are drawn; raises ValueError where ``draws`` gives no standard error, or a check is asked for."""
+    if method == SAMPLED and draws < 2:
+        raise ValueError(f"draws must be at least 2, not {draws}: the standard error of h is that between draws")
+    if method == SAMPLED and self_check:
+        raise ValueError(
+            f"self_check=True compares exact methods, and {SAMPLED} is an estimate: leave it out, and read "
+            "standard_error"
+        )
+    return Sampling(int(draws), int(seed))
+
+
 def choose(
     method: str,
     plan: Plan,
@@ -53,7 +69,7 @@ def choose(
     Raises:
         ValueError: the method named does not apply to a layer.
     """
-    if method != "auto" and method not in FAST:
+    if method != "auto" and method not in TRACED:
         return {name: Choice(method, "asked for") for name in layers}
     refusals: dict[str, str | None] = dict.fromkeys(layers)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from spectral_ext.curvature.choose import check_method
+from spectral_ext.curvature.choose import SAMPLED, check_method, check_sampling
 from spectral_ext.curvature.directions import given_directions
 from spectral_ext.curvature.result import DirectionalCurvature
 from spectral_ext.curvature.session import Session
@@ -37,6 +37,8 @@ def directional_curvature(
     batch_size: BatchSize | None = None,
     process_group: Any = None,
     self_check: bool | None = None,
+    draws: int = 32,
+    seed: int = 0,
 ) -> DirectionalCurvature:
     """h_k = vec(D_k)ᵀ H vec(D_k) for every layer, H the Hessian of the mean loss in that layer's weight (§2).
 
@@ -56,12 +58,14 @@ def directional_curvature(
             h counts every use of a weight.
         top_k: how many singular directions per layer, at most the numerical rank of its gradient, see
             :func:`spectral_ext.measurement.singular_directions.singular_directions`.
-        method: ``auto``, ``tangent_adjoint``, ``sqrt_gn``, ``double_backward_output``, ``double_backward_weight`` or
-            ``finite_difference``. ``auto`` takes the fastest that applies, in the order ``sqrt_gn``,
-            ``tangent_adjoint``, double backward in the layer's output, in its weight; and
-            ``finite_difference``, with an estimate of its error in the result, where an operation has no second
-            derivative. It warns where a method fails its check. A method that is asked for by name and does not
-            apply to a layer, or fails its check there, raises an error.
+        method: ``auto``, ``tangent_adjoint``, ``sqrt_gn``, ``double_backward_output``, ``double_backward_weight``,
+            ``finite_difference`` or ``sampled_gauss_newton``. The last estimates the Gauss–Newton part of h alone,
+            without bias and with a standard error, by one backward pass per draw for all layers and directions, see
+            :mod:`spectral_ext.curvature.sampled_gauss_newton`; it is taken only where it is named. ``auto`` takes the
+            fastest that applies, in the order ``sqrt_gn``, ``tangent_adjoint``, double backward in the layer's output,
+            in its weight; and ``finite_difference``, with an estimate of its error in the result, where an operation
+            has no second derivative. It warns where a method fails its check. A method that is asked for by name and
+            does not apply to a layer, or fails its check there, raises an error.
         split: also h by mechanism, ``parts``: ``gauss_newton`` is the curvature of the loss carried back by the
             Jacobian of the model's output (all operations behind that output), and the curvature of the model's own
             operations is ``norm``, ``softmax``, ``bilinear`` (products, attention), ``activation`` and ``other``. They
@@ -76,7 +80,11 @@ def directional_curvature(
             the first batch, tolerance 1e-8 in float64 and 1e-3 in float32. None means True. The comparison is made in
             the model's precision, and again in float64 where it fails. Custom autograd functions may lack a second
             derivative without an error: where the comparison fails behind one, and wherever double backward itself
-            measures h behind one, central differences of the gradient decide.
+            measures h behind one, central differences of the gradient decide. It must not be True with
+            ``sampled_gauss_newton``, whose first derivatives are compared with the gradient always.
+        draws: of ``sampled_gauss_newton``: how often labels are drawn for each sample, at least 2. The relative
+            standard error of h is about √(2/(draws · samples)) where samples do not influence each other.
+        seed: of the drawn labels. Torch's global generators are left alone.
 
     Returns:
         a mapping from layer name to :class:`LayerCurvature`, float results in the weight's dtype and on its device.
@@ -94,15 +102,20 @@ def directional_curvature(
             check_method(method)
             if self_check not in (None, True, False):
                 raise TypeError(f"self_check must be True, False or None, not {self_check!r}")
-            check_options(top_k=top_k, split=split, memory_budget=memory_budget, layers=layers, progress=progress)
+            check_options(
+                top_k=top_k, split=split, memory_budget=memory_budget, layers=layers, progress=progress, draws=draws,
+                seed=seed,
+            )  # fmt: skip
+            sampling = check_sampling(method, draws, seed, self_check)
             model = unwrapped(model)
             stack.enter_context(measurement(model))
             chosen, skipped = _layers(model, layers, directions)
             device = next(iter(chosen.values())).weight.device
             data = as_batches(batches, model, batch_size=batch_size, device=device)
             given = None if directions is None else given_directions(directions, chosen)
-            session = Session(model, loss_fn, chosen, method, self_check, process_group)
+            session = Session(model, loss_fn, chosen, method, self_check, process_group, sampling=sampling)
         options = {"method": method, "top_k": top_k, "split": split, "self_check": session.check}
+        options |= {"draws": draws, "seed": seed} if method == SAMPLED else {}
         if process_group is not None and directions is not None:
             options["directions"] = digest(directions)
         agree(model, chosen, options, process_group)

@@ -12,6 +12,7 @@ from spectral_ext.curvature.chunks import Plan
 from spectral_ext.curvature.directions import Directions
 from spectral_ext.curvature.double_backward import double_backward_output, double_backward_weight
 from spectral_ext.curvature.finite_difference import Difference, central_differences
+from spectral_ext.curvature.sampled_gauss_newton import SampledGaussNewton, Sampling
 from spectral_ext.curvature.sqrt_gauss_newton import SqrtGaussNewton
 from spectral_ext.curvature.tangent_adjoint import TangentAdjoint
 from spectral_ext.measurement.gradients import Piece
@@ -33,6 +34,10 @@ class MethodResult:
     """Σ |part| on the first piece: what h's round-off is measured against where the parts cancel."""
     error: Tensor | None = None
     """Σ weight · error estimate; of central differences only."""
+    variance: Tensor | None = None
+    """Σ weight² · variance of the estimated h; of sampled_gauss_newton only."""
+    summed: bool = False
+    """Whether sampled_gauss_newton adds up the samples of a piece before the square."""
     note: str | None = None
     """Why double backward in the output does not apply to the layer."""
     custom: set[str] = field(default_factory=set)
@@ -79,6 +84,23 @@ def sqrt_gn(plan: Plan, directions: dict[str, Directions], done: Step) -> dict[s
         engine = SqrtGaussNewton(plan.program(piece.batch), plan.model, piece.batch, layers)
         for name, (h, slope) in engine.curvature(directions).items():
             found[name].add(piece.weight, {"gauss_newton": h}, slope)
+            done(name)
+    return found
+
+
+def sampled_gauss_newton(
+    plan: Plan, directions: dict[str, Directions], done: Step, sampling: Sampling, rank: int
+) -> dict[str, MethodResult]:
+    found = {name: MethodResult() for name in directions}
+    layers = {name: plan.layers[name] for name in directions}
+    for index, piece in enumerate(plan.pieces):
+        engine = SampledGaussNewton(plan.program(piece.batch), plan.model, piece.batch, layers)
+        generator = sampling.generator(engine.loss.device, rank, index)
+        for name, estimate in engine.estimate(directions, generator, sampling.draws).items():
+            held, variance = found[name], piece.weight**2 * estimate.variance
+            held.add(piece.weight, {"gauss_newton": estimate.h}, estimate.slope)
+            held.variance = variance if held.variance is None else held.variance + variance
+            held.summed |= estimate.terms < piece.batch.samples
             done(name)
     return found
 

@@ -40,14 +40,16 @@ class LayerCurvature:
     V: Tensor | None
     """(n, K), columns v_k; None where the directions are not of rank one."""
     h: Tensor
-    """(K,): h_k = vec(D_k)ᵀ H vec(D_k), H the Hessian of the mean loss in this weight."""
+    """(K,): h_k = vec(D_k)ᵀ H vec(D_k), H the Hessian of the mean loss in this weight. With sampled_gauss_newton an
+    unbiased estimate of its Gauss–Newton part."""
     method: str
-    """How h was computed: tangent_adjoint, sqrt_gn, double_backward_output, double_backward_weight or
-    finite_difference."""
+    """How h was computed: tangent_adjoint, sqrt_gn, double_backward_output, double_backward_weight, finite_difference
+    or sampled_gauss_newton."""
     reason: str
     """Why this method."""
     parts: dict[str, Tensor] | None = None
-    """With ``split``: h by mechanism, each (K,), adding up to h; None where the method does not split h."""
+    """With ``split``: h by mechanism, each (K,), adding up to h; None where the method does not split h. A part that
+    was not measured has no entry."""
     directions: Tensor | None = field(default=None, repr=False)
     """(K, *weight.shape) where the directions are not of rank one."""
     check: SelfCheck | None = None
@@ -55,6 +57,9 @@ class LayerCurvature:
     """(K,): with finite_difference, an estimate of the absolute error of h; None where h is exact up to rounding."""
     notes: list[str] = field(default_factory=list)
     """What the caller should know, for example that the gradient has fewer directions than were asked for."""
+    standard_error: Tensor | None = None
+    """(K,): with sampled_gauss_newton, the standard error of h over the draws of labels, the samples held fixed; None
+    where h is not an estimate."""
 
 
 class DirectionalCurvature(Mapping[str, LayerCurvature]):

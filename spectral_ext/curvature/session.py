@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spectral_ext.curvature import methods
-from spectral_ext.curvature.choose import AFTER, FAST, Choice, choose
+from spectral_ext.curvature.choose import AFTER, FAST, SAMPLED, TRACED, Choice, choose
 from spectral_ext.curvature.chunks import Plan
 from spectral_ext.curvature.directions import Directions
 from spectral_ext.curvature.methods import MethodResult
 from spectral_ext.curvature.result import MECHANISMS, DirectionalCurvature, LayerCurvature, SelfCheck
 from spectral_ext.curvature.rules.registry import NotApplicableError
+from spectral_ext.curvature.sampled_gauss_newton import Sampling
 from spectral_ext.curvature.self_check import (
     CannotCheckError,
     check_curvature,
@@ -47,9 +48,11 @@ class Session:
         self_check: bool | None,
         group: Any = None,
         planned_directions: int | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         self.model, self.loss_fn, self.layers, self.method, self.group = model, loss_fn, layers, method, group
         self.planned_directions = planned_directions
+        self.sampling = sampling or Sampling()
         weight = next(iter(layers.values())).weight
         self.device, self.dtype = weight.device, weight.dtype
         self.check = (method == "auto" or method in FAST) if self_check is None else self_check
@@ -63,7 +66,7 @@ class Session:
     def cut(self, data: list[Batch], memory_budget: int | None) -> None:
         """Cut the data into pieces that fit the memory budget."""
         self.plan = Plan(self.model, self.loss_fn, pieces_of(data), self.layers, memory_budget, self.check)
-        if self.method == "auto" or self.method in FAST:
+        if self.method == "auto" or self.method in TRACED:
             self.plan.cut_samples()
 
     def pass_over_data(self) -> None:
@@ -143,6 +146,7 @@ class Session:
 
             self._fast("sqrt_gn", methods.sqrt_gn, directions, done)
             self._fast("tangent_adjoint", methods.tangent_adjoint, directions, done)
+            self._fast(SAMPLED, self._sampled, directions, done)
             self._check_fast(directions)
             self._double_backward(directions, done, weight=False)
             self._double_backward(directions, done, weight=True)
@@ -165,6 +169,10 @@ class Session:
                 raise ValueError(f"method={name!r} does not apply: {_text(why)}; use method='auto'") from why
             for layer in chosen:
                 self.choices[layer] = Choice(AFTER[name], f"{name} failed: {_text(why)}")
+
+    def _sampled(self, plan: Plan, directions: dict[str, Directions], done: Callable) -> dict[str, MethodResult]:
+        rank = 0 if self.group is None else torch.distributed.get_rank(self.group)
+        return methods.sampled_gauss_newton(plan, directions, done, self.sampling, rank)
 
     def _check_fast(self, directions: dict[str, Directions]) -> None:
         measured = {name: self.measured[name] for name in directions if name in self.measured}
@@ -264,17 +272,32 @@ class Session:
                 warnings.warn(f"{name} is not measured: {problem}", stacklevel=4)
                 self.skipped[name] = problem
                 continue
-            parts, reason = None, choice.reason
-            if split and choice.method not in FAST:
+            parts, reason, standard_error = None, choice.reason, None
+            notes = list(self.notes.get(name, []))
+            if choice.method == SAMPLED:
+                kinds = {"gauss_newton": kinds["gauss_newton"]}
+                variance = all_sum(zero if measured.variance is None else measured.variance, self.group)
+                standard_error = (variance.sqrt() / self.samples).to(self.dtype)
+                notes.append(self._sampling_note(measured))
+            if split and choice.method not in TRACED:
                 reason += f"; {choice.method} does not split h"
             elif split:
-                parts = {kind: kinds[kind].to(self.dtype) for kind in MECHANISMS}
+                parts = {kind: value.to(self.dtype) for kind, value in kinds.items() if kind in MECHANISMS}
             results[name] = LayerCurvature(
                 name, sigma, along.U, along.V, total.to(self.dtype), choice.method, reason, parts, along.dense,
-                self.checks.get(name), error.to(self.dtype) if bool(error.any()) else None, self.notes.get(name, []),
+                self.checks.get(name), error.to(self.dtype) if bool(error.any()) else None, notes, standard_error,
             )  # fmt: skip
         mode = "train" if self.model.training else "eval"
         return DirectionalCurvature(results, self.skipped, self.loss, self.samples, mode)
+
+    def _sampling_note(self, measured: MethodResult) -> str:
+        note = f"h is its Gauss–Newton part alone, estimated from {self.sampling.draws} draws of labels per sample"
+        if measured.summed:
+            note += (
+                "; its samples influence each other, or it is used several times or not sample by sample, so that a "
+                "draw of all labels of a batch is one term, and the standard error is that of so many terms"
+            )
+        return note
 
     def _problem(self, choice: Choice, h: Tensor, error: Tensor) -> str | None:
         """Why h is not a usable number, or None."""

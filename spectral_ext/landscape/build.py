@@ -68,6 +68,8 @@ def build_row(
         method=curvature.method,
         notes=[*directions.notes, *curvature.notes],
     )
+    if curvature.standard_error is not None:
+        arrays.h_standard_error = _numpy(curvature.standard_error)
     _split(row, curvature)
     k = len(arrays.sigma)
     delta = A = None
@@ -118,6 +120,8 @@ def _split(row: LayerLandscape, curvature: LayerCurvature) -> None:
         return
     row.arrays.h_gauss_newton = _numpy(parts["gauss_newton"])
     row.arrays.h_residual = {name: _numpy(part) for name, part in parts.items() if name != "gauss_newton"}
+    if row.arrays.residual_missing:
+        row.notes.append("the residual of h is not measured")
 
 
 def _mechanisms(row: LayerLandscape, factors: LayerFactors, A: np.ndarray) -> None:

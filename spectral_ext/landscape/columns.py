@@ -85,15 +85,21 @@ def finite_median(values: np.ndarray) -> float:
 
 
 def gauss_newton_share(row: LayerLandscape) -> float:
-    """Σ_k |Gauss–Newton part of h_k| over the same sum of all parts, from 0 to 1; NaN where h was not split."""
+    """Σ_k |Gauss–Newton part of h_k| over the same sum of all parts, from 0 to 1; NaN where a part was not measured."""
     parts = [row.arrays.h_gauss_newton, *row.arrays.h_residual.values()]
-    if not len(parts[0]):
+    if not len(parts[0]) or row.arrays.residual_missing:
         return math.nan
     peak = max(float(np.abs(part).max(initial=0.0)) for part in parts)
     if not 0 < peak < math.inf:
         return math.nan
     sums = [float(np.abs(part / peak).sum()) for part in parts]
     return sums[0] / sum(sums)
+
+
+def relative_standard_error(row: LayerLandscape) -> float:
+    """The median over k of the standard error of h_k over |h_k|; NaN where h is exact."""
+    error, h = row.arrays.h_standard_error, row.arrays.h
+    return finite_median(error[h != 0] / np.abs(h[h != 0])) if len(error) == len(h) else math.nan
 
 
 def _share_cell(row: LayerLandscape) -> Cell:
@@ -260,6 +266,9 @@ COLUMNS: tuple[Column, ...] = (
     _number("gauss_newton_share", "GN %",
             "Share of the Gauss–Newton part in Σ|parts of h|: from 0 to 1 in files, in per cent in tables.",
             gauss_newton_share, cell=_share_cell, page="first", terminal=14),
+    _number("relative_standard_error", "SE(h)/h",
+            "Median over k of the standard error of h over its size, where h is estimated from drawn labels.",
+            relative_standard_error, page="more"),
     _number("num_nonpositive", "h ≤ 0", "Number of directions without positive curvature.", lambda r: r.num_nonpositive,
             cell=_nonpositive, page="first", terminal=10, tracked=True),
     _number("num_directions", "K", "Number of directions measured.", lambda r: r.num_directions, 0),

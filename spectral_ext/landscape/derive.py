@@ -60,7 +60,8 @@ def derive(
         sigma2 = (arrays.sigma / arrays.sigma.max(initial=1e-300)) ** 2  # R² and correlations know no scale
         row.r2_h_sigma2 = _r2(row, arrays.h, sigma2)
         row.r2_gn_sigma2 = _r2(row, arrays.h_gauss_newton, sigma2)
-        row.r2_h_gn = _r2(row, arrays.h, arrays.h_gauss_newton)
+        if not arrays.residual_missing:
+            row.r2_h_gn = _r2(row, arrays.h, arrays.h_gauss_newton)
         row.log_correlation = _attempt(row, lambda: log_correlation(arrays.h_kron, sigma2), lambda _: math.nan)
         row.recommendation = recommend(
             row.alpha, arrays.concentration[np.isfinite(arrays.concentration)], arrays.h[np.isfinite(arrays.h)]

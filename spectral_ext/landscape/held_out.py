@@ -6,6 +6,7 @@ The curvature costs what an ordinary measurement costs: each sample is measured 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral_ext.curvature.directions import given_directions
+from spectral_ext.curvature.sampled_gauss_newton import Sampling
 from spectral_ext.curvature.session import Session
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.batches import LossFunction
@@ -32,6 +34,7 @@ def cross_fitted(
     own: dict[str, SingularDirections],
     *,
     options: dict[str, Any],
+    sampling: Sampling,
     memory_budget: int | None,
     planned_directions: int,
     on_group: Callable[[], Any],
@@ -41,6 +44,7 @@ def cross_fitted(
     Args:
         own: singular directions of the gradient of all samples, for ``share`` and ``own_folds``.
         options: ``top_k``, ``method`` and ``level`` of the measurement.
+        sampling: how ``sampled_gauss_newton`` draws labels; each group has draws of its own.
         memory_budget, planned_directions: as in the measurement, so that the same method is chosen.
         on_group: called after each group.
     """
@@ -54,8 +58,9 @@ def cross_fitted(
     pairs = {name: fold_directions(g, top_k=options["top_k"], weights=weights) for name, g in gradients.items()}
     pairs = {name: folds for name, folds in pairs.items() if all(U.shape[1] for U, _ in folds)}
     h = _held_out_curvature(
-        model, loss_fn, groups, measured, passes, pairs, options["method"], memory_budget, planned_directions, on_group
-    )
+        model, loss_fn, groups, measured, passes, pairs, options["method"], sampling, memory_budget, planned_directions,
+        on_group,
+    )  # fmt: skip
     found = {}
     for name in measured:
         cross = cross_fit(
@@ -107,6 +112,7 @@ def _held_out_curvature(
     passes: list[GradientPass],
     pairs: dict[str, list[tuple[Tensor, Tensor]]],
     method: str,
+    sampling: Sampling,
     memory_budget: int | None,
     planned_directions: int,
     on_group: Callable[[], Any],
@@ -120,7 +126,9 @@ def _held_out_curvature(
     programs: Any = None
     for j, group in enumerate(groups.batches):
         # The measurement of all samples has compared the method with double backward already.
-        session = Session(model, loss_fn, layers, method, False, None, planned_directions)
+        session = Session(
+            model, loss_fn, layers, method, False, None, planned_directions, replace(sampling, stream=1 + j)
+        )
         session.cut(group, memory_budget)
         if programs is None:
             programs = session.plan.programs, session.plan.estimates

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from spectral_ext._version import __version__
 from spectral_ext.capture import Capture, Quotients, sum_factors, sum_quotients
-from spectral_ext.curvature.choose import check_method
+from spectral_ext.curvature.choose import SAMPLED, check_method, check_sampling
 from spectral_ext.curvature.directions import given_directions
+from spectral_ext.curvature.sampled_gauss_newton import Sampling
 from spectral_ext.curvature.session import Session
 from spectral_ext.landscape.build import build_row, empty_row
 from spectral_ext.landscape.coverage import coverage
@@ -59,6 +60,7 @@ def measure(
     process_group: Any = None,
     folds: int | Sequence[Any] | None = None,
     directions: Any = None,
+    draws: int = 32,
 ) -> Landscape:
     """Measure every layer: G = UΣVᵀ, h_k along u_k v_kᵀ, C_A, C_δ, and all that the paper derives from them.
 
@@ -80,7 +82,7 @@ def measure(
             layers are measured.
         method: how h is measured, see :func:`~spectral_ext.directional_curvature`.
         split: also measure the Gauss–Newton part of h and its residual by mechanism.
-        seed: of the bootstrap.
+        seed: of the bootstrap, and of the labels that ``sampled_gauss_newton`` draws.
         level: coverage of all intervals, between 0 and 1.
         memory_budget: bytes for the curvature, see :func:`~spectral_ext.directional_curvature`.
         progress: show progress bars.
@@ -98,6 +100,8 @@ def measure(
         directions: take σ_k, u_k and v_k of other matrices than the gradient: an optimizer (its momentum, what T(σ; α)
             is applied to), or a mapping from a layer's or weight's name to a tensor. None: the gradient. Not together
             with ``folds``, whose directions are those of other groups.
+        draws: with ``method="sampled_gauss_newton"``: how often labels are drawn for each sample, at least 2. h is the
+            Gauss–Newton part alone then, ``row.arrays.h_standard_error`` its standard error.
 
     Returns:
         The landscape. A layer whose Kronecker factors cannot be had (its weight is used more than once, for example)
@@ -115,15 +119,17 @@ def measure(
         with together(process_group):
             layers = pattern_list(layers)
             options = dict(top_k=top_k, method=method, split=split, seed=seed, level=level)
+            options |= {"draws": draws} if method == SAMPLED else {}
             options |= {} if folds is None else {"folds": list(folds) if isinstance(folds, (list, tuple)) else folds}
             check_options(
                 top_k=top_k, layers=layers, split=split, seed=seed, level=level, memory_budget=memory_budget,
-                progress=progress, resume=resume,
+                progress=progress, resume=resume, draws=draws,
             )  # fmt: skip
             check_method(method)
+            sampling = check_sampling(method, draws, seed)
             model = unwrapped(model)
             autocast = stack.enter_context(measurement(model))
-            run = _Run(model, loss_fn, layers, options, process_group, progress)
+            run = _Run(model, loss_fn, layers, options, process_group, progress, sampling)
             if directions is not None:
                 if folds is not None:
                     raise ValueError("directions and folds exclude each other: folds takes directions from the groups")
@@ -155,7 +161,9 @@ class _Run:
         options: dict[str, Any],
         group: Any,
         progress: bool,
+        sampling: Sampling,
     ) -> None:
+        self.sampling = sampling
         self.model, self.loss_fn, self.options, self.group = model, loss_fn, options, group
         self.progress = Progress(progress)
         every, _ = find_layers(model)
@@ -180,7 +188,9 @@ class _Run:
         self.groups = None if folds is None else make_groups(data, folds, whole_batches=self._coupling(reduction))
         self.data = data = data if self.groups is None else self.groups.data
         method = self.options["method"]
-        self.session = Session(self.model, self.loss_fn, self.chosen, method, None, self.group, self.planned)
+        self.session = Session(
+            self.model, self.loss_fn, self.chosen, method, None, self.group, self.planned, self.sampling
+        )
         with self.progress.stage("trace"):
             self.session.cut(data, memory_budget)
 
@@ -269,8 +279,8 @@ class _Run:
             return cross_fitted(
                 self.model, self.loss_fn, self.groups, todo,
                 directions,
-                options=self.options, memory_budget=self.memory_budget, planned_directions=self.planned,
-                on_group=bar.update,
+                options=self.options, sampling=self.sampling, memory_budget=self.memory_budget,
+                planned_directions=self.planned, on_group=bar.update,
             )  # fmt: skip
 
     def _curvature(
@@ -287,7 +297,8 @@ class _Run:
         found = session.directions_of(local, given_directions(pairs, self.chosen), self.options["top_k"])
         for name in (name for name in names if name not in found):
             yield empty_row(self.chosen[name], self.depth[name], session.skipped[name], capture.samples)
-        size = GROUP if self.keeps_rows else len(names)
+        # A draw serves all layers at once: in groups, every group would repeat all draws.
+        size = GROUP if self.keeps_rows and self.options["method"] != SAMPLED else len(names)
         for start in range(0, len(names), size):
             part = {name: found[name] for name in names[start : start + size] if name in found}
             with together(self.group), self.progress.stage("curvature"):

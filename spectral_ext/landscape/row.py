@@ -41,6 +41,9 @@ class DirectionArrays:
     """Exact directional curvature h_k; may be ≤ 0."""
     h_gauss_newton: np.ndarray = field(default_factory=_none)
     """Gauss–Newton part of h_k (through the network's Jacobian)."""
+    h_standard_error: np.ndarray = field(default_factory=_none)
+    """With method ``sampled_gauss_newton``: the standard error of h_k over the draws of labels. h is the Gauss–Newton
+    part alone then."""
     h_residual: dict[str, np.ndarray] = field(default_factory=dict)
     """The rest of h_k by mechanism (``norm``, ``softmax``, ``bilinear``, ``activation``, …); with the GN
     part it sums to h.
@@ -75,6 +78,11 @@ class DirectionArrays:
     """Largest eigenvalues of C_A, decreasing."""
     sigma_all: np.ndarray = field(default_factory=_none)
     """All min(m, n) singular values of G."""
+
+    @property
+    def residual_missing(self) -> bool:
+        """Whether h is an estimate of its Gauss–Newton part alone."""
+        return len(self.h_standard_error) > 0 and not self.h_residual
 
     def problem(self) -> str:
         """Which array does not hold one value per direction; "" if all fit."""

@@ -81,6 +81,7 @@ def _folder(name: str, value: Any) -> None:
 _CHECKS = {
     "top_k": _positive_integer,
     "seed": _seed,
+    "draws": _positive_integer,
     "level": _level,
     "split": _flag,
     "progress": _flag,
