@@ -156,28 +156,36 @@ def test_output_factor(emulated):
     )
 
 
+# (x, delta, geometry, K). Tiles of 128 rows hold whole samples or a part of one; few tiles: patch entries in slices.
 RAYLEIGH = [
-    ((7, 5), (7, 4), {}),
-    ((3, 6, 9), (3, 6, 4), dict(bias=True)),
-    ((600, 9), (600, 33), {}),
-    ((3, 4, 6, 5), (3, 5, 6, 5), dict(kernel_size=3, padding=1, bias=True)),
-    ((2, 4, 9, 8), (2, 6, 4, 4), dict(kernel_size=3, stride=2, padding=(0, 1), groups=2)),
-    ((40, 3, 7), (40, 2, 5), dict(kernel_size=3)),
-    ((2, 3, 1, 1), (2, 2, 1, 1), dict(kernel_size=1)),
+    ((7, 5), (7, 4), {}, 5),
+    ((3, 6, 9), (3, 6, 4), dict(bias=True), 5),
+    ((600, 9), (600, 33), {}, 20),
+    ((20, 150), (20, 90), {}, 33),  # slices
+    ((2, 300, 40), (2, 300, 8), {}, 30),  # parts of a sample
+    ((3, 4, 6, 5), (3, 5, 6, 5), dict(kernel_size=3, padding=1, bias=True), 5),
+    ((2, 4, 9, 8), (2, 6, 4, 4), dict(kernel_size=3, stride=2, padding=(0, 1), groups=2), 5),
+    ((2, 3, 13, 12), (2, 2, 13, 12), dict(kernel_size=3, padding=2, dilation=2), 70),  # two blocks of directions
+    ((40, 3, 7), (40, 2, 5), dict(kernel_size=3), 5),
+    ((1, 2, 4, 5, 3), (1, 2, 4, 5, 3), dict(kernel_size=(3, 1, 3), padding=(1, 0, 1)), 5),
+    ((2, 3, 1, 1), (2, 2, 1, 1), dict(kernel_size=1), 5),
 ]
 
 
-@pytest.mark.parametrize("budget", [1 << 20, 0])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("shape", "delta_shape", "geometry"), RAYLEIGH, ids=lambda v: str(v))
-def test_rayleigh_quotients(emulated, shape, delta_shape, geometry, dtype, budget):
-    groups, K = geometry.get("groups", 1), 5
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("shape", "delta_shape", "geometry", "K"), RAYLEIGH, ids=lambda v: str(v))
+def test_rayleigh_quotients(emulated, shape, delta_shape, geometry, K, dtype, strided):
+    groups = geometry.get("groups", 1)
     x, delta = torch.randn(shape).to(dtype), torch.randn(delta_shape).to(dtype)
+    if strided:  # channels last and every other number, or a transposed matrix
+        last = torch.stack([x, torch.full_like(x, torch.nan)], -1).movedim(1, -2).contiguous()
+        x, delta = last.movedim(-2, 1)[..., 0], delta.movedim(0, -1).contiguous().movedim(-1, 0)
     plain = {key: value for key, value in geometry.items() if key != "groups"}
     n = reference.patches(x.double(), **geometry).shape[-1]
     m = delta.shape[1 if "kernel_size" in geometry else -1] // groups
     U, V = torch.randn(groups, m, K), torch.randn(groups, n, K)
-    got = rayleigh_quotients(x, delta, U, V, **geometry, scratch_bytes=budget)
+    got = rayleigh_quotients(x, delta, U, V, **geometry)
     for g in range(groups):
         dims = [slice(None)] if "kernel_size" in geometry else []
         part = [
@@ -188,6 +196,59 @@ def test_rayleigh_quotients(emulated, shape, delta_shape, geometry, dtype, budge
         for one, two in zip(got, want):
             one = one[g] if groups > 1 else one
             assert torch.allclose(one, two, rtol=1e-12 if dtype == torch.float64 else 1e-5, atol=0)
+
+
+def test_rayleigh_quotients_of_a_transposed_convolution_and_of_two_dtypes_agree_with_the_cpu(ops, monkeypatch):
+    layer = torch.nn.ConvTranspose2d(4, 3, (3, 2), stride=(2, 1), padding=1, output_padding=(1, 0))
+    x = torch.randn(2, 4, 5, 6)
+    delta = torch.randn_like(layer(x)).bfloat16()
+    U, V = torch.randn(3, 5), torch.randn(24, 5)
+    want = rayleigh_quotients(x, delta, U, V, **geometry_of(layer) | {"bias": False})
+    monkeypatch.setattr(torch.ops, "spectral_ext", ops)
+    got = rayleigh_quotients(x, delta, U, V, **geometry_of(layer) | {"bias": False})
+    for one, two in zip(got, want):
+        assert torch.allclose(one, two, rtol=1e-5, atol=0)
+
+
+def test_nan_stays_in_the_directions_and_rows_that_it_meets(emulated):
+    """One NaN in x makes the input quotients NaN; a NaN in one direction leaves the others alone."""
+    x, delta, U, V = torch.randn(300, 20), torch.randn(300, 6), torch.randn(6, 30), torch.randn(20, 30)
+    V[3, 7] = torch.nan
+    got = rayleigh_quotients(x, delta, U, V)
+    assert got.input.isnan().nonzero().tolist() == [[7]]
+    assert got.gauss_newton.isnan().nonzero().tolist() == [[7]]
+    assert got.output.isfinite().all()
+    x[299, 19] = torch.nan
+    assert rayleigh_quotients(x, delta, U, V.nan_to_num()).input.isnan().all()
+
+
+def far_apart(tmp_path, shape, strides, dtype):
+    """A tensor whose elements lie more than 2³¹ apart, in a sparse file."""
+    last = sum((size - 1) * stride for size, stride in zip(shape, strides))
+    path = tmp_path / "sparse"
+    with open(path, "wb") as file:
+        file.truncate((last + 1) * dtype.itemsize)
+    storage = torch.from_file(str(path), shared=True, size=last + 1, dtype=dtype)
+    return storage.as_strided(shape, strides).copy_(torch.randn(shape))
+
+
+def test_more_than_two_to_the_31_elements(emulated, ops, tmp_path):
+    far = 2**31 + 24
+    x = far_apart(tmp_path, (2, 20, 24), (far, 24, 1), torch.bfloat16)
+    near = x.clone()
+    delta, U, V = torch.randn(2, 20, 4), torch.randn(4, 3), torch.randn(24, 3)
+    for one, two in zip(rayleigh_quotients(x, delta, U, V), rayleigh_quotients(near, delta, U, V)):
+        assert torch.equal(one, two)
+    image = x.mT.unflatten(-1, (4, 5))  # channels last
+    geometry = dict(kernel_size=3, padding=1)
+    assert torch.equal(input_factor(image, **geometry), input_factor(image.clone(), **geometry))
+    assert torch.equal(input_factor(image[:, :3], **geometry), input_factor(image[:, :3].clone(), **geometry))
+    outs = []
+    for G in (x, near):
+        out, status, one = torch.empty_like(near), torch.zeros(2, dtype=torch.int32), torch.ones(2, 1)
+        ops.spectral_newton_poles_(out, status, G, one[:, 0], one, one, 1.0, 0.0)
+        outs.append(out)
+    assert torch.equal(*outs)
 
 
 def newton_case(batch, rows, columns, terms, dtype=torch.float32, seed=0):

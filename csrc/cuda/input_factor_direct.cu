@@ -5,24 +5,13 @@
 // adds them in order, scales, and writes a tile and its mirror image: deterministic and exactly symmetric.
 #include "cuda/device.cuh"
 #include "cuda/input_factor_direct.h"
+#include "cuda/patches.cuh"
 
 namespace spectral_ext::cuda {
 namespace {
 
 constexpr int kDepth = 16;     // rows a step
 constexpr int kThreads = 256;  // 16 × 16, each with a (kTile/16)² fragment
-
-struct Column {
-  int64_t offset;  // of the channel
-  int start[3];    // tap·step + start
-  int kind;        // 0 outside the factor, 1 patch, 2 ones
-};
-
-struct Row {
-  int64_t offset;  // of the sample
-  int base[3];     // y·down
-  bool inside;
-};
 
 struct Tile {
   int row, column;
@@ -35,46 +24,9 @@ __host__ __device__ inline Tile upper_tile(int index) {
   return {index - column * (column + 1) / 2, column};
 }
 
-__device__ Column decode_column(const DirectSizes& s, int group, int i) {
-  const int taps = s.axes[0].kernel * s.axes[1].kernel * s.axes[2].kernel;
-  const int patch = s.group_channels * taps;
-  Column column{0, {0, 0, 0}, i < patch ? 1 : s.bias && i == patch ? 2 : 0};
-  if (column.kind != 1) return column;
-  const int channel = s.channels_last ? i % s.group_channels : i / taps;
-  int tap = s.channels_last ? i / s.group_channels : i % taps;
-  column.offset = (static_cast<int64_t>(group) * s.group_channels + channel) * s.channel_stride;
-#pragma unroll
-  for (int a = 2; a >= 0; --a) {
-    column.start[a] = tap % s.axes[a].kernel * s.axes[a].step + s.axes[a].start;
-    tap /= s.axes[a].kernel;
-  }
-  return column;
-}
-
-__device__ Row decode_row(const DirectSizes& s, int64_t row, int64_t end) {
-  Row result{0, {0, 0, 0}, row < end};
-#pragma unroll
-  for (int a = 2; a >= 0; --a) {
-    result.base[a] = static_cast<int>(row % s.axes[a].positions) * s.axes[a].down;
-    row /= s.axes[a].positions;
-  }
-  result.offset = row * s.batch_stride;
-  return result;
-}
-
 template <typename T>
 __device__ __forceinline__ Accumulator<T> read(const T* x, const DirectSizes& s, const Row& row, const Column& column) {
-  if (!row.inside || column.kind == 0) return 0;
-  if (column.kind == 2) return 1;
-  int64_t offset = row.offset + column.offset;
-#pragma unroll
-  for (int a = 0; a < 3; ++a) {
-    const int scaled = row.base[a] + column.start[a];
-    const int h = s.axes[a].up == 1 ? scaled : scaled / s.axes[a].up;
-    if (scaled < 0 || h >= s.axes[a].size || h * s.axes[a].up != scaled) return 0;
-    offset += h * s.axis_stride[a];
-  }
-  return widen(x[offset]);
+  return read_patch<Accumulator<T>>(s, row, column, [&](int64_t offset) { return widen(x[offset]); });
 }
 
 // Grid (tiles · groups, slices).

@@ -8,6 +8,7 @@
 #include "cuda/lag_tables.h"
 #include "cuda/transpose.h"
 #include "ops/input_geometry.h"
+#include "ops/patch_sizes.h"
 
 namespace spectral_ext {
 namespace {
@@ -84,26 +85,9 @@ class LagSums {
   }
 };
 
-cuda::DirectSizes direct_sizes(const Tensor& x, const Geometry& g, bool channels_last_order) {
-  cuda::DirectSizes s{};
-  s.batch = g.batch, s.groups = static_cast<int>(g.groups), s.group_channels = static_cast<int>(g.group_channels());
-  s.batch_stride = x.stride(0), s.channel_stride = x.stride(1);
-  s.bias = g.bias, s.channels_last = channels_last_order;
-  const int64_t dims = x.dim() - 2;
-  for (int64_t a = 0; a < kAxes; ++a) {
-    const Axis& axis = g.axes[a];
-    const int64_t step = axis.kernel > 1 ? axis.offset(1) - axis.offset(0) : 0;
-    s.axes[a] = {static_cast<int>(axis.size),     static_cast<int>(axis.kernel), static_cast<int>(axis.positions()),
-                 static_cast<int>(axis.up()),     static_cast<int>(axis.down()), static_cast<int>(step),
-                 static_cast<int>(axis.offset(0))};
-    s.axis_stride[a] = a >= kAxes - dims ? x.stride(2 + a - (kAxes - dims)) : 0;
-  }
-  return s;
-}
-
 void direct(const Tensor& x, const Geometry& g, bool channels_last_order, const cuda::FactorOutput& out,
             const cuda::Device& device) {
-  const cuda::DirectSizes sizes = direct_sizes(x, g, channels_last_order);
+  const cuda::DirectSizes sizes = patch_sizes(x, g, channels_last_order);
   const cuda::Dtype dtype = cuda::dtype_of(x);
   const int multiprocessors = device.multiprocessors();
   const Tensor scratch = torch::stable::new_empty(x, {cuda::input_factor_direct_scratch(sizes, dtype, multiprocessors)},

@@ -189,33 +189,40 @@ void transposition(int64_t batch, int64_t rows, int64_t columns) {
         expect(out[(b * columns + c) * rows + r] == x[(b * rows + r) * columns + c], "transpose");
 }
 
-void rayleigh(int64_t samples, int64_t positions, int K, bool positions_last) {
-  const RayleighSizes sizes{samples, positions, K};
-  const int64_t count = samples * positions * K, sample = positions * K;
-  const std::vector<float> p = random_numbers<float>(count), q = random_numbers<float>(count);
-  const std::vector<float> shift = random_numbers<float>(K);
-  const int64_t k_stride = positions_last ? positions : 1, s_stride = positions_last ? 1 : K;
-  const int64_t rows = rayleigh_partial_rows(sizes);
-  double* partials = guarded<double>(rows * 4 * K);
+// A linear layer: rows of n and m numbers.
+void rayleigh(int64_t samples, int positions, int n, int m, int K) {
+  const int64_t rows = samples * positions;
+  const std::vector<float> x = random_numbers<float>(rows * n), delta = random_numbers<float>(rows * m);
+  const std::vector<float> U = random_numbers<float>(m * K), V = random_numbers<float>(n * K);
+  const auto operand = [&](const std::vector<float>& numbers, int features, const std::vector<float>& directions) {
+    DirectSizes s{};
+    s.batch = samples, s.groups = 1, s.group_channels = features;
+    s.batch_stride = static_cast<int64_t>(positions) * features, s.channel_stride = 1, s.axis_stride[2] = features;
+    for (DirectAxis& axis : s.axes) axis = {1, 1, 1, 1, 1, 0, 0};
+    s.axes[2].size = s.axes[2].positions = positions;
+    return RayleighOperand{to_device(numbers), Dtype::kFloat32, s, to_device(directions)};
+  };
+  const RayleighProblem problem{operand(x, n, V), operand(delta, m, U), K, false};
+  const RayleighPlan plan = rayleigh_plan(problem);
   double* out = guarded<double>(4 * K);
-  check(launch_rayleigh_partials({to_device(p), sample, k_stride, s_stride, to_device(shift)},
-                                 {to_device(q), sample, k_stride, s_stride, nullptr}, Dtype::kFloat32, sizes, partials,
-                                 nullptr));
-  void* const outputs[4] = {out, out + K, out + 2 * K, out + 3 * K};
-  check(launch_rayleigh_finish(partials, rows, K, {{1, 2, 3, 4}}, outputs, Dtype::kFloat64, nullptr));
+  check(launch_rayleigh(problem, plan, guarded<float>(plan.scratch_numbers), guarded<double>(plan.partial_numbers), out,
+                        nullptr));
   const std::vector<double> found = to_host(out, 4 * K);
   for (int k = 0; k < K; ++k) {
     double want[4] = {};
     for (int64_t b = 0; b < samples; ++b) {
       double inner = 0;
-      for (int64_t s = 0; s < positions; ++s) {
-        const double a = static_cast<double>(p[b * sample + k * k_stride + s * s_stride]) + shift[k];
-        const double d = q[b * sample + k * k_stride + s * s_stride];
-        want[0] += d * d, want[1] += a * a, want[2] += d * d * a * a, inner += d * a;
+      for (int64_t row = b * positions; row < (b + 1) * positions; ++row) {
+        double p = 0, q = 0;
+        for (int i = 0; i < n; ++i) p += static_cast<double>(x[row * n + i]) * V[i * K + k];
+        for (int i = 0; i < m; ++i) q += static_cast<double>(delta[row * m + i]) * U[i * K + k];
+        want[0] += q * q, want[1] += p * p, want[2] += q * q * p * p, inner += q * p;
       }
       want[3] += inner * inner;
     }
-    for (int o = 0; o < 4; ++o) expect_close(found[o * K + k], (o + 1) * want[o], 1e-12, "Rayleigh quotients");
+    const double B = static_cast<double>(samples), BS = static_cast<double>(rows);
+    const double scale[4] = {1 / B, 1 / BS, 1 / BS, 1 / B};
+    for (int o = 0; o < 4; ++o) expect_close(found[o * K + k], scale[o] * want[o], 2e-5, "Rayleigh quotients");
   }
 }
 
@@ -270,7 +277,7 @@ int main(int argc, char** argv) {
   factor_of_rows<float>(600, 35, Dtype::kFloat32, 20);
   factor_of_rows<float>(37, 19, Dtype::kFloat32, 1);
   transposition(2, 33, 70), transposition(1, 5, 3);
-  rayleigh(35, 33, 5, true), rayleigh(9, 7, 33, false), rayleigh(600, 1, 3, false);
+  rayleigh(3, 140, 5, 4, 5), rayleigh(9, 7, 70, 33, 27), rayleigh(30, 1, 90, 70, 40);
   newton(3, 300, false), newton(66, 70, false), newton(129, 20, false), newton(130, 20, true);
   std::puts("every kernel ran");
 }
