@@ -100,10 +100,11 @@ def test_input_factor_of_transposed_convolutions_agrees_with_the_cpu(ops, monkey
     assert error(input_factor(x, **arguments), want) < 1e-13
 
 
-@pytest.mark.parametrize(("rows", "n"), [(1, 1), (5, 7), (40, 20), (300, 70), (33, 129)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("rows", "n"), [(1, 1), (5, 7), (40, 20), (300, 70), (33, 129), (150, 250), (100, 128)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_input_factor_of_linear_layers(emulated, rows, n, bias):
-    x = torch.randn(rows, 1, n)
+def test_input_factor_of_linear_layers(emulated, rows, n, bias, dtype):
+    x = torch.randn(rows, 1, n).to(dtype)
     assert error(input_factor(x, bias=bias), reference.input_factor(x.double(), bias=bias)) < 1e-6
 
 
@@ -293,20 +294,26 @@ def test_spectral_newton_of_larger_matrices(ops, batch, rows, columns, terms, dt
     assert float((out.double() - want).norm() / want.norm()) < tolerance
 
 
-def test_spectral_newton_of_larger_matrices_adds_slices_and_fails_one_at_a_time(ops, monkeypatch):
+def test_spectral_newton_of_larger_matrices_adds_slices_and_fails_one_at_a_time(ops):
     """The large side is summed in slices; a scale and a decay of what was there are applied on the way out."""
     G, constant, weights, poles, want = newton_case(2, 161, 520, 1)
     G[1, 150, 3] = torch.nan
+    storage = torch.ones(2, 520, 322)
+    out, status = storage[..., ::2].mT, torch.full((2,), -1, dtype=torch.int32)
+    ops.spectral_newton_poles_(out, status, G, constant, weights, poles, -0.5, 0.9)
+    assert status.tolist() == [0, 151]
+    assert error(out[0], 0.9 - 0.5 * want[0]) < 1e-5
+    assert (out[1] == torch.tensor(0.9)).all()
+    assert (storage[..., 1::2] == 1).all()
+
+
+def test_spectral_newton_of_larger_matrices_does_not_depend_on_the_order_of_blocks(ops, monkeypatch):
+    G, constant, weights, poles, _ = newton_case(1, 161, 161, 1)
     outs = []
     for order in ("forward", "7"):
         monkeypatch.setenv("CUDA_EMULATOR_ORDER", order)
-        storage = torch.ones(2, 520, 322)
-        out, status = storage[..., ::2].mT, torch.full((2,), -1, dtype=torch.int32)
-        ops.spectral_newton_poles_(out, status, G, constant, weights, poles, -0.5, 0.9)
-        assert status.tolist() == [0, 151]
-        assert error(out[0], 0.9 - 0.5 * want[0]) < 1e-5
-        assert (out[1] == torch.tensor(0.9)).all()
-        assert (storage[..., 1::2] == 1).all()
+        out, status = torch.empty_like(G), torch.zeros(1, dtype=torch.int32)
+        ops.spectral_newton_poles_(out, status, G, constant, weights, poles, 1.0, 0.0)
         outs.append(out)
     assert torch.equal(*outs)
 

@@ -54,6 +54,9 @@ void warp_barrier();
 uint64_t exchange(uint64_t value, int source_lane);  // what lane `source_lane` of this warp passed in
 int lane();
 void* dynamic_shared();
+void copy_async(void* shared, const void* global);  // done as late as allowed; until then the target holds NaN
+void end_copies();
+void wait_for_copies(int groups_left);
 void show(const void* mine);  // to the other lanes of this warp, from the next warp_barrier() to the one after
 const void* shown_by(int lane);
 }  // namespace cuda_emulator

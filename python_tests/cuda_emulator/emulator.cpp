@@ -61,6 +61,11 @@ struct Fiber {
   uint64_t value = 0;
   const void* shown = nullptr;
   unsigned block_barriers = 0, warp_barriers = 0;
+  struct Copy {
+    void* to;
+    const void* from;
+  };
+  std::vector<std::vector<Copy>> copies;  // groups that are not waited for yet; the last one is still open
 };
 
 thread_local std::vector<Fiber> fibers;
@@ -160,6 +165,7 @@ void run_block(int threads, std::mt19937& random) {
     fiber.block_barriers = fiber.warp_barriers = 0;
     if (fiber.sanitizer == nullptr) fiber.sanitizer = __tsan_create_fiber(0);
     fiber.begun = false;
+    fiber.copies.assign(1, {});
     getcontext(&fiber.start);
     fiber.start.uc_stack = {fiber.stack.data(), 0, fiber.stack.size()};
     fiber.start.uc_link = nullptr;
@@ -205,6 +211,21 @@ uint64_t exchange(uint64_t value, int source_lane) {
   const uint64_t result = fibers[source].value;
   warp_barrier();
   return result;
+}
+
+void copy_async(void* shared, const void* global) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0)
+    fail("cp.async of an address that is not a multiple of 16");
+  std::memset(shared, 0xff, 16);
+  fibers[static_cast<size_t>(current)].copies.back().push_back({shared, global});
+}
+void end_copies() { fibers[static_cast<size_t>(current)].copies.emplace_back(); }
+void wait_for_copies(int groups_left) {
+  auto& groups = fibers[static_cast<size_t>(current)].copies;
+  while (groups.size() > static_cast<size_t>(groups_left) + 1) {
+    for (const Fiber::Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, 16);
+    groups.erase(groups.begin());
+  }
 }
 
 void show(const void* mine) { fibers[static_cast<size_t>(current)].shown = mine; }

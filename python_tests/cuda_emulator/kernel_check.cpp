@@ -272,6 +272,7 @@ int main(int argc, char** argv) {
   }
   factor(3, 1, 2), factor(33, 2, 1), factor(18, 1, 20);
   factor_of_rows<__nv_bfloat16>(70, 72, Dtype::kBFloat16, 1);
+  factor_of_rows<__half>(140, 128, Dtype::kFloat16, 1);
   factor_of_rows<__half>(300, 66, Dtype::kFloat16, 20);
   factor_of_rows<float>(70, 68, Dtype::kFloat32, 1);
   factor_of_rows<float>(600, 35, Dtype::kFloat32, 20);
