@@ -43,13 +43,14 @@ build/.stamp: setup.py tools/toolchain.py $(NATIVE) $(READY)
 	SPECTRAL_EXT_PREBUILT=1 $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
-.PHONY: help setup build test demo bench lint format cubin headers clang sanitize sdist-check docs clean
+.PHONY: help setup build test demo bench lint format cubin headers clang sanitize tsan sdist-check docs axe vendor clean
 
 help:
 	@echo "make demo    train a small ResNet on real images and measure its curvature landscape"
 	@echo "make test    all tests            make bench   every op against its peers, as ratios"
 	@echo "make lint    ruff, clang-format, mypy       make cubin   compile every CUDA kernel, fail on a spill"
 	@echo "make sanitize      the tests of the ops under the address and undefined-behaviour sanitizers"
+	@echo "make tsan          the tests of the ops' threads under the thread sanitizer"
 	@echo "make headers       compile every binding, with and without CUDA, against the oldest torch"
 	@echo "make clang         every C++ file under clang, and sdist-check with it"
 	@echo "make sdist-check   source distribution, wheel from it, import and tests of the ops outside the tree"
@@ -91,17 +92,26 @@ clang: $(READY)
 	CC=clang CXX=clang++ MAX_JOBS=$(JOBS) $(PYTHON) tools/check_sdist.py
 
 PYTHON_ANYWHERE = $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON))
-INSTRUMENTED = SPECTRAL_EXT_SANITIZE=address,undefined
 # Instruments csrc/, not torch; data races in the CUDA kernels are part of `make test` (test_cuda_emulation.py).
-# torch itself leaks at exit. libstdc++ is preloaded so that exceptions are intercepted.
 # A report ends the process while pytest holds its output: log_path keeps it, and it is shown at the end.
-SANITIZERS = ASAN_OPTIONS=detect_leaks=0:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report \
-	LD_PRELOAD="$$($(GXX) -print-file-name=libasan.so) $$($(GXX) -print-file-name=libstdc++.so)"
-sanitize: $(READY)
-	CC=gcc CXX=$(GXX) $(INSTRUMENTED) SPECTRAL_EXT_CUDA=0 MAX_JOBS=$(JOBS) $(PYTHON) setup.py -q build --build-base build/sanitize/temp --build-lib build/sanitize
-	rm -f build/sanitize/report.*
-	cd build/sanitize && { $(INSTRUMENTED) $(SANITIZERS) OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(PYTHON_ANYWHERE) -m pytest -q -p no:cacheprovider -n $(JOBS) \
+# $(call instrumented,folder in build/,sanitizers,options,libraries to load first,threads per process,pytest options)
+define instrumented
+	CC=gcc CXX=$(GXX) SPECTRAL_EXT_SANITIZE="$(2)" SPECTRAL_EXT_CUDA=0 MAX_JOBS=$(JOBS) $(PYTHON) setup.py -q build --build-base build/$(1)/temp --build-lib build/$(1)
+	rm -f build/$(1)/report.*
+	cd build/$(1) && { env SPECTRAL_EXT_SANITIZE="$(2)" $(3) LD_PRELOAD="$(foreach library,$(4),$$($(GXX) -print-file-name=$(library)))" OMP_NUM_THREADS=$(5) PYTHONPATH=$(CURDIR) $(PYTHON_ANYWHERE) -m pytest -q -p no:cacheprovider $(6) \
 		$(addprefix ../../,$(OP_TESTS)) || { cat report.* 2>/dev/null; exit 1; }; }
+endef
+COMMA := ,
+
+# torch itself leaks at exit. libstdc++ is preloaded so that exceptions are intercepted.
+sanitize: $(READY)
+	$(call instrumented,sanitize,address$(COMMA)undefined,ASAN_OPTIONS=detect_leaks=0:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report,libasan.so libstdc++.so,1,-n $(JOBS))
+
+# The tests whose names say threads; `make tsan SELECT=` runs all tests of the ops but those that fork, which the
+# sanitizer cannot follow. torch's own accesses are not seen.
+SELECT ?= threads
+tsan: $(READY)
+	$(call instrumented,tsan,thread,TSAN_OPTIONS=halt_on_error=1:die_after_fork=0:ignore_noninstrumented_modules=1:log_path=report,libtsan.so,2,$(if $(SELECT),-k $(SELECT)) --deselect ../../python_tests/test_guard_pages.py)
 
 sdist-check: $(READY)
 	MAX_JOBS=$(JOBS) $(PYTHON) tools/check_sdist.py
@@ -109,6 +119,17 @@ sdist-check: $(READY)
 docs: $(INSTALLED)
 	$(PYTHON) tools/requirements.py docs | $(PYTHON) -m pip install -q -r /dev/stdin
 	$(PYTHON) -m mkdocs build --strict
+
+# The accessibility linter of the page's tests, which skip it where npm is missing.
+axe:
+	npm install --silent --no-audit --no-fund --prefix build/npm axe-core@4
+
+# The part of Observable Plot that the page carries.
+vendor:
+	npm install --silent --no-audit --no-fund --prefix build/npm @observablehq/plot@0.6.17 d3@7.9.2 esbuild@0.28
+	cp spectral_ext/report/vendor/plot.entry.js build/npm/
+	build/npm/node_modules/.bin/esbuild build/npm/plot.entry.js --bundle --minify --format=iife --global-name=Plot \
+		--legal-comments=none --outfile=spectral_ext/report/vendor/plot.js
 
 clean:
 	rm -rf build dist site demo_output spectral_ext/*.so spectral_ext/_build_info.py *.egg-info

@@ -134,9 +134,6 @@ def race(images: Images, seeds: int, epochs: int, samples: int, console: Console
 
 def training_section(race: Race, epochs: int, images: int) -> Section:
     """The race as a section of the page."""
-    with plots.drawn_in(plots.VARIABLE):
-        drawing = plots.learning_curves(race.curves, plots.VARIABLE)
-        figure = plots.to_svg(drawing, "race")
     runs = len(next(iter(race.curves.values())))
     return Section(
         title="Training: Spectral Newton beside AdamW",
@@ -146,7 +143,7 @@ def training_section(race: Race, epochs: int, images: int) -> Section:
         "about one point, the same for both: differences below that mean little.",
         header=("optimizer", "test accuracy, mean", "each seed", "training, s a run"),
         rows=_race_rows(race),
-        figures=(figure,),
+        figures=(plots.learning_curves(race.curves),),
     )
 
 
@@ -194,10 +191,8 @@ def main(argv: list[str] | None = None) -> int:
     title = "Curvature landscape of a small ResNet"
     section = training_section(result, args.epochs, len(images.train))
     page = write_report(landscape, args.out, title=title, sections=[section], track=result.track, unit="epoch")
-    with plots.drawn_in(plots.THEMES["light"]):
-        plots.save_png(
-            plots.learning_curves(result.curves, plots.THEMES["light"]), args.out / "figures" / "training.png"
-        )
+    curves = plots.draw(plots.learning_curves(result.curves), plots.THEMES["light"])
+    plots.save(curves, args.out / "figures" / "training.png")
     console.print(f"\nDone in {time.perf_counter() - start:.0f} s. Open [bold]{page}[/bold] in a browser;")
     console.print(f"figures are in {args.out / 'figures'}, the numbers in {args.out / 'landscape.json'}.")
     return 0

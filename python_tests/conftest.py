@@ -14,10 +14,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 @pytest.fixture(autouse=True, scope="session")
 def _sanitized_binary():
     """``make sanitize`` must not pass because another binary was loaded."""
-    if os.environ.get("SPECTRAL_EXT_SANITIZE"):
+    if sanitizers := os.environ.get("SPECTRAL_EXT_SANITIZE"):
         from spectral_ext._extension import compiled
 
-        assert b"__asan_report" in Path(compiled.__file__).read_bytes(), f"{compiled.__file__} is not instrumented"
+        mark = b"__tsan_func_entry" if sanitizers == "thread" else b"__asan_report"
+        assert mark in Path(compiled.__file__).read_bytes(), f"{compiled.__file__} is not instrumented"
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import run_ranks
 from torch import nn
 
 from spectral_ext import reference
@@ -200,9 +200,9 @@ def test_without_processes_all_reduce_is_a_copy():
         close(a, b)
 
 
-def reduce_in_a_process(rank, folder):
+def reduce_in_a_process(rank, port, folder):
     """Three cases a process: unequal shares; one process without data; processes with different input sizes."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
     results = {}
     for name in ("conv3x3", "sequence"):
@@ -233,7 +233,7 @@ def reduce_in_a_process(rank, folder):
 def test_all_reduce_over_two_gloo_processes(tmp_path):
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("torch is built without gloo")
-    mp.spawn(reduce_in_a_process, args=(str(tmp_path),), nprocs=2)
+    run_ranks(reduce_in_a_process, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     torch.manual_seed(0)
     for name in ("conv3x3", "sequence"):

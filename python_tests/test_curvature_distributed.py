@@ -1,13 +1,10 @@
 """Samples over the ranks of a process group: the same result as one process with all of them; errors reach all."""
 
-import socket
-import traceback
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from curvature_cases import C, mlp, resnet
+from processes import run_ranks
 from torch import nn
 
 from spectral_ext.curvature import directional_curvature
@@ -25,50 +22,37 @@ def models():
 
 
 def worker(rank, port, folder):
-    try:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
-        x, y = data()
-        mine = [[(x[:2], y[:2]), (x[2:4], y[2:4])], [(x[4:], y[4:])]][rank]
-        found = []
-        for model in models():
-            result = directional_curvature(
-                model, nn.CrossEntropyLoss(), mine, top_k=3, split=True, process_group=dist.group.WORLD
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    x, y = data()
+    mine = [[(x[:2], y[:2]), (x[2:4], y[2:4])], [(x[4:], y[4:])]][rank]
+    found = []
+    for model in models():
+        result = directional_curvature(
+            model, nn.CrossEntropyLoss(), mine, top_k=3, split=True, process_group=dist.group.WORLD
+        )
+        found.append((result.loss, result.samples, {n: (r.sigma, r.U, r.h, r.parts) for n, r in result.items()}))
+    errors = []
+    for loss in (x.new_tensor(float("nan")) if rank else 1.0, 1.0):
+        try:
+            directional_curvature(
+                mlp(nn.ReLU()).double(),
+                lambda o, t, factor=loss: nn.functional.cross_entropy(o, t) * factor,
+                [(x[:4, :, 0, 0].repeat(1, 3)[:, :7], y[:4])],
+                process_group=dist.group.WORLD,
             )
-            found.append((result.loss, result.samples, {n: (r.sigma, r.U, r.h, r.parts) for n, r in result.items()}))
-        errors = []
-        for loss in (x.new_tensor(float("nan")) if rank else 1.0, 1.0):
-            try:
-                directional_curvature(
-                    mlp(nn.ReLU()).double(),
-                    lambda o, t, factor=loss: nn.functional.cross_entropy(o, t) * factor,
-                    [(x[:4, :, 0, 0].repeat(1, 3)[:, :7], y[:4])],
-                    process_group=dist.group.WORLD,
-                )
-                errors.append(None)
-            except (ValueError, RuntimeError) as error:
-                errors.append(str(error))
-        torch.save((found, errors), folder / str(rank))
-        dist.barrier()
-        dist.destroy_process_group()
-    except Exception:
-        torch.save((traceback.format_exc(), None), folder / str(rank))
+            errors.append(None)
+        except (ValueError, RuntimeError) as error:
+            errors.append(str(error))
+    torch.save((found, errors), folder / str(rank))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
 def test_two_ranks_equal_one_process(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    processes = [context.Process(target=worker, args=(rank, port, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
+    run_ranks(worker, tmp_path)
     answers = {rank: torch.load(tmp_path / str(rank), weights_only=True) for rank in range(2)}
-    for found, _ in answers.values():
-        assert not isinstance(found, str), found
     x, y = data()
     batches = [(x[:2], y[:2]), (x[2:4], y[2:4]), (x[4:], y[4:])]
     for index, model in enumerate(models()):

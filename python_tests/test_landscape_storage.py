@@ -4,12 +4,12 @@ import csv
 import io
 import json
 import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import CONTEXT
 
 from spectral_ext.landscape import COLUMNS, Landscape, LandscapeFileError, files, storage, write_atomically
 from spectral_ext.landscape.synthetic import synthetic_landscape
@@ -237,28 +237,22 @@ def test_new_files_have_the_users_mode(tmp_path):
         os.umask(old)
 
 
-WRITER = """
-import sys, time
-from spectral_ext.landscape.synthetic import synthetic_landscape
-landscape, end, count = synthetic_landscape(int(sys.argv[2])), time.time() + 3, 0
-while time.time() < end or count < 3:
-    landscape.save(sys.argv[1])
-    count += 1
-print(count)
-"""
+def save_again_and_again(folder, layers):
+    landscape, end, count = synthetic_landscape(layers), time.time() + 2, 0
+    while time.time() < end or count < 3:
+        landscape.save(folder)
+        count += 1
 
 
 def test_two_writers_and_a_reader(tmp_path):
     path = synthetic_landscape(2).save(tmp_path)
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), size], cwd=ROOT, stdout=subprocess.PIPE)
-        for size in ("1", "3")
-    ]
+    writers = [CONTEXT.Process(target=save_again_and_again, args=(tmp_path, layers)) for layers in (1, 3)]
+    for writer in writers:
+        writer.start()
     reads = set()
-    while any(writer.poll() is None for writer in writers):
+    while any(writer.is_alive() for writer in writers):
         reads.add(len(Landscape.load(path)))
-    assert [writer.wait() for writer in writers] == [0, 0]
-    assert all(int(writer.stdout.read()) >= 3 for writer in writers)
+    assert [writer.exitcode for writer in writers] == [0, 0]
     assert reads <= {2, 3, 4}
     assert [one.name for one in tmp_path.iterdir()] == ["landscape.json"]
 

@@ -1,16 +1,14 @@
 """Two ranks: the same landscape as one process with all samples, and an error of one rank on all, by name, at once."""
 
 import json
-import socket
 import sys
 import time
-import traceback
 import warnings
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import run_ranks
 from torch import nn
 
 from spectral_ext import directional_curvature, measure
@@ -87,41 +85,38 @@ EXPECTED = {
 
 
 def worker(rank, port, folder):
-    try:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
-        group = dist.group.WORLD
-        answers = {}
-        sys.modules["spectral_ext.landscape.measure"].GROUP = 1
-        found = measure(net().double(), LOSS, as_double(cut(rank)), progress=False, top_k=4, process_group=group)
-        again = [
-            measure(
-                net().double(), LOSS, as_double(cut(rank)), progress=False, top_k=4, process_group=group,
-                resume=folder / "kept",
-            )
-            for _ in range(2)
-        ]  # fmt: skip
-        answers["landscape"] = {name: encode(row) for name, row in found.items()}
-        answers["resumed"] = [{name: encode(row) for name, row in one.items()} for one in again]
-        answers["meta"] = {key: found.meta[key] for key in ("samples", "batches", "loss", "notes")}
-        for name, different in DIFFERENT.items():
-            for call in (directional_curvature, measure):
-                options = dict(model=net(), loss=LOSS, batches=cut(rank), top_k=2) | different(rank)
-                arguments = [options.pop(key) for key in ("model", "loss", "batches")]
-                start = time.time()
-                try:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")
-                        call(*arguments, **options, progress=False, process_group=group)
-                    said = "no error"
-                except Exception as error:
-                    said = f"{type(error).__name__}: {error}"
-                answers[f"{name} {call.__name__}"] = said, time.time() - start
-        (folder / f"{rank}.json").write_text(json.dumps(answers))
-        dist.barrier()
-        dist.destroy_process_group()
-    except Exception:
-        (folder / f"{rank}.json").write_text(json.dumps({"failed": traceback.format_exc()}))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    group = dist.group.WORLD
+    answers = {}
+    sys.modules["spectral_ext.landscape.measure"].GROUP = 1
+    found = measure(net().double(), LOSS, as_double(cut(rank)), progress=False, top_k=4, process_group=group)
+    again = [
+        measure(
+            net().double(), LOSS, as_double(cut(rank)), progress=False, top_k=4, process_group=group,
+            resume=folder / "kept",
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    answers["landscape"] = {name: encode(row) for name, row in found.items()}
+    answers["resumed"] = [{name: encode(row) for name, row in one.items()} for one in again]
+    answers["meta"] = {key: found.meta[key] for key in ("samples", "batches", "loss", "notes")}
+    for name, different in DIFFERENT.items():
+        for call in (directional_curvature, measure):
+            options = dict(model=net(), loss=LOSS, batches=cut(rank), top_k=2) | different(rank)
+            arguments = [options.pop(key) for key in ("model", "loss", "batches")]
+            start = time.time()
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    call(*arguments, **options, progress=False, process_group=group)
+                said = "no error"
+            except Exception as error:
+                said = f"{type(error).__name__}: {error}"
+            answers[f"{name} {call.__name__}"] = said, time.time() - start
+    (folder / f"{rank}.json").write_text(json.dumps(answers))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -129,19 +124,8 @@ def answers(tmp_path_factory):
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("torch without gloo")
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    processes = [mp.get_context("spawn").Process(target=worker, args=(rank, port, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-        process.kill()
-    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
-    for one in found:
-        assert "failed" not in one, one["failed"]
-    return found
+    run_ranks(worker, folder)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 def test_all_ranks_have_the_landscape_of_all_samples(answers):

@@ -1,11 +1,10 @@
 """Two gloo processes: DDP, FSDP2 and other DTensors equal one process; checkpoints; and who owns what."""
 
 import inspect
-import socket
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from processes import CONTEXT, run_ranks
 
 from spectral_ext.optim.distributed import _shard_shape, assign_owners
 
@@ -22,12 +21,9 @@ else:
 
 @pytest.fixture(scope="module")
 def outcomes():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with mp.Manager() as manager:
+    with CONTEXT.Manager() as manager:
         results = manager.dict()
-        mp.spawn(worker.run, (port, results), nprocs=2)
+        run_ranks(worker.run, results)
         return dict(results)
 
 

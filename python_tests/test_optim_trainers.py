@@ -1,12 +1,11 @@
 """SpectralNewton in other loops: one line swapped, HF Trainer (both ways), Lightning, accelerate with FSDP2."""
 
-import socket
 import warnings
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from processes import CONTEXT, run_ranks
 from torch import nn
 
 from spectral_ext.optim import SpectralNewton
@@ -101,8 +100,8 @@ def accelerated(rank, port, results):
     import os
 
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     torch.set_num_threads(1)
     from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
@@ -131,18 +130,15 @@ def accelerated(rank, port, results):
 def test_accelerate_with_fsdp2_on_two_processes():
     """accelerate makes new, sharded parameters and puts them into the groups of the optimizer that it was given."""
     has("accelerate")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     model, (x, y) = net(), data()
     optimizer = SpectralNewton(model, 0.04)
     for _ in range(3):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-    with mp.Manager() as manager:
+    with CONTEXT.Manager() as manager:
         results = manager.dict()
-        mp.spawn(accelerated, (port, results), nprocs=2)
+        run_ranks(accelerated, results)
         for weights, keys, kind in dict(results).values():
             assert "momentum_buffer" in keys and kind != "Parameter"
             for name, p in model.named_parameters():

@@ -208,7 +208,7 @@ def test_nothing_to_sum_gives_zeros(shape_x, shape_delta, K, geometry):
 
 
 @pytest.mark.parametrize("shape", [(64, 8, 16, 16), (3, 8, 33, 16)])
-def test_bitwise_independent_of_the_thread_count(shape):
+def test_result_does_not_depend_on_threads(shape):
     x, delta = torch.randn(shape), torch.randn(shape)
     U, V = torch.randn(8, 20), torch.randn(72, 20)
     before = torch.get_num_threads()

@@ -1,11 +1,15 @@
 """The page: complete, self-contained, safe, and right in a real browser where there is one."""
 
 import dataclasses
+import html
 import json
 import re
 import shutil
 import subprocess
+import time
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,9 +17,10 @@ from PIL import Image
 from spectral_ext.landscape import Landscape, LayerLandscape
 from spectral_ext.landscape.columns import PAGE
 from spectral_ext.landscape.synthetic import synthetic_landscape, synthetic_row
-from spectral_ext.report import Section, render, sentences, training_section, write_report
+from spectral_ext.report import Section, advice, render, sentences, training_section, write_report
 from spectral_ext.tracker import Track
 
+ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
@@ -62,7 +67,7 @@ def test_page_is_well_formed_and_needs_nothing_else(page):
     parser.feed(page)
     assert parser.open == []
     assert parser.links
-    assert all(link.startswith("#") for link in parser.links)
+    assert all(link.startswith("#") for link in parser.links if link != "landscape.json")
     assert not re.search(r"@import|<link|src=|https?://(?!www\.w3\.org/)", page)
 
 
@@ -70,7 +75,7 @@ def test_every_link_inside_the_page_has_a_target_and_ids_are_unique(page):
     parser = Balance()
     parser.feed(page)
     assert len(set(parser.ids)) == len(parser.ids)
-    assert {link[1:] for link in parser.links} <= set(parser.ids)
+    assert {link[1:] for link in parser.links if link.startswith("#")} <= set(parser.ids)
 
 
 def test_page_shows_every_layer_every_column_every_reason(page, landscape):
@@ -81,6 +86,7 @@ def test_page_shows_every_layer_every_column_every_reason(page, landscape):
     assert "not measured: its gradient is zero" in page
     assert "BatchNorm2d has no weight matrix that is measured" in page
     assert "a note of this layer" in page
+    assert page.index('id="do"') < page.index('id="table"')
     for row in list(landscape.values())[:-1]:
         low, high = row.alpha.interval
         assert f"{row.alpha.value:.2f} [{low:.2f}, {high:.2f}]" in page
@@ -142,6 +148,8 @@ def test_training_section_shows_a_track():
         landscapes.append(one)
     section = training_section(Track(landscapes))
     assert len(section.figures) == 2
+    assert section.moments.labels == ["step 0", "step 5"]
+    assert len({chart.y_range for chart in section.moments.charts}) == 1
     assert "2 landscapes" in section.text
 
 
@@ -177,43 +185,113 @@ def test_browser_shows_the_page_in_light_and_dark(written, tmp_path, scheme, pap
     assert len(image.getcolors(1 << 20)) > 20
 
 
-PROBE = """
-<script>
-addEventListener("load", () => {
-  const table = document.querySelector("table.sortable");
-  const index = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent.trim() === "α");
-  const order = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent.trim());
-  const heading = table.tHead.rows[0].cells[index].querySelector("button");
-  heading.click();
-  const up = order();
-  heading.click();
-  const result = {
-    up, down: order(), width: document.documentElement.scrollWidth, window: innerWidth,
-    empty: [...document.querySelectorAll("svg.plot")].filter((svg) => svg.getBoundingClientRect().height < 40 &&
-      !svg.closest("details")).length,
-    plots: document.querySelectorAll("svg.plot").length,
-    ink: getComputedStyle(document.querySelector("svg.plot text")).fill,
-  };
-  document.body.innerHTML = "<pre id=result>" + JSON.stringify(result) + "</pre>";
-});
-</script>
-"""
+PROBE = f"<script>{(ROOT / 'python_tests/report_probe.js').read_text(encoding='utf-8')}</script>"
+
+
+def probe(page, tmp_path, width, scheme=1, extra=""):
+    """The page after the script above has used it, as a person would: what it saw and said."""
+    probed = tmp_path / "probe.html"
+    text = page.read_text(encoding="utf-8")
+    caught = "<script>addEventListener('error', (e) => { document.title = 'failed: ' + e.message; });</script>"
+    probed.write_text(
+        text.replace("<body>", f"<body>{caught}{extra}").replace("</body>", PROBE + "</body>"), encoding="utf-8"
+    )
+    dump = browse(
+        probed,
+        tmp_path,
+        f"--window-size={width},800",
+        f"--blink-settings=preferredColorScheme={scheme}",
+        "--virtual-time-budget=20000",
+        "--dump-dom",
+    ).stdout
+    assert not re.search(r"<title>failed: [^<]*", dump), re.search(r"<title>failed: [^<]*", dump)
+    found = re.search(r'<pre id="result">(.*?)</pre>', dump, re.DOTALL)
+    assert found, dump[:2000]
+    return json.loads(html.unescape(found[1]))
+
+
+@pytest.fixture(scope="module")
+def tracked(landscape, tmp_path_factory):
+    landscapes = []
+    for step in (0, 5):
+        one = synthetic_landscape(3, seed=step)
+        one.meta["track"] = {"step": step, "epoch": step}
+        landscapes.append(one)
+    return write_report(landscape, tmp_path_factory.mktemp("track"), title="T", figures=False, track=Track(landscapes))
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [1300, 500])
-def test_browser_sorts_the_table_and_nothing_overflows(written, landscape, tmp_path, width):
-    probed = tmp_path / "probe.html"
-    probed.write_text(written.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    dump = browse(probed, tmp_path, f"--window-size={width},900", "--virtual-time-budget=4000", "--dump-dom").stdout
-    result = json.loads(re.search(r'<pre id="result">(.*?)</pre>', dump)[1])
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_reader_uses_the_page_by_mouse_and_keyboard(tracked, landscape, tmp_path, width):
+    result = probe(tracked, tmp_path, width)
     fitted = sorted((row for row in landscape.values() if row.alpha.ok), key=lambda row: row.alpha.value)
     assert result["up"] == [row.name for row in fitted] + ["head"]
     assert result["down"] == [row.name for row in reversed(fitted)] + ["head"]
     assert result["width"] <= result["window"]
-    assert result["plots"] > 10
+    assert result["plots"] > 20
     assert result["empty"] == 0
     assert result["ink"] == "rgb(27, 31, 36)"
+    assert result["advice"] < 400  # on the first screen
+    first, second = "blocks.0.conv", "blocks.2.conv"
+    alpha = landscape[first].alpha
+    assert result["stops"] == 1
+    assert result["tip"].startswith(f"{first}: Conv2d, curvature exponent α {float(f'{alpha.value:.4g}'):g} [")
+    assert result["next"].startswith(second)
+    assert result["target"] == f"#row{list(landscape).index(second)}"
+    assert result["closed"]
+    assert result["filtered"] == [first, second]
+    assert result["found"] == "2 of 4 layers"
+    assert result["sticky"] == "sticky"
+    (csv_name, csv_text), (svg_name, svg_text) = result["saved"]
+    assert (csv_name, csv_text) == ("landscape.csv", landscape.to_csv())
+    assert svg_name == "transfer_triangle.svg"
+    assert ET.fromstring(svg_text).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "var(--" not in svg_text
+    assert result["slid"] == ["step 0", "step 5", True]
+
+
+AXE = next(
+    (path for root in (ROOT / "build" / "npm", ROOT) if (path := root / "node_modules/axe-core/axe.min.js").is_file()),
+    None,
+)
+
+
+@needs_browser
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not installed: make axe")
+@pytest.mark.parametrize("scheme", [1, 0], ids=["light", "dark"])
+def test_the_accessibility_linter_finds_nothing(tracked, tmp_path, scheme):
+    axe = AXE.read_text(encoding="utf-8").replace("</script", "<\\/script")
+    assert probe(tracked, tmp_path, 1280, scheme, f"<script>{axe}</script>")["violations"] == []
+
+
+def test_the_page_stays_small_and_is_written_fast():
+    row = synthetic_row("x")
+    rows = {f"l{i}": dataclasses.replace(row, name=f"blocks.{i}.attention.projection", depth=i) for i in range(400)}
+    many = {one.name: one for one in rows.values()}
+    assert len(render(Landscape(dict(list(many.items())[:10])), title="T").encode()) < 700e3
+    start = time.process_time()
+    assert len(render(Landscape(many), title="T").encode()) < 3e6
+    assert time.process_time() - start < 12
+
+
+def test_the_reasons_for_doubt_can_be_read_in_print():
+    row = synthetic_row("noisy", noise=1.5, gamma=0.2, seed=3)
+    page = render(Landscape({"noisy": row}), title="T")
+    (why,) = re.findall(r'<p class="why">(.*?)</p>', page, re.DOTALL)
+    assert "R² = " in why and "interval [" in why
+    assert row.recommendation.reasons[0].split(":")[0] in html.unescape(page)
+
+
+def test_advice_names_each_layer_once_and_in_its_group(landscape):
+    said = dict(advice(landscape))
+    assert next(iter(said)).startswith("First find out whether")
+    assert said["Use α = 2."] == ["blocks.0.conv", "blocks.2.conv"]
+    own = next(names for text, names in said.items() if text.startswith("Use the measured α"))
+    assert own == ["blocks.1.fc"]
+    weak = synthetic_row("noisy", noise=1.5, gamma=0.2, seed=3)
+    assert (
+        "noisy" in dict(advice(Landscape({"noisy": weak})))["Keep the fallback α = 2: the fit of α is too weak to use."]
+    )
 
 
 def test_a_page_of_thousands_of_layers_is_bounded_and_says_what_it_leaves_out(monkeypatch):
@@ -233,7 +311,7 @@ def test_a_page_of_thousands_of_layers_is_bounded_and_says_what_it_leaves_out(mo
     assert "100 further modules are named in landscape.json" in text
     parser = Balance()
     parser.feed(text)
-    assert {link[1:] for link in parser.links} <= set(parser.ids)
+    assert {link[1:] for link in parser.links if link.startswith("#")} <= set(parser.ids)
     assert len(set(parser.ids)) == len(parser.ids)
 
 

@@ -210,7 +210,7 @@ void spectral_newton_cpu_(std::vector<Tensor> G, std::vector<Tensor> out, Tensor
   int64_t bytes = 0;
   for (size_t j = first; j < jobs.size(); ++j) bytes = std::max(bytes, scratch_for(jobs[j], 1));
   std::atomic<size_t> next{first};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+  on_torch_threads(threads, [&](int64_t, int64_t) {
     const Scratch scratch = allocate(bytes);
     for (size_t j; (j = next++) < jobs.size();) run(jobs[j], scratch.get(), Parallel{});
   });

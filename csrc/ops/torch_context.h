@@ -7,6 +7,11 @@
 #endif
 
 #include <deque>
+#ifdef __SANITIZE_THREAD__
+#include <atomic>
+#include <thread>
+#include <vector>
+#endif
 
 #include "cpu/parallel.h"
 
@@ -22,10 +27,28 @@ inline void advise_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
+// body(begin, end) over ranges that make up [0, tasks), on torch's threads.
+// ThreadSanitizer does not see the barriers of OpenMP: under it the tasks run on threads that it knows.
+template <class Body>
+void on_torch_threads(int64_t tasks, const Body& body) {
+#ifdef __SANITIZE_THREAD__
+  std::atomic<int64_t> next{0};
+  std::vector<std::thread> threads;
+  for (int64_t t = 0; t < static_cast<int64_t>(torch::stable::get_num_threads()); ++t) {
+    threads.emplace_back([&] {
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(i, i + 1);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+#else
+  torch::stable::parallel_for(0, tasks, 1, body);
+#endif
+}
+
 inline Parallel torch_threads() {
   return {static_cast<int64_t>(torch::stable::get_num_threads()),
           [](int64_t tasks, void (*task)(void*, int64_t), void* context) {
-            torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+            on_torch_threads(tasks, [&](int64_t begin, int64_t end) {
               for (int64_t i = begin; i < end; ++i) task(context, i);
             });
           }};

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from spectral_ext.curvature import precision
 from spectral_ext.curvature.memory import MemoryEstimate, estimate
 from spectral_ext.curvature.trace import Program, UntraceableError, signature, trace
 from spectral_ext.layers import Layer
@@ -40,8 +41,8 @@ class Plan:
         """The weights' precision."""
         return next(iter(self.layers.values())).weight.dtype
 
-    def program(self, batch: Batch) -> Program:
-        """The trace for a batch of this signature.
+    def program(self, batch: Batch, in_float64: bool = False) -> Program:
+        """The trace for a batch of this signature; ``in_float64``: with its arithmetic in float64.
 
         Raises:
             UntraceableError: it cannot be traced.
@@ -59,17 +60,26 @@ class Plan:
         found = self.programs[key]
         if isinstance(found, UntraceableError):
             raise found
-        return found
+        return self._raised(key, found, batch.samples) if in_float64 else found
+
+    def _raised(self, key: Any, program: Program, samples: int) -> Program:
+        raised = self.programs.get((key, torch.float64))
+        if not isinstance(raised, Program):
+            raised = precision.in_float64(program)
+            self.programs[key, torch.float64] = raised
+            self.estimates[key, torch.float64] = estimate(raised, self.model, self.layers, samples)
+        return raised
 
     def _key(self, batch: Batch) -> Any:
         return id(batch) if id(batch) in self.programs else signature(batch)
 
-    def _estimate(self, batch: Batch) -> MemoryEstimate:
-        return self.estimates[self._key(batch)]
+    def _estimate(self, batch: Batch, in_float64: bool = False) -> MemoryEstimate:
+        key = self._key(batch)
+        return self.estimates[(key, torch.float64) if in_float64 else key]
 
-    def directions_at_once(self, name: str, batch: Batch) -> int:
+    def directions_at_once(self, name: str, batch: Batch, in_float64: bool = False) -> int:
         """How many directions of a layer to push at a time."""
-        estimate, budget = self._estimate(batch), self.memory_budget
+        estimate, budget = self._estimate(batch, in_float64), self.memory_budget
         device, most = self.layers[name].weight.device, 1 << 30
         if device.type == "cpu":
             most = max(2, CACHE // max(estimate.per_direction[name], 1))
@@ -84,22 +94,23 @@ class Plan:
         Raises:
             ValueError: the samples are coupled, or one sample alone does not fit.
         """
+        self.pieces = [part for piece in self.pieces for part in self.fitting(piece)]
+
+    def fitting(self, piece: Piece, in_float64: bool = False) -> list[Piece]:
+        """The piece, or its samples in pieces that fit the budget at one direction.
+
+        Raises:
+            ValueError: as :meth:`cut_samples`.
+        """
         if self.memory_budget is None:
-            return
-        pieces = []
-        for piece in self.pieces:
-            try:
-                self.program(piece.batch)
-            except UntraceableError:
-                pieces.append(piece)
-                continue
-            estimate = self._estimate(piece.batch)
-            need = max(estimate.total(), estimate.self_check if self.self_check else 0)
-            if need <= self.memory_budget:
-                pieces.append(piece)
-            else:
-                pieces += self._cut(piece, need)
-        self.pieces = pieces
+            return [piece]
+        try:
+            self.program(piece.batch, in_float64)
+        except UntraceableError:
+            return [piece]
+        estimate = self._estimate(piece.batch, in_float64)
+        need = max(estimate.total(), estimate.self_check if self.self_check and not in_float64 else 0)
+        return [piece] if need <= self.memory_budget else self._cut(piece, need)
 
     def _cut(self, piece: Piece, need: int) -> list[Piece]:
         size = piece.batch.samples

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from spectral_ext.curvature.precision import raised
 from spectral_ext.curvature.trace import Program, UntraceableError
 
 aten = torch.ops.aten
@@ -24,7 +25,8 @@ def evaluate(program: Program, arguments: list[Tensor], weights: set[fx.Node]) -
     env: Environment = {}
     for node, value in zip(program.placeholders, arguments, strict=True):
         if node in needed:
-            env[node] = value.detach().requires_grad_() if node in weights else value.detach()
+            held = _held(program, value)
+            env[node] = held.requires_grad_() if node in weights else held
     run(program, program.nodes, env)
     if not bool(env[program.loss].isfinite()):
         empty = [str(node.meta.get("owner", "the loss")) for node in program.nodes if node.target is aten.fill.Scalar]
@@ -38,7 +40,7 @@ def run(program: Program, nodes: list[fx.Node], env: Environment) -> None:
     with torch.enable_grad():
         for node in nodes:
             if node.op == "get_attr":
-                env[node] = _attribute(program.module, str(node.target))
+                env[node] = _held(program, _attribute(program.module, str(node.target)))
             elif node.op == "call_function":
                 args, kwargs = arguments_of(node, env)
                 env[node] = node.target(*args, **kwargs)  # type: ignore[operator]
@@ -58,6 +60,11 @@ def detached(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(detached(item) for item in value)
     return value
+
+
+def _held(program: Program, value: Any) -> Any:
+    """A value that the program is given, detached, in the program's precision."""
+    return detached(raised(value) if program.raised else value)
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

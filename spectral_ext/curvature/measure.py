@@ -76,9 +76,14 @@ def directional_curvature(
         batch_size: the number of samples of a batch, or a function that tells it of a batch; None: as
             :func:`spectral_ext.measurement.batches.count_samples` finds it.
         process_group: a ``torch.distributed`` group whose ranks each bring their own batches; all get the same result.
-        self_check: whether ``tangent_adjoint`` and ``sqrt_gn`` are compared with double backward at k = 1 and k = K on
-            the first batch, tolerance 1e-8 in float64 and 1e-3 in float32. None means True. The comparison is made in
-            the model's precision, and again in float64 where it fails. Custom autograd functions may lack a second
+        self_check: which layers measured by ``tangent_adjoint`` and ``sqrt_gn`` are compared with double backward at
+            k = 1 and k = K on the first batch, tolerance 1e-8 in float64 and 1e-3 in float32. None: at most three of
+            each kind (same shape, names that differ in numbers alone), and more where an operation follows none of
+            them; all of a kind where one of it fails; ``notes`` names the layers that stand for another. True: every
+            layer. False: none. The first derivatives of every layer are compared with the gradient in any case. The
+            comparison is made in the model's precision, and again in float64 where it fails. A float32 layer that still
+            differs, and a direction along which the terms of h cancel to less than 1/300 of their size, is measured
+            with all arithmetic in float64; ``notes`` says so. Custom autograd functions may lack a second
             derivative without an error: where the comparison fails behind one, and wherever double backward itself
             measures h behind one, central differences of the gradient decide. It must not be True with
             ``sampled_gauss_newton``, whose first derivatives are compared with the gradient always.

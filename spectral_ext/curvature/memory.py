@@ -61,7 +61,10 @@ def estimate_memory(
 def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], samples: int) -> MemoryEstimate:
     sites = {name: site_of(program, model, layer) for name, layer in layers.items()}
     reached = {node for site in sites.values() for node in (site.seed_node, *site.schedule)}
+    needed = set(program.nodes)
     base = weights = sum(2 * _bytes(layer.weight) for layer in layers.values())  # the gradients: the sum, and a piece's
+    if program.raised:  # the weights and buffers in float64
+        base += sum(_bytes(node.meta["val"]) for node in program.placeholders if node in needed)
     values = 0
     for node in program.nodes:
         if node.op != "call_function":

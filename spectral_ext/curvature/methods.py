@@ -14,7 +14,7 @@ from spectral_ext.curvature.double_backward import double_backward_output, doubl
 from spectral_ext.curvature.finite_difference import Difference, central_differences
 from spectral_ext.curvature.sampled_gauss_newton import SampledGaussNewton, Sampling
 from spectral_ext.curvature.sqrt_gauss_newton import SqrtGaussNewton
-from spectral_ext.curvature.tangent_adjoint import TangentAdjoint
+from spectral_ext.curvature.tangent_adjoint import Curvature, TangentAdjoint
 from spectral_ext.measurement.gradients import Piece
 
 
@@ -30,6 +30,8 @@ class MethodResult:
     """Σ weight · ⟨∂L/∂W, D_k⟩ as the method saw it."""
     first: Tensor | None = None
     """h on the first piece alone, of weight 1."""
+    size: Tensor | None = None
+    """Σ weight · Σ |term| over the operations; of tangent_adjoint only."""
     terms: Tensor | None = None
     """Σ |part| on the first piece: what h's round-off is measured against where the parts cancel."""
     error: Tensor | None = None
@@ -43,8 +45,15 @@ class MethodResult:
     custom: set[str] = field(default_factory=set)
     """Custom autograd functions that the second derivative passes: nothing proves that they have one."""
 
-    def add(self, weight: float, parts: dict[str, Tensor], slope: Tensor | None = None) -> None:
-        """Add one piece's h by part, and its slope."""
+    @property
+    def h(self) -> Tensor:
+        """Σ weight · h, (K,)."""
+        return torch.stack(list(self.parts.values())).sum(0)
+
+    def add(
+        self, weight: float, parts: dict[str, Tensor], slope: Tensor | None = None, size: Tensor | None = None
+    ) -> None:
+        """Add one piece's h by part, its slope and its Σ |term|."""
         every = torch.stack(list(parts.values()))
         self.by_piece.append(every.sum(0))
         if self.first is None:
@@ -54,27 +63,65 @@ class MethodResult:
             self.parts[kind] = weight * value if held is None else held + weight * value
         if slope is not None:
             self.slope = weight * slope if self.slope is None else self.slope + weight * slope
+        if size is not None:
+            self.size = weight * size if self.size is None else self.size + weight * size
+
+    def replace(self, ks: list[int], by: MethodResult) -> None:
+        """Put the results of another run of the same method, along the directions ``ks`` alone, in their places."""
+        zero = torch.zeros_like(self.h)
+        for kind in {**self.parts, **by.parts}:
+            _write(self.parts.setdefault(kind, zero.clone()), ks, by.parts.get(kind, zero[ks]))
+        for mine, other in zip(self.by_piece, by.by_piece, strict=True):
+            _write(mine, ks, other)
+        for kind in ("slope", "size", "first", "terms"):
+            _write(getattr(self, kind), ks, getattr(by, kind))
+
+
+def _write(target: Tensor, ks: list[int], values: Tensor) -> None:
+    target[ks] = values
 
 
 Step = Callable[[str], None]
 
 
-def tangent_adjoint(plan: Plan, directions: dict[str, Directions], done: Step) -> dict[str, MethodResult]:
+def tangent_adjoint(
+    plan: Plan, directions: dict[str, Directions], done: Step, *, in_float64: bool = False
+) -> dict[str, MethodResult]:
+    """``in_float64``: the traced arithmetic in float64, whatever the model's precision."""
     found = {name: MethodResult() for name in directions}
     layers = {name: plan.layers[name] for name in directions}
     for piece in plan.pieces:
-        engine = TangentAdjoint(plan.program(piece.batch), plan.model, piece.batch, layers)
-        for name, all_directions in directions.items():
-            at_once = plan.directions_at_once(name, piece.batch)
-            chunks = [engine.curvature(name, part) for part in _chunks(all_directions, at_once)]
-            kinds = dict.fromkeys(kind for parts, _ in chunks for kind in parts)
-            zero = [torch.zeros_like(slope) for _, slope in chunks]
-            parts = {
-                kind: torch.cat([p.get(kind, z) for (p, _), z in zip(chunks, zero, strict=True)]) for kind in kinds
-            } or {"gauss_newton": torch.cat(zero)}
-            found[name].add(piece.weight, parts, torch.cat([slope for _, slope in chunks]))
+        shares: dict[str, list[tuple[float, Curvature]]] = {name: [] for name in directions}
+        for one in plan.fitting(piece, in_float64) if in_float64 else [piece]:
+            engine = TangentAdjoint(plan.program(one.batch, in_float64), plan.model, one.batch, layers)
+            for name, along in directions.items():
+                at_once = plan.directions_at_once(name, one.batch, in_float64)
+                chunks = [engine.curvature(name, part) for part in _chunks(along, at_once)]
+                shares[name].append((one.weight / piece.weight, _joined(chunks)))
+        for name, of_piece in shares.items():
+            whole = _mean(of_piece)
+            found[name].add(piece.weight, whole.parts, whole.slope, whole.size)
             done(name)
     return found
+
+
+def _joined(chunks: list[Curvature]) -> Curvature:
+    """Of all directions, from that of some at a time."""
+    kinds = dict.fromkeys(kind for chunk in chunks for kind in chunk.parts)
+    parts = {k: torch.cat([chunk.parts.get(k, torch.zeros_like(chunk.slope)) for chunk in chunks]) for k in kinds}
+    return Curvature(parts, torch.cat([chunk.slope for chunk in chunks]), torch.cat([chunk.size for chunk in chunks]))
+
+
+def _mean(shares: list[tuple[float, Curvature]]) -> Curvature:
+    """The mean over parts of a batch, from pairs of share and curvature."""
+    if len(shares) == 1:
+        return shares[0][1]
+    kinds = shares[0][1].parts
+    return Curvature(
+        {kind: torch.stack([share * one.parts[kind] for share, one in shares]).sum(0) for kind in kinds},
+        torch.stack([share * one.slope for share, one in shares]).sum(0),
+        torch.stack([share * one.size for share, one in shares]).sum(0),
+    )
 
 
 def sqrt_gn(plan: Plan, directions: dict[str, Directions], done: Step) -> dict[str, MethodResult]:

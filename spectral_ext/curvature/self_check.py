@@ -33,6 +33,19 @@ class Reference:
     error: Tensor | None = None
 
 
+@dataclass
+class Comparison:
+    """What a layer's results are compared with."""
+
+    ends: list[int]
+    """k = 1 and k = K, counted from 0."""
+    reference: Reference
+    precision: torch.dtype
+
+    def check(self, result: MethodResult) -> SelfCheck:
+        return _compare(result, self.ends, self.reference, self.precision)
+
+
 def check_slopes(
     result: MethodResult, directions: Directions, gradient: Tensor | None, samples: float, precision: torch.dtype
 ) -> str | None:
@@ -52,15 +65,15 @@ def check_slopes(
     return f"its first derivatives differ from the gradient's by {error:.1e} (relative)"
 
 
-def check_curvature(
+def references(
     plan: Plan, found: dict[str, MethodResult], directions: dict[str, Directions], precision: torch.dtype
-) -> dict[str, SelfCheck]:
-    """k = 1 and k = K of each layer, on the first piece of data, against double backward.
+) -> dict[str, Comparison]:
+    """What k = 1 and k = K of each layer are compared with, on the first piece of data.
 
-    Double backward runs in the model's own precision first. Layers that differ from it are compared with double
-    backward in float64, because in float32 it is often the less accurate of the two; and layers that still differ, and
-    have a custom autograd function behind them, with central differences. A layer has no entry where none of them can
-    judge.
+    It is double backward in the model's own precision. For layers that differ from it, it is double backward in
+    float64, because in float32 double backward is often the less accurate of the two; and for layers that still differ,
+    and have a custom autograd function behind them, it is central differences. A layer has no entry where none of them
+    can judge.
 
     Raises:
         CannotCheckError: an operation of the model has no double backward.
@@ -72,21 +85,24 @@ def check_curvature(
     except RuntimeError as why:
         raise CannotCheckError(first_line(why)) from why
 
-    def compare(references: dict[str, Reference]) -> dict[str, SelfCheck]:
-        return {name: _compare(found[name], ends[name], one, precision) for name, one in references.items()}
+    held: dict[str, Comparison] = {}
 
-    checks = compare({name: Reference(_first(r), f"double backward in {plan.dtype}") for name, r in results.items()})
-    wrong = {name: few[name] for name, check in checks.items() if not check.passed}
-    if wrong and plan.dtype != torch.float64:
-        checks |= compare(_double_backward_in_float64(plan, wrong))
-        wrong = {name: few[name] for name in wrong if not checks[name].passed}
-    for name in (name for name in wrong if results[name].custom):
+    def compare_with(new: dict[str, Reference]) -> None:
+        held.update({name: Comparison(ends[name], one, precision) for name, one in new.items()})
+
+    def wrong() -> list[str]:
+        return [name for name, one in held.items() if not one.check(found[name]).passed]
+
+    compare_with({name: Reference(_first(r), f"double backward in {plan.dtype}") for name, r in results.items()})
+    if plan.dtype != torch.float64 and (differ := wrong()):
+        compare_with(_double_backward_in_float64(plan, {name: few[name] for name in differ}))
+    for name in [name for name in wrong() if results[name].custom]:
         reference = _by_differences(plan, name, few[name])
         if converged(reference.h, reference.error):
-            checks |= compare({name: reference})
+            compare_with({name: reference})
         else:  # double backward is no judge here, and the slopes agree with the gradient
-            del checks[name]
-    return checks
+            del held[name]
+    return held
 
 
 def check_double_backward(plan: Plan, name: str, result: MethodResult, directions: Directions) -> SelfCheck | None:

@@ -15,17 +15,13 @@ from spectral_ext.curvature.choose import AFTER, FAST, SAMPLED, TRACED, Choice, 
 from spectral_ext.curvature.chunks import Plan
 from spectral_ext.curvature.directions import Directions
 from spectral_ext.curvature.methods import MethodResult
+from spectral_ext.curvature.representatives import Compared, compared_layers
 from spectral_ext.curvature.result import MECHANISMS, DirectionalCurvature, LayerCurvature, SelfCheck
 from spectral_ext.curvature.rules.registry import NotApplicableError
 from spectral_ext.curvature.sampled_gauss_newton import Sampling
-from spectral_ext.curvature.self_check import (
-    CannotCheckError,
-    check_curvature,
-    check_double_backward,
-    check_slopes,
-    converged,
-)
+from spectral_ext.curvature.self_check import check_double_backward, converged
 from spectral_ext.curvature.trace import first_line
+from spectral_ext.curvature.verification import verify
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.batches import Batch, LossFunction
 from spectral_ext.measurement.gradients import GradientPass, gradient_pass, pieces_of
@@ -56,6 +52,9 @@ class Session:
         weight = next(iter(layers.values())).weight
         self.device, self.dtype = weight.device, weight.dtype
         self.check = (method == "auto" or method in FAST) if self_check is None else self_check
+        self.check_all = self_check is True
+        self.compared: Compared | None = None
+        self.with_directions: list[str] = []
         self.loss, self.samples = 0.0, 0
         self.skipped: dict[str, str] = {}
         self.notes: dict[str, list[str]] = {}
@@ -110,6 +109,7 @@ class Session:
                 self.skipped[name] = "its gradient is zero: there are no singular directions"
             else:
                 found[name] = self._singular(name, gradient, top_k)
+        self.with_directions = list(found)
         return found
 
     def _singular(self, name: str, gradient: Tensor, top_k: int) -> tuple[Tensor, Directions]:
@@ -179,31 +179,32 @@ class Session:
         fast = {name: result for name, result in measured.items() if result.slope is not None}
         if not fast:
             return
-        complaints = {}
-        checks: dict[str, SelfCheck] = {}
-        precision = self.plan.program(self.plan.pieces[0].batch).precision
-        for name, result in fast.items():
-            gradient, samples = self.local.gradients[name], self.local.samples
-            if complaint := check_slopes(result, directions[name], gradient, samples, precision):
-                complaints[name] = complaint
-        if self.check:
-            try:
-                checks = check_curvature(self.plan, fast, {name: directions[name] for name in fast}, precision)
-            except CannotCheckError as why:
-                for name in fast:
-                    self.choices[name].reason += f"; not checked by double backward: {why}"
-            self.checks |= checks
-            for name, check in checks.items():
-                if not check.passed:
-                    complaints.setdefault(
-                        name, f"h differs from {check.reference} by {check.error:.1e} (tolerance {check.tolerance:.0e})"
-                    )
-        for name, complaint in complaints.items():
-            used = self.choices[name].method
+        for name, verdict in verify(self.plan, fast, directions, self.local, self._compared()).items():
+            choice, complaint = self.choices[name], verdict.complaint
+            if verdict.unchecked:
+                choice.reason += f"; {verdict.unchecked}"
+            self.notes[name] = [*self.notes.get(name, []), *verdict.notes]
+            if verdict.check is not None:
+                self.checks[name] = verdict.check
+            if complaint is None:
+                continue
             if self.method != "auto":
-                raise ValueError(f"method={used!r} is wrong for {name!r}: {complaint}; use method='auto'")
-            warnings.warn(f"{name}: {used} is not used: {complaint}; falling back to double backward", stacklevel=6)
-            self.choices[name] = Choice(AFTER["tangent_adjoint"], f"{used} failed its check: {complaint}")
+                raise ValueError(f"method={choice.method!r} is wrong for {name!r}: {complaint}; use method='auto'")
+            warnings.warn(
+                f"{name}: {choice.method} is not used: {complaint}; falling back to double backward", stacklevel=6
+            )
+            self.choices[name] = Choice(AFTER["tangent_adjoint"], f"{choice.method} failed its check: {complaint}")
+
+    def _compared(self) -> Compared:
+        """The layers that are compared with another method, the same whichever layers are measured at a time."""
+        if self.check and self.compared is None:
+            piece = self.plan.pieces[0]
+            layers = {name: self.layers[name] for name in self.with_directions}
+            if self.check_all:
+                self.compared = Compared(frozenset(layers))
+            else:
+                self.compared = compared_layers(self.plan.program(piece.batch), self.model, layers, piece.batch.samples)
+        return self.compared or Compared()
 
     def _double_backward(self, directions: dict[str, Directions], done: Callable, *, weight: bool) -> None:
         """Double backward; central differences where an operation has no second derivative, or only seems to have."""

@@ -12,6 +12,7 @@ with the adjoints ȳ = ∂L/∂y of one ordinary backward pass, shared by all la
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,18 @@ from spectral_ext.curvature.sites import Site, has_second_derivative, mechanism,
 from spectral_ext.curvature.trace import Program
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.batches import Batch
+
+
+@dataclass
+class Curvature:
+    """One layer's h along K directions on one batch, float64."""
+
+    parts: dict[str, Tensor]
+    """By mechanism, each (K,): h is their sum."""
+    slope: Tensor
+    """L̇_k = ⟨∂L/∂W, D_k⟩, (K,)."""
+    size: Tensor
+    """Σ |term| over the operations, (K,): the rounding error of h is proportional to it."""
 
 
 class TangentAdjoint:
@@ -69,12 +82,15 @@ class TangentAdjoint:
                 found.setdefault(node, [None] * len(env[node]))[i] = g
         return found
 
-    def curvature(self, name: str, directions: Directions) -> tuple[dict[str, Tensor], Tensor]:
-        """``({mechanism: (K,)}, L̇ (K,))`` of one layer: h_k is the sum of the parts, L̇_k = ⟨∂L/∂W, D_k⟩. In float64."""
+    def curvature(self, name: str, directions: Directions) -> Curvature:
+        """One layer's h along all of ``directions`` at once."""
         site, program = self.sites[name], self.program
+        if program.raised:
+            directions = directions.to(torch.float64)
         with torch.no_grad():
             tangents: dict[fx.Node, Any] = {site.seed_node: seed(site, self.values, directions)}
             parts: dict[str, Tensor] = {}
+            size = torch.zeros(len(directions), dtype=torch.float64, device=self.loss.device)
             for node in site.schedule:
                 given = [tangents.get(i) for i in operands(node)]
                 if all(t is None for t in given):
@@ -84,12 +100,12 @@ class TangentAdjoint:
                     kind = mechanism(node, program.loss_operations)
                     held = parts.get(kind)
                     parts[kind] = term if held is None else held + term
+                    size += term.abs()
                 for done in site.last_use.get(node, ()):
                     tangents.pop(done, None)
             slope = tangents.get(program.loss)
-            if slope is None:
-                slope = torch.zeros(len(directions), dtype=torch.float64, device=self.loss.device)
-            return parts, slope.reshape(-1).double()
+            slope = torch.zeros_like(size) if slope is None else slope.reshape(-1).double()
+            return Curvature(parts or {"gauss_newton": torch.zeros_like(size)}, slope, size)
 
 
 def _outputs(value: Any) -> tuple:

@@ -48,6 +48,8 @@ class Program:
     """Weight → where its directions enter, see :mod:`.sites`."""
     of_one_batch: bool = False
     """Control flow or shapes depended on the batch's values: the trace serves no other batch."""
+    raised: bool = False
+    """Whether the arithmetic is raised to float64, see :mod:`.precision`."""
 
     @property
     def precision(self) -> torch.dtype:

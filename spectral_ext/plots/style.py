@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO, StringIO
-from pathlib import Path
 from typing import Any
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from spectral_ext.landscape.files import write_atomically
-from spectral_ext.spectra import Fit
 
 ROLES = ("paper", "ink", "muted", "rule", "band", "blue", "orange", "green", "red", "purple", "sky", "yellow")
 
@@ -73,9 +60,6 @@ DARK = Theme(
     sky="#8ccbf2",
     yellow="#f0e442",
 )
-# Each role of the variable theme is a colour that no figure uses otherwise; the page replaces it by a CSS variable.
-_SENTINELS = {role: f"#0a0b{index:02x}" for index, role in enumerate(ROLES, start=16)}
-VARIABLE = Theme("variable", **_SENTINELS)
 THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
 MODEL_ROLES = {"power_law": "orange", "exponential": "purple", "lognormal": "blue"}
@@ -83,10 +67,10 @@ KIND_ROLES = {"Linear": "red", "Conv1d": "sky", "Conv2d": "blue", "Conv3d": "pur
 KIND_MARKERS = {"Linear": "s", "Conv1d": "^", "Conv2d": "o", "Conv3d": "D"}
 
 
-@contextlib.contextmanager
-def drawn_in(theme: Theme) -> Iterator[None]:
-    """Matplotlib settings of a theme; the caller's own settings are back when the block ends."""
-    settings: Any = {
+def settings(theme: Theme, *, small: bool = False, serif: bool = False) -> Any:
+    """Matplotlib settings of a theme; ``small`` is for figures of one column, 7 to 8 points as journals set them."""
+    text, labels = (7.0, 8.0) if small else (8.5, 9.5)
+    return {
         "figure.facecolor": theme.paper,
         "axes.facecolor": theme.paper,
         "axes.edgecolor": theme.muted,
@@ -103,53 +87,21 @@ def drawn_in(theme: Theme) -> Iterator[None]:
         "axes.axisbelow": True,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.titlesize": 10,
+        "axes.titlesize": labels,
         "axes.titlelocation": "left",
         "axes.titleweight": "bold",
-        "axes.labelsize": 9.5,
-        "xtick.labelsize": 8.5,
-        "ytick.labelsize": 8.5,
-        "legend.fontsize": 8.5,
+        "axes.labelsize": labels,
+        "xtick.labelsize": text,
+        "ytick.labelsize": text,
+        "legend.fontsize": text,
         "legend.frameon": False,
         "legend.labelcolor": theme.ink,
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
-        "lines.linewidth": 1.6,
+        "font.size": labels,
+        "font.family": ["STIXGeneral", "DejaVu Serif"] if serif else ["DejaVu Sans"],  # both come with matplotlib
+        "mathtext.fontset": "stix" if serif else "dejavusans",
+        "lines.markersize": 3.2 if small else 5.0,
         "figure.dpi": 100,
     }
-    with matplotlib.rc_context(settings):
-        yield
-
-
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure that no GUI knows of, and its axes in reading order."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, list(axes.flat)
-
-
-def new_grid(rows: int, columns: int, *, legend: bool) -> tuple[Figure, list[Axes]]:
-    """A grid of equal panels with margins in inches: three times faster than a constrained layout."""
-    left, right, bottom, top = 0.72, 0.12, 0.52, 0.3
-    wide, high, foot = 3.1, 2.7, 0.3 if legend else 0.0
-    width, height = wide * columns, high * rows + foot
-    figure = Figure(figsize=(width, height))
-    axes = figure.subplots(rows, columns, squeeze=False)
-    figure.subplots_adjust(
-        left=left / width,
-        right=1 - right / width,
-        bottom=(bottom + foot) / height,
-        top=1 - top / height,
-        wspace=(left + right) / (wide - left - right),
-        hspace=(bottom + top) / (high - bottom - top),
-    )
-    return figure, list(axes.flat)
-
-
-def message(axes: Axes, text: str, theme: Theme) -> None:
-    """Say in the axes why they are empty."""
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, plain(text, 300), ha="center", va="center", color=theme.muted, fontsize=9, wrap=True)
 
 
 def plain(text: str, limit: int = 34) -> str:
@@ -159,44 +111,3 @@ def plain(text: str, limit: int = 34) -> str:
     text = "".join(c if c.isprintable() else " " for c in text) or "(model)"
     text = text if len(text) <= limit else "…" + text[-(limit - 1) :]
     return text.replace("$", r"\$")
-
-
-def whiskers(fit: Fit) -> list[list[float]]:
-    """The two lengths of an error bar for the interval of a fit, as ``errorbar`` takes them; 0 where an end is not
-    finite.
-    """
-    ends = (fit.value - fit.interval[0], fit.interval[1] - fit.value)
-    return [[max(end, 0.0) if math.isfinite(end) else 0.0] for end in ends]
-
-
-def save_png(figure: Figure, path: Path, *, dpi: int = 150) -> Path:
-    """Write the figure as a PNG file, by ``write_atomically``."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return write_atomically(path, buffer.getvalue())
-
-
-def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an inline SVG element: colours are CSS variables, ids are unique to ``name``, no fixed size.
-
-    The figure must have been drawn in ``VARIABLE``.
-    """
-    buffer = StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "spectral-ext"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].rstrip()
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->|<defs>\s*</defs>", "", svg, flags=re.DOTALL)
-    for role, colour in _SENTINELS.items():
-        svg = svg.replace(colour, f"var(--{role})")
-    svg = re.sub(r"font: (bold )?([\d.]+)px [^;\"]*", r"font-size: \2px; font-weight: \1", svg)
-    svg = re.sub(r" font-weight: (?=[;\"])|font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)
-    used = set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", svg)
-    svg = re.sub(r'(xlink:href="#|url\(#)([^")]+)', rf"\g<1>{name}-\2", svg)
-    svg = re.sub(r"\s*\n\s*", " ", svg)
-    opening = svg[: svg.index(">")]
-    width, height = figure.get_size_inches() * 72
-    size = f'viewBox="0 0 {width:.0f} {height:.0f}" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f'<svg class="plot" {size} role="img"' + svg[len(opening) :]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +15,8 @@ from spectral_ext import plots
 from spectral_ext.landscape import Landscape, LayerLandscape, write_atomically
 from spectral_ext.landscape.cells import Cell, number
 from spectral_ext.landscape.columns import BY_KEY
-from spectral_ext.plots.comparison import alpha_comparison
+from spectral_ext.plots.chart import Chart, as_json
+from spectral_ext.plots.comparison import alpha_comparison, overlay
 from spectral_ext.report.templating import render_template
 from spectral_ext.spectra import Fit
 
@@ -137,31 +138,67 @@ def print_comparison(
 
 
 def write_comparison(
-    before: Landscape, after: Landscape, folder: str | Path, *, names: tuple[str, str] = ("A", "B")
+    before: Landscape,
+    after: Landscape,
+    folder: str | Path,
+    *,
+    names: tuple[str, str] = ("A", "B"),
+    others: Mapping[str, Landscape] | None = None,
 ) -> Path:
     """Write ``comparison.html`` and ``alpha_comparison.png`` into ``folder`` and return the page's path.
 
+    The table compares ``before`` and ``after``; the figures lay all runs over one another, per layer.
+
+    Args:
+        before: the first landscape.
+        after: the second.
+        folder: made if need be.
+        names: of the two.
+        others: further landscapes by name, drawn beside the two where they hold the same layers.
+
     Raises:
-        ValueError: no layer in common.
+        ValueError: no layer in common, or two runs have the same name.
     """
     pairs = compare(before, after)
+    runs = {names[0]: before, names[1]: after, **(others or {})}
+    if len(runs) < 2 + len(others or {}):
+        raise ValueError(f"each run needs a name of its own, but these are {', '.join([*names, *(others or {})])}")
     folder = Path(folder)
-    values = [(pair.name, pair.before.alpha, pair.after.alpha) for pair in pairs]
-    for theme, write in ((plots.THEMES["light"], True), (plots.VARIABLE, False)):
-        with plots.drawn_in(theme):
-            drawing = alpha_comparison(values, names, theme)
-        if write:
-            plots.save_png(drawing, folder / "alpha_comparison.png")
+    layers = [pair.name for pair in pairs]
+    fits = {
+        run: [one[name].alpha if name in set(one) else Fit.empty("no such layer") for name in layers]
+        for run, one in runs.items()
+    }
+    charts = alpha_comparison(layers, fits)
+    plots.save(plots.draw(charts, plots.THEMES["light"]), folder / "alpha_comparison.png")
+    place = {name: index for index, name in enumerate(layers)}
+    shown = layers[:OVERLAID]
+    overlaid = {place[name]: as_json(_overlaid(name, runs), place) for name in shown}
     page = render_template(
         "comparison.html",
         names=names,
+        runs=list(runs),
         summary=summary(pairs, names),
         headings=[column.symbol for column in COMPARED],
         rows=rows(pairs),
-        figure=Markup(plots.to_svg(drawing, "compare")),
+        layers=shown,
         alone=[
             (names[0], [name for name in before if name not in set(after)]),
             (names[1], [name for name in after if name not in set(before)]),
         ],
+        data=dict(names=layers, figures={"alpha": as_json(charts, place)}, layers=overlaid, tracks=[], csv=""),
     )
     return write_atomically(folder / "comparison.html", page)
+
+
+OVERLAID = 400
+"""At most so many layers have charts of their own in a comparison."""
+
+
+def _overlaid(name: str, runs: Mapping[str, Landscape]) -> list[Chart]:
+    """A layer's power law and spectrum, the runs laid over one another."""
+    found = []
+    for panel in ("power_law", "rank_profile"):
+        charts = {run: plots.PANELS[panel](one[name]) for run, one in runs.items() if name in set(one)}
+        found.append(dataclasses.replace(overlay(charts), title=plots.PANEL_TITLES[panel]))
+    return found

@@ -31,6 +31,35 @@ def sentences(landscape: Landscape) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
+def advice(landscape: Landscape) -> list[tuple[str, list[str]]]:
+    """What to do, most important first: a sentence, and the layers that it is about."""
+    rows = [row for row in landscape.values() if not row.empty_reason]
+    if not rows:
+        return [("No layer could be measured: see the reasons below.", [])]
+    found: list[tuple[str, list[str]]] = []
+    judged = [row for row in rows if row.signal is not None]
+    noise = [row.name for row in judged if row.signal and row.signal.verdict == "noise"]
+    if not judged:
+        text = "First find out whether these exponents hold on other samples: measure again with folds=8 (--folds 8)."
+        found.append((text, []))
+    elif noise:
+        found.append(("Do not use the measured α here: no direction holds on other samples. Take more samples.", noise))
+    given = [(row, row.recommendation) for row in rows if row.recommendation is not None and row.name not in noise]
+    weak = [row.name for row, one in given if not one.trust]
+    own = [(row.name, one.alpha) for row, one in given if one.trust and one.alpha not in (1.0, 2.0)]
+    if own:
+        low, high = min(value for _, value in own), max(value for _, value in own)
+        text = f"Use the measured α, from {low:.2f} to {high:.2f}: its interval contains neither 1 nor 2."
+        found.append((text, [name for name, _ in own]))
+    for value in (2.0, 1.0):
+        names = [row.name for row, one in given if one.trust and one.alpha == value]
+        if names:
+            found.append((f"Use α = {value:g}.", names))
+    if weak:
+        found.append(("Keep the fallback α = 2: the fit of α is too weak to use.", weak))
+    return found
+
+
 def _signal(rows: list[LayerLandscape]) -> str:
     judged = [row for row in rows if row.signal is not None]
     if not judged:
@@ -132,8 +161,11 @@ def _sign(rows: list[LayerLandscape]) -> str:
     negative = sum(row.num_nonpositive for row in rows)
     layers = sum(row.num_nonpositive > 0 for row in rows)
     shares = [share for share in map(gauss_newton_share, rows) if np.isfinite(share)]
-    where = f", in {layers} of {len(rows)} layers" if negative else ""
-    text = f"{negative} of {total} measured directions have no positive curvature{where}."
+    text = (
+        f"{negative} of {total} measured directions have no positive curvature, in {layers} of {len(rows)} layers."
+        if negative
+        else f"All {total} measured directions have positive curvature."
+    )
     if shares:
         text += f" Gauss–Newton makes up {100 * np.median(shares):.0f} % of the curvature in the median layer."
     return text

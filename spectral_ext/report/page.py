@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from spectral_ext import plots
-from spectral_ext.landscape import Landscape, write_atomically
+from spectral_ext.landscape import Landscape, LayerLandscape, write_atomically
 from spectral_ext.landscape.cells import WEAK_R2
 from spectral_ext.landscape.columns import COLUMNS, PAGE
 from spectral_ext.landscape.table import layer_label
+from spectral_ext.plots.chart import Chart, as_json
 from spectral_ext.report.glossary import TERMS
-from spectral_ext.report.headline import sentences
+from spectral_ext.report.headline import advice, sentences
 from spectral_ext.report.templating import render_template
 from spectral_ext.tracker import Track
 
-FOUR_PANELS = 60
-"""Up to this many layers, each has four panels on the page; beyond it, one."""
-CARDS = 120
-"""At most so many layers have a panel of their own; they are evenly spaced in depth, and the page says so."""
+ALL_PANELS = 100
+"""Up to this many layers, each has all its charts on the page; beyond it, the first ``FEW_PANELS`` of ``PANELS``."""
+FEW_PANELS = ("power_law", "rank_profile", "signal_and_noise")
+TITLES = 120
+"""Up to this many layers, a cell of the table also says its interval to who points at it."""
+CARDS = 400
+"""At most so many layers have a view of their own; they are evenly spaced in depth, and the page says so."""
 TABLE_LAYERS = 1000
 """At most so many layers stand in the table, evenly spaced in depth; a summary by kind covers all of them."""
 LISTED = 500
 """At most so many modules that were not measured are listed."""
+MOMENTS = 60
+"""The slider over training has at most so many places, evenly spaced."""
 
 CAPTIONS = {
     "alpha_by_depth": ("α against depth", "alpha"),
@@ -41,84 +47,130 @@ CAPTIONS = {
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Charts of the same axes at several moments, between which the reader moves by a slider."""
+
+    labels: Sequence[str]
+    charts: Sequence[Chart]
+
+
+@dataclass(frozen=True)
 class Section:
-    """The caller's own part of the page, above the table: a heading, a paragraph, a table, inline SVG figures."""
+    """The caller's own part of the page, above the figures.
+
+    Attributes:
+        title: heading.
+        text: a paragraph.
+        header: of the table.
+        rows: its cells, as text.
+        figures: each a list of charts that stand side by side, as ``plots.learning_curves`` returns them.
+        moments: a chart with a slider over training; None for none.
+    """
 
     title: str
     text: str = ""
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
-    figures: Sequence[str] = ()
+    figures: Sequence[Sequence[Chart]] = ()
+    moments: Moments | None = None
 
 
 def training_section(track: Track, unit: str = "step") -> Section:
-    """A tracked run as a section of the page: rank models and exponents over time.
+    """A tracked run as a section of the page: α by depth with a slider, rank models and exponents over time.
 
     Raises:
         ValueError: an unknown unit.
     """
-    with plots.drawn_in(plots.VARIABLE):
-        drawings = plots.track_figures(track, plots.VARIABLE, unit)
-        svgs = [plots.to_svg(drawing, f"track{name}") for name, drawing in drawings.items()]
+    figures = list(plots.track_charts(track, unit).values())
     text = (
         f"{len(track)} landscapes of the same data while the model trained: which law describes the gradient's "
         "spectrum best, by BIC, and α, γ and s of every layer. A change of law between two snapshots may be a close "
         "call that went the other way."
     )
-    return Section("Over training", text, figures=svgs)
+    return Section("Over training", text, figures=figures, moments=_moments(track, unit))
+
+
+def _moments(track: Track, unit: str) -> Moments | None:
+    """α by depth at each moment, on one scale; None where no moment has a fit."""
+    landscapes = list(track)
+    if len(landscapes) > MOMENTS:
+        landscapes = [landscapes[round(i * (len(landscapes) - 1) / (MOMENTS - 1))] for i in range(MOMENTS)]
+    found = [(one.meta["track"][unit], plots.charts(one, "alpha_by_depth")[0]) for one in landscapes if len(one)]
+    spans = [chart.y_range for _, chart in found if chart.y_range is not None]
+    if not spans:
+        return None
+    span = (min(low for low, _ in spans), max(high for _, high in spans))
+    return Moments(
+        [f"{unit} {moment:g}" for moment, _ in found],
+        [dataclasses.replace(chart, y_range=None if chart.empty else span) for _, chart in found],
+    )
 
 
 def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()) -> str:
     """The page as a string.
 
-    Its size and the time that it takes are bounded: of a landscape with thousands of layers the table, the panels and
-    the figures show some, evenly spaced in depth, and the page says how many it leaves out.
+    Its size and the time that it takes are bounded: of a landscape with thousands of layers the table, the layers' own
+    views and the figures show some, evenly spaced in depth, and the page says how many it leaves out.
 
     Raises:
         ValueError: the landscape holds no layer at all.
     """
     if not len(landscape):
         raise ValueError("the landscape holds no layer: see landscape.skipped for the reasons")
-    tabled, carded = (plots.evenly_spaced(landscape, limit) for limit in (TABLE_LAYERS, CARDS))
+    tabled = plots.evenly_spaced(landscape, TABLE_LAYERS)
+    carded = plots.evenly_spaced(tabled, CARDS)
+    place = {name: index for index, name in enumerate(tabled)}
+    panels = tuple(plots.PANELS) if len(landscape) <= ALL_PANELS else FEW_PANELS
+    layers = {
+        place[name]: as_json(plots.layer_charts(row, panels), place)
+        for name, row in carded.items()
+        if not row.empty_reason
+    }
+    figures = {name: as_json(plots.charts(tabled, name), place) for name in CAPTIONS}
+    tracks = []
+    for index, section in enumerate(sections):
+        figures |= {f"own{index}-{n}": as_json(one, place) for n, one in enumerate(section.figures)}
+        if section.moments is not None:
+            labels, charts = section.moments.labels, as_json(section.moments.charts, place)
+            tracks.append({"moments": list(labels), "charts": charts})
+    names = [layer_label(row) for row in tabled.values()]
+    data = dict(names=names, figures=figures, layers=layers, tracks=tracks, csv=tabled.to_csv())
     return render_template(
         "page.html",
         title=title,
+        advice=advice(landscape),
         sentences=sentences(landscape),
         measured=[row for row in landscape.values() if not row.empty_reason],
         landscape=landscape,
         tabled=tabled,
         kinds=_by_kind(landscape) if len(tabled) < len(landscape) else [],
         label=layer_label,
-        anchors={name: index for index, name in enumerate(carded, start=1)},
-        columns=PAGE,
+        place=place,
+        carded={place[name] for name in carded},
+        layers=layers,
+        titles=len(tabled) <= TITLES,
+        doubts=doubts,
+        columns=sorted(PAGE, key=lambda column: column.key != "recommended_alpha"),
         every_column=COLUMNS,
         sections=sections,
-        figures=[
-            (name, heading, TERMS[term], _drawn(plots.svg, landscape, name, name))
-            for name, (heading, term) in CAPTIONS.items()
-        ],
-        cards=list(_cards(carded)),
+        captions=[(name, heading, TERMS[term]) for name, (heading, term) in CAPTIONS.items()],
+        cards=list(carded.values()),
         skipped=list(landscape.skipped.items())[:LISTED],
         terms=TERMS,
         meta=_flat(landscape.meta),
         notes=landscape.meta.get("notes", []),
+        data=data,
     )
 
 
-def _drawn(draw: Callable[..., str], *arguments: Any) -> Markup:
-    """The figure, or a sentence in its place: numbers that matplotlib cannot draw must not cost the whole page."""
-    try:
-        return Markup(draw(*arguments))
-    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
-        return Markup('<p class="note">This figure cannot be drawn: {}</p>').format(str(error)[:200])
-
-
-def _cards(landscape: Landscape) -> Any:
-    many = len(landscape) > FOUR_PANELS
-    for index, (name, row) in enumerate(landscape.items()):
-        shown = [] if row.empty_reason else ["power_law"] if many else list(plots.PANELS)
-        svgs = [_drawn(plots.panel_svg, landscape, panel, name, f"c{index}{panel}") for panel in shown]
-        yield row, svgs[:2], svgs[2:]
+def doubts(row: LayerLandscape) -> list[str]:
+    """Why the layer's numbers should not be trusted on their own, a sentence per doubtful column of the page."""
+    found = []
+    for column in PAGE:
+        cell = column.cell(row)
+        if cell.doubt:
+            found.append(f"{column.symbol} = {cell.text}" + (f": {cell.title}" if cell.title else ""))
+    return found
 
 
 def _by_kind(landscape: Landscape) -> list[tuple[str, ...]]:
