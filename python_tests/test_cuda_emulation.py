@@ -1,6 +1,7 @@
 """The CUDA kernels and bindings, executed on the CPU by python_tests/cuda_emulator: every index, bound and barrier."""
 
 import subprocess
+from pathlib import Path
 
 import cuda_emulator
 import pytest
@@ -17,6 +18,9 @@ from spectral_ext.ops import (
     output_factor,
 )
 from spectral_ext.ops.rayleigh_quotients import rayleigh_quotients
+from spectral_ext.ops.spectral_newton import spectral_newton
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 ORDERS = ["forward", "reverse", "5"]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
@@ -279,10 +283,11 @@ def test_spectral_newton_of_small_matrices(ops, batch, rows, columns, terms, dty
     assert error(out, want) < (2e-6 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps)
 
 
-# n > 160: blocked, with products of operands split into two bfloat16 numbers. Two tiles per side, the last one ragged.
+# n > 160: blocked, with products of operands split into two bfloat16 numbers. Two tiles per side, the last one ragged;
+# three poles are two chunks here.
 @pytest.mark.parametrize(
     ("batch", "rows", "columns", "terms", "dtype"),
-    [(1, 170, 200, 2, torch.float32), (1, 200, 161, 1, torch.bfloat16), (1, 161, 170, 1, torch.float16)],
+    [(1, 170, 200, 3, torch.float32), (1, 200, 161, 1, torch.bfloat16), (1, 161, 170, 1, torch.float16)],
     ids=str,
 )
 def test_spectral_newton_of_larger_matrices(ops, batch, rows, columns, terms, dtype):
@@ -316,6 +321,18 @@ def test_spectral_newton_of_larger_matrices_does_not_depend_on_the_order_of_bloc
         ops.spectral_newton_poles_(out, status, G, constant, weights, poles, 1.0, 0.0)
         outs.append(out)
     assert torch.equal(*outs)
+
+
+@pytest.mark.skipif(not TOOLS.is_dir(), reason="needs the source tree")
+def test_what_the_benchmark_times_is_the_transfer_map(emulated, monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import gpu_bench
+
+    G = torch.randn(1, 162, 161) / 13
+    for alpha, stack in ((2.0, G), (1.0, G[:, :20])):
+        got = gpu_bench.own_kernels([stack], alpha, 0.1)[0]
+        want = spectral_newton(stack.double(), alpha, 0.1, damping_mode="rms", solver="svd")
+        assert float((got - want).norm() / want.norm()) < 1e-3
 
 
 def test_spectral_newton_epilogue_and_strides(ops):
@@ -403,6 +420,33 @@ def test_bad_arguments_are_errors(ops):
         ops.spectral_newton_poles_(torch.zeros(1, 8, 170), status, G[:, :8], one[0], one, one.double(), 1.0, 0.0)
     with pytest.raises(RuntimeError, match="out overlaps the memory of G"):
         ops.spectral_newton_poles_(G[:, :8], status, G[:, :8], one[0], one, one, 1.0, 0.0)
+
+
+def test_sizes_beyond_a_launch_are_named(emulated):
+    with pytest.raises(RuntimeError, match="lag sums: the sizes are beyond what one launch takes; split the batch"):
+        input_factor(torch.zeros(1, 70000 * 16, 1), kernel_size=1, groups=70000)
+    x, directions = torch.zeros(1, 70000, 1), torch.zeros(70000, 1, 1)
+    with pytest.raises(RuntimeError, match="groups: at most 65535 on CUDA, not 70000"):
+        rayleigh_quotients(x, x, directions, directions, kernel_size=1, groups=70000)
+
+
+def test_an_allocation_that_fails_in_the_middle_leaves_the_output_and_the_next_call_alone(ops):
+    resource = pytest.importorskip("resource")
+    G, constant, weights, poles, want = newton_case(1, 161, 170, 1)
+    many = [t.expand(300, *t.shape[1:]).contiguous() for t in (G, constant, weights, poles)]
+    out, status = torch.full((300, 161, 170), 7.0), torch.full((300,), 7, dtype=torch.int32)
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + (1 << 26), before[1]))  # the scratch takes 200 MiB
+    try:
+        with pytest.raises(RuntimeError, match="memory"):
+            ops.spectral_newton_poles_(out, status, *many, 1.0, 0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert (out == 7).all() and (status == 7).all()
+    ops.spectral_newton_poles_(out[:1], status[:1], G, constant, weights, poles, 1.0, 0.0)
+    assert error(out[:1], want) < 1e-5
 
 
 def test_gpu_older_than_the_binary_is_named(emulated, monkeypatch):

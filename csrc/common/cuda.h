@@ -39,6 +39,8 @@ class Device {
       STD_TORCH_CHECK(false, "spectral_ext holds no code for this GPU of compute capability ", major, ".", minor,
                       ": 8.0 or newer is needed, and TORCH_CUDA_ARCH_LIST must have named it when it was built");
     }
+    STD_TORCH_CHECK(error != cudaErrorInvalidValue && error != cudaErrorInvalidConfiguration, what,
+                    ": the sizes are beyond what one launch takes; split the batch, the groups or the directions");
     STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
   }
 

@@ -23,8 +23,7 @@ template <int kTileSize, int kFragmentSize>
 struct Config {
   static constexpr int kTile = kTileSize, kFragment = kFragmentSize;
   static constexpr int kSide = kTile / kFragment, kThreads = kSide * kSide;
-  static constexpr int kLoaders = kThreads / kDepth;   // threads that load one row
-  static constexpr int kQuads = kTile / 4 / kLoaders;  // quads each of them loads
+  static constexpr int kLoaders = kThreads / kDepth;  // threads that load one row
   static_assert(kThreads % kDepth == 0 && kTile / 4 % kLoaders == 0 && kFragment % 4 == 0);
 };
 
@@ -51,6 +50,7 @@ __global__ void __launch_bounds__(C::kThreads, sizeof(T) == 2 ? 8 : 1)
                Accumulator<T> beta, Accumulator<T>* scratch) {
   using Acc = Accumulator<T>;
   constexpr int kQuadsOfTile = C::kTile / 4, kBlocks = C::kFragment / 4;
+  constexpr int kQuads = kQuadsOfTile / C::kLoaders;  // that a thread loads of each operand
   __shared__ Quad<Acc> left[2][kDepth][kQuadsOfTile], right[2][kDepth][kQuadsOfTile];
   const Unit unit = find_unit(s, regions, blockIdx.x, C::kTile);
   const int thread = threadIdx.x, ty = thread / C::kSide, tx = thread % C::kSide;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(C::kThreads, sizeof(T) == 2 ? 8 : 1)
   int64_t row = unit.begin + loaded_row;
   Cursor cursor{};
   if (s.batch > 0) cursor = cursor_at(row, s.batch, unit.region.extent);
-  Quad<T> next_left[C::kQuads], next_right[C::kQuads];
+  Quad<T> next_left[kQuads], next_right[kQuads];
 
   const auto fetch = [&] {
     const T* source = nullptr;
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(C::kThreads, sizeof(T) == 2 ? 8 : 1)
                cursor.pixel[2] * s.step[2];
     const T* shifted = source == nullptr ? nullptr : source + unit.region.delta;
 #pragma unroll
-    for (int q = 0; q < C::kQuads; ++q) {
+    for (int q = 0; q < kQuads; ++q) {
       const int channel = 4 * (loaded_quad + q * C::kLoaders);
       next_left[q] = load(source, unit.tile.row * C::kTile + channel, s.channels, s.vectors);
       next_right[q] = load(shifted, unit.tile.column * C::kTile + channel, s.channels, s.vectors);
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(C::kThreads, sizeof(T) == 2 ? 8 : 1)
   };
   const auto stage = [&](int buffer) {
 #pragma unroll
-    for (int q = 0; q < C::kQuads; ++q) {
+    for (int q = 0; q < kQuads; ++q) {
       left[buffer][loaded_row][loaded_quad + q * C::kLoaders] = widen_quad(next_left[q]);
       right[buffer][loaded_row][loaded_quad + q * C::kLoaders] = widen_quad(next_right[q]);
     }

@@ -12,8 +12,10 @@
 //   update    all tiles                                               } and adds the pole
 //   add       f(R) = c I − Σ_j w_j M_j, in the order of the poles
 //   apply     out = beta·out + scale·f(R) G
-// 3·⌈n/128⌉ + 3 or 4 launches. Operations, of which each costs three bfloat16 products where both operands are split:
-// n(n + 128)N for R, about n³ for each pole, 2n²N for f(R) G. All sums have a fixed order.
+// The steps of pivot, panel and update run for as many matrices and poles at a time as fit the L2 cache of a large
+// device, because each step reads and writes all of M: 3 or 4 launches, and 3·⌈n/128⌉ per chunk. Operations, of which
+// each costs three bfloat16 products where both operands are split: n(n + 128)N for R, about n³ for each pole, 2n²N for
+// f(R) G. All sums have a fixed order.
 //
 // Rows are padded to whole tiles, with zeros in R and ones on the diagonal of M.
 #include "cuda/spectral_newton.h"
@@ -26,6 +28,10 @@ namespace {
 constexpr int kArea = kTile * kTile;
 constexpr int kGramBlocks = 256;   // blocks that the slices of R should give
 constexpr int kSliceLength = 512;  // the least columns of G per slice
+#ifndef SPECTRAL_EXT_CHUNK_FLOATS  // the emulation tests set it
+#define SPECTRAL_EXT_CHUNK_FLOATS 8 << 20
+#endif
+constexpr int64_t kChunkFloats = SPECTRAL_EXT_CHUNK_FLOATS;  // of M, W, U and P that the steps of a chunk work on
 
 // Tiles (row ≥ column) numbered row by row.
 __host__ __device__ constexpr int tile_index(int row, int column) { return row * (row + 1) / 2 + column; }
@@ -43,7 +49,7 @@ __device__ __forceinline__ TileAt tile_at(int index) {
 // Where things are in the scratch, in floats.
 struct Layout {
   int side, tiles, slices;  // tiles per side, tiles held, slices of the large side
-  int64_t problems;         // matrices · poles
+  int64_t problems, chunk;  // matrices · poles, and how many of them at a time
   int64_t R, M, W, U, P, failures, size;
 };
 
@@ -54,11 +60,13 @@ Layout layout_of(const NewtonSizes& s) {
   const int64_t wanted = (kGramBlocks + blocks - 1) / blocks;
   l.slices = static_cast<int>(wanted < most ? wanted : most);
   l.problems = static_cast<int64_t>(s.batch) * s.terms;
-  const int64_t R = blocks * kArea, panel = l.problems * l.side * kArea;
+  const int64_t each = static_cast<int64_t>(l.tiles + 2 * l.side + 1) * kArea, fitting = kChunkFloats / each;
+  l.chunk = fitting < 1 ? 1 : fitting < l.problems ? fitting : l.problems;
+  const int64_t R = blocks * kArea, panel = l.chunk * l.side * kArea;
   l.M = R;  // slices beside the sum: where there is one, it is R itself
   if (l.slices > 1) l.M += R * l.slices;
   l.W = l.M + l.problems * l.tiles * kArea;
-  l.U = l.W + panel, l.P = l.U + panel, l.failures = l.P + l.problems * kArea, l.size = l.failures + l.problems;
+  l.U = l.W + panel, l.P = l.U + panel, l.failures = l.P + l.chunk * kArea, l.size = l.failures + l.problems;
   return l;
 }
 
@@ -122,15 +130,15 @@ __device__ __forceinline__ Matrix matrix_at(const float* R, const float* M, cons
   return {(first ? R : M) + held * tiles * kArea, coefficients.poles[problem], s.n, first};
 }
 
-// Grid (problems). P: (problems, kArea); failures: 0, or 1 + the first bad pivot of the matrix.
+// Grid (problems of a chunk). P: (chunk, kArea); failures: 0, or 1 + the first bad pivot of the matrix.
 using PivotConfig = Config<16, 8>;
 __global__ void __launch_bounds__(PivotConfig::kThreads)
-    pivot(const float* R, const float* M, NewtonSizes s, NewtonCoefficients coefficients, int tiles, int step, float* P,
-          int32_t* failures) {
+    pivot(const float* R, const float* M, NewtonSizes s, NewtonCoefficients coefficients, int tiles, int first,
+          int step, float* P, int32_t* failures) {
   using C = PivotConfig;
   static_assert(C::kPad == kTile);
   __shared__ Quad row[2][C::kPad / 4], column[2][C::kPad / 4];
-  const int problem = blockIdx.x, ty = threadIdx.x / C::kSide, tx = threadIdx.x % C::kSide;
+  const int problem = first + blockIdx.x, ty = threadIdx.x / C::kSide, tx = threadIdx.x % C::kSide;
   const Matrix matrix = matrix_at(R, M, s, coefficients, tiles, problem, step);
   float a[C::kFragment][C::kFragment];
 #pragma unroll
@@ -138,7 +146,7 @@ __global__ void __launch_bounds__(PivotConfig::kThreads)
 #pragma unroll
     for (int j = 0; j < C::kFragment; ++j) a[i][j] = matrix.get(step, step, C::index(ty, i), C::index(tx, j));
   const int failed = invert<C>(a, C::kPad, ty, tx, row, column);
-  float* target = P + static_cast<int64_t>(problem) * kArea;
+  float* target = P + static_cast<int64_t>(blockIdx.x) * kArea;
 #pragma unroll
   for (int i = 0; i < C::kFragment; ++i)
 #pragma unroll
@@ -150,16 +158,16 @@ __global__ void __launch_bounds__(PivotConfig::kThreads)
     failures[problem] = step * kTile + failed;
 }
 
-// Grid (tiles per side, problems). W, U: (problems, side, kArea), all but block `step`.
+// Grid (tiles per side, problems of a chunk). W, U: (chunk, side, kArea), all but block `step`.
 __global__ void __launch_bounds__(kThreads)
-    panel(const float* R, const float* M, NewtonSizes s, NewtonCoefficients coefficients, int tiles, int step,
-          const float* P, float* W, float* U) {
+    panel(const float* R, const float* M, NewtonSizes s, NewtonCoefficients coefficients, int tiles, int first,
+          int step, const float* P, float* W, float* U) {
   __shared__ Planes planes;
-  const int block = blockIdx.x, problem = blockIdx.y;
+  const int block = blockIdx.x, problem = first + blockIdx.y;
   if (block == step) return;
   const Matrix matrix = matrix_at(R, M, s, coefficients, tiles, problem, step);
-  const float* pivots = P + static_cast<int64_t>(problem) * kArea;
-  const int64_t at = (static_cast<int64_t>(problem) * gridDim.x + block) * kArea;
+  const float* pivots = P + static_cast<int64_t>(blockIdx.y) * kArea;
+  const int64_t at = (static_cast<int64_t>(blockIdx.y) * gridDim.x + block) * kArea;
   float *result = W + at, *copy = U + at;
   const bool below = block > step;  // else the tile is held as its transpose
   for (int i = threadIdx.x; i < kArea; i += kThreads) {
@@ -178,19 +186,19 @@ __global__ void __launch_bounds__(kThreads)
   for_each(sum, [&](int row, int column, float value) { result[row * kTile + column] = value; });
 }
 
-// Grid (tiles, problems).
+// Grid (tiles, problems of a chunk).
 __global__ void __launch_bounds__(kThreads)
-    update(const float* R, float* M, NewtonSizes s, NewtonCoefficients coefficients, int side, int step, const float* P,
-           const float* W, const float* U) {
+    update(const float* R, float* M, NewtonSizes s, NewtonCoefficients coefficients, int side, int first, int step,
+           const float* P, const float* W, const float* U) {
   __shared__ Planes planes;
   const TileAt tile = tile_at(blockIdx.x);
-  const int64_t problem = blockIdx.y;
-  const Matrix matrix = matrix_at(R, M, s, coefficients, gridDim.x, blockIdx.y, step);
+  const int64_t problem = first + blockIdx.y, own = blockIdx.y;
+  const Matrix matrix = matrix_at(R, M, s, coefficients, gridDim.x, first + blockIdx.y, step);
   float* target = M + (problem * gridDim.x + blockIdx.x) * kArea;
-  const float *left = W + (problem * side + tile.row) * kArea, *right = U + (problem * side + tile.column) * kArea;
+  const float *left = W + (own * side + tile.row) * kArea, *right = U + (own * side + tile.column) * kArea;
   if (tile.row == step || tile.column == step) {
     const bool both = tile.row == tile.column, transposed = tile.row == step && !both;
-    const float* source = both ? P + problem * kArea : transposed ? W + (problem * side + tile.column) * kArea : left;
+    const float* source = both ? P + own * kArea : transposed ? W + (own * side + tile.column) * kArea : left;
     for (int i = threadIdx.x; i < kArea; i += kThreads) {
       const float value = source[transposed ? i % kTile * kTile + i / kTile : i];
       target[i] = both ? -value : value;
@@ -270,23 +278,25 @@ cudaError_t run(const void* G, void* out, const NewtonSizes& s, const NewtonCoef
   int32_t* failures = reinterpret_cast<int32_t*>(scratch + l.failures);
   const int64_t size = static_cast<int64_t>(l.tiles) * s.batch * kArea;
   const int64_t length = ((s.length + l.slices - 1) / l.slices + kDepth - 1) / kDepth * kDepth;
-  const unsigned problems = static_cast<unsigned>(l.problems),
-                 elements = static_cast<unsigned>(l.tiles) * (kArea / kThreads);
+  const unsigned elements = static_cast<unsigned>(l.tiles) * (kArea / kThreads);
   float* partials = l.slices > 1 ? R + size : R;
   cudaError_t error =
       launch(gram<T>, dim3(l.tiles, l.slices, s.batch), dim3(kThreads), 0, stream, input, s, length, partials);
   if (error == cudaSuccess && l.slices > 1)
     error = launch(sum_slices, dim3(elements, s.batch), dim3(kThreads), 0, stream, partials, l.slices, size, R);
-  for (int step = 0; step < l.side && error == cudaSuccess; ++step) {
-    error = launch(pivot, dim3(problems), dim3(PivotConfig::kThreads), 0, stream, R, M, s, coefficients, l.tiles, step,
-                   P, failures);
-    if (error == cudaSuccess)
-      error = launch(panel, dim3(l.side, problems), dim3(kThreads), 0, stream, R, M, s, coefficients, l.tiles, step, P,
-                     W, U);
-    if (error == cudaSuccess)
-      error = launch(update, dim3(l.tiles, problems), dim3(kThreads), 0, stream, R, M, s, coefficients, l.side, step, P,
-                     W, U);
-  }
+  for (int64_t begin = 0; begin < l.problems; begin += l.chunk)
+    for (int step = 0; step < l.side && error == cudaSuccess; ++step) {
+      const int first = static_cast<int>(begin);
+      const unsigned count = static_cast<unsigned>(l.problems - begin < l.chunk ? l.problems - begin : l.chunk);
+      error = launch(pivot, dim3(count), dim3(PivotConfig::kThreads), 0, stream, R, M, s, coefficients, l.tiles, first,
+                     step, P, failures);
+      if (error == cudaSuccess)
+        error = launch(panel, dim3(l.side, count), dim3(kThreads), 0, stream, R, M, s, coefficients, l.tiles, first,
+                       step, P, W, U);
+      if (error == cudaSuccess)
+        error = launch(update, dim3(l.tiles, count), dim3(kThreads), 0, stream, R, M, s, coefficients, l.side, first,
+                       step, P, W, U);
+    }
   if (error == cudaSuccess)
     error =
         launch(add, dim3(elements, s.batch), dim3(kThreads), 0, stream, M, s, coefficients, l.tiles, failures, status);

@@ -13,7 +13,8 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __shared__ thread_local  // one copy for all fibers of a block; implies static
+#define __shared__ \
+  thread_local  // implies static; nothing else here is, so that run_block() can fill all of it with NaN
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
@@ -45,7 +46,10 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
 
-extern thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+// The least that a supported device allows: sm_86, sm_89 and sm_120 have 99 KiB for a block, of which more than 48 must
+// be asked for.
+constexpr size_t kSharedBytesUnasked = 48 * 1024, kSharedBytesOptIn = 99 * 1024;
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace cuda_emulator {
 void run(const cudaLaunchConfig_t& config, const std::function<void()>& thread);
@@ -166,12 +170,17 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     case cudaDevAttrComputeCapabilityMinor:
       return *value = old ? 5 : 0, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      return *value = 163 * 1024, cudaSuccess;
+      return *value = static_cast<int>(kSharedBytesOptIn), cudaSuccess;
   }
   return cudaErrorInvalidValue;
 }
+namespace cuda_emulator {
+size_t& shared_bytes_allowed(const void* kernel);
+}
 template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
+  if (bytes < 0 || static_cast<size_t>(bytes) > kSharedBytesOptIn) return cudaErrorInvalidValue;
+  cuda_emulator::shared_bytes_allowed(reinterpret_cast<const void*>(kernel)) = static_cast<size_t>(bytes);
   return cudaSuccess;
 }
 
@@ -179,8 +188,11 @@ template <typename... Formal, typename... Actual>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Formal...), Actual&&... arguments) {
   const auto threads = uint64_t(config->blockDim.x) * config->blockDim.y * config->blockDim.z;
   const auto blocks = uint64_t(config->gridDim.x) * config->gridDim.y * config->gridDim.z;
-  if (threads == 0 || threads > 1024 || blocks == 0 || config->gridDim.y > 65535 || config->gridDim.z > 65535)
+  if (threads == 0 || threads > 1024 || config->blockDim.z > 64 || blocks == 0 || config->gridDim.x > 0x7fffffff ||
+      config->gridDim.y > 65535 || config->gridDim.z > 65535)
     return cudaErrorInvalidConfiguration;
+  if (config->dynamicSmemBytes > cuda_emulator::shared_bytes_allowed(reinterpret_cast<const void*>(kernel)))
+    return cudaErrorInvalidValue;
   if (std::getenv("CUDA_EMULATOR_OLD_GPU") != nullptr) return cudaErrorNoKernelImageForDevice;
   cuda_emulator::run(*config, [&] { kernel(static_cast<Formal>(arguments)...); });
   return cudaSuccess;

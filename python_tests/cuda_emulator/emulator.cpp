@@ -4,6 +4,7 @@
 // fibers are switched without implying an order and only barriers synchronise: ThreadSanitizer then reports every
 // unordered pair of accesses within a block, whatever the values.
 #include <cuda_runtime.h>
+#include <link.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -16,6 +17,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #ifdef RACECHECK
@@ -35,12 +37,11 @@ static void __tsan_release(void*) {}
 #endif
 constexpr unsigned kNoOrder = 1;
 
-thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace cuda_emulator {
 namespace {
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr size_t kSharedBytes = 227 * 1024;
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
@@ -68,15 +69,15 @@ struct Fiber {
   std::vector<std::vector<Copy>> copies;  // groups that are not waited for yet; the last one is still open
 };
 
-thread_local std::vector<Fiber> fibers;
-thread_local ucontext_t unused;  // what swapcontext saves where it begins a fiber
-thread_local Place scheduler;
-thread_local void* scheduler_sanitizer = nullptr;
-thread_local int current = -1;
-thread_local const std::function<void()>* body = nullptr;
+std::vector<Fiber> fibers;
+ucontext_t unused;  // what swapcontext saves where it begins a fiber
+Place scheduler;
+void* scheduler_sanitizer = nullptr;
+int current = -1;
+const std::function<void()>* body = nullptr;
 // Only their addresses matter. Two a barrier, in turn: else a thread that is late in leaving one barrier would be
 // ordered after what an early one did before the next.
-thread_local char launch_order, finish_order, block_order[2], warp_order[32][2];
+char launch_order, finish_order, block_order[2], warp_order[32][2];
 
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "CUDA emulator: %s (block %u,%u,%u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z);
@@ -85,9 +86,9 @@ thread_local char launch_order, finish_order, block_order[2], warp_order[32][2];
 
 // Shared memory ends at a page that may not be touched.
 char* shared_pages() {
-  static thread_local char* pages = [] {
+  static char* pages = [] {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    const size_t bytes = (kSharedBytes + page - 1) / page * page;
+    const size_t bytes = (kSharedBytesOptIn + page - 1) / page * page;
     auto* start =
         static_cast<char*>(mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     mprotect(start + bytes, page, PROT_NONE);
@@ -95,12 +96,37 @@ char* shared_pages() {
   }();
   return pages;
 }
-thread_local char* shared_start = nullptr;
+char* shared_start = nullptr;
 
-[[noreturn]] __attribute__((noinline)) void jump(Place& place) { __builtin_longjmp(place.words, 1); }
+// noipa: a caller must not keep anything in registers that these functions seem to leave alone.
+[[noreturn]] __attribute__((noipa)) void jump(Place& place) { __builtin_longjmp(place.words, 1); }
 // Returns when someone jumps to `here`.
-__attribute__((noinline)) void leave(Place& here, Place& there) {
+__attribute__((noipa)) void leave(Place& here, Place& there) {
   if (__builtin_setjmp(here.words) == 0) jump(there);
+}
+
+// What the kernels declare __shared__ is all the thread-local storage of this library or program.
+struct Storage {
+  void* data;
+  size_t bytes;
+};
+Storage static_shared() {
+  Storage found{nullptr, 0};
+  const auto look = [](dl_phdr_info* info, size_t, void* result) {
+    const auto here = reinterpret_cast<uintptr_t>(&static_shared);
+    bool ours = false;
+    const ElfW(Phdr)* local = nullptr;
+    for (int i = 0; i < info->dlpi_phnum; ++i) {
+      const ElfW(Phdr) & header = info->dlpi_phdr[i];
+      const uintptr_t begin = info->dlpi_addr + header.p_vaddr;
+      ours |= header.p_type == PT_LOAD && here >= begin && here < begin + header.p_memsz;
+      if (header.p_type == PT_TLS) local = &header;
+    }
+    if (ours && local != nullptr) *static_cast<Storage*>(result) = {info->dlpi_tls_data, local->p_memsz};
+    return ours ? 1 : 0;
+  };
+  dl_iterate_phdr(look, &found);
+  return found;
 }
 
 void enter() {
@@ -124,7 +150,7 @@ void yield(State state, void* order) {
   threadIdx = index;
 }
 
-__attribute__((noinline)) void begin(Fiber& fiber) {
+__attribute__((noipa)) void begin(Fiber& fiber) {
   if (__builtin_setjmp(scheduler.words) == 0) swapcontext(&unused, &fiber.start);
 }
 
@@ -290,6 +316,11 @@ void tensor_core(TensorCoreLane& mine) {
 
 void* dynamic_shared() { return shared_start; }
 
+size_t& shared_bytes_allowed(const void* kernel) {
+  static std::unordered_map<const void*, size_t> allowed;
+  return allowed.try_emplace(kernel, kSharedBytesUnasked).first->second;
+}
+
 void run(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
   const int threads = static_cast<int>(config.blockDim.x * config.blockDim.y * config.blockDim.z);
   blockDim = config.blockDim;
@@ -297,15 +328,18 @@ void run(const cudaLaunchConfig_t& config, const std::function<void()>& thread) 
   body = &thread;
   if (fibers.size() < static_cast<size_t>(threads)) fibers.resize(static_cast<size_t>(threads));
   scheduler_sanitizer = __tsan_get_current_fiber();
-  if (config.dynamicSmemBytes > kSharedBytes) fail("more dynamic shared memory than any device has");
+  if (config.dynamicSmemBytes > kSharedBytesOptIn) fail("more dynamic shared memory than any device has");
   shared_start = shared_pages() - (config.dynamicSmemBytes + 15) / 16 * 16;
   const char* seed = std::getenv("CUDA_EMULATOR_ORDER");
   std::mt19937 random(seed ? static_cast<unsigned>(std::atoi(seed)) : 0u);
   std::vector<uint32_t> order(size_t(config.gridDim.x) * config.gridDim.y * config.gridDim.z);
   arrange(order, random);
+  const Storage statics = static_shared();
   for (uint32_t block : order) {
     blockIdx = dim3(block % gridDim.x, block / gridDim.x % gridDim.y, block / (gridDim.x * gridDim.y));
-    std::memset(shared_start, 0xff, config.dynamicSmemBytes);  // NaN: reading what nobody wrote shows
+    // NaN: reading what nobody wrote shows.
+    std::memset(shared_start, 0xff, config.dynamicSmemBytes);
+    if (statics.data != nullptr) std::memset(statics.data, 0xff, statics.bytes);
     run_block(threads, random);
   }
 }

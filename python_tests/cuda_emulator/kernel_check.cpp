@@ -263,6 +263,32 @@ __global__ void missing_barrier(int* out) {
   out[threadIdx.x] = value[31 - threadIdx.x];
 }
 
+__global__ void unwritten(float* out) {
+  __shared__ float value[32];
+  if (threadIdx.x == 0) value[0] = 1;
+  __syncthreads();
+  out[threadIdx.x] = value[threadIdx.x];
+}
+
+// What the emulator promises: shared memory that nobody wrote is NaN in every block, and no launch exceeds a device.
+#ifndef __CUDACC__
+void emulator() {
+  float* out = guarded<float>(32);
+  for (int run = 0; run < 2; ++run) {
+    std::memset(out, 0, 32 * sizeof(float));
+    check(launch(unwritten, dim3(2), dim3(32), 0, nullptr, out));
+    expect(out[0] == 1 && std::isnan(out[1]), "static shared memory is not NaN at a block's start");
+  }
+  expect(launch(unwritten, dim3(1), dim3(1056), 0, nullptr, out) != cudaSuccess, "more than 1024 threads");
+  expect(launch(unwritten, dim3(1, 65536), dim3(32), 0, nullptr, out) != cudaSuccess, "a grid beyond its limits");
+  expect(launch(unwritten, dim3(1), dim3(32), 100 * 1024, nullptr, out) != cudaSuccess, "more shared memory than is");
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(1), config.blockDim = dim3(32), config.dynamicSmemBytes = 64 * 1024;
+  expect(cudaLaunchKernelEx(&config, missing_barrier, reinterpret_cast<int*>(out)) != cudaSuccess,
+         "more than 48 KiB of shared memory, and nobody asked for it");
+}
+#endif
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -270,6 +296,9 @@ int main(int argc, char** argv) {
     check(launch(missing_barrier, dim3(1), dim3(32), 0, nullptr, guarded<int>(32)));
     return 0;
   }
+#ifndef __CUDACC__
+  emulator();
+#endif
   factor(3, 1, 2), factor(33, 2, 1), factor(18, 1, 20);
   factor_of_rows<__nv_bfloat16>(70, 72, Dtype::kBFloat16, 1);
   factor_of_rows<__half>(140, 128, Dtype::kFloat16, 1);
