@@ -45,7 +45,7 @@ class LagSums {
       : x_(channels_last(x, device)), device_(device), tables_(make(plan)), words_(upload(x)) {}
 
   void accumulate(void* state, double beta, double scale) const {
-    const Tensor scratch = torch::stable::new_empty(x_, {tables_.scratch_numbers()}, accumulator_of(x_));
+    const Tensor scratch = cuda::allocate_scratch(x_, tables_.scratch_numbers(), accumulator_of(x_), "lag sums");
     cuda::Device::check(cuda::launch_lag_sums(x_.const_data_ptr(), cuda::dtype_of(x_), tables_.sizes,
                                               tables_.regions(device_words()), tables_.sum_regions(device_words()),
                                               state, scale, beta, scratch.mutable_data_ptr(), device_.stream()),
@@ -90,8 +90,8 @@ void direct(const Tensor& x, const Geometry& g, bool channels_last_order, const 
   const cuda::DirectSizes sizes = patch_sizes(x, g, channels_last_order);
   const cuda::Dtype dtype = cuda::dtype_of(x);
   const int multiprocessors = device.multiprocessors();
-  const Tensor scratch = torch::stable::new_empty(x, {cuda::input_factor_direct_scratch(sizes, dtype, multiprocessors)},
-                                                  accumulator_of(x));
+  const Tensor scratch = cuda::allocate_scratch(x, cuda::input_factor_direct_scratch(sizes, dtype, multiprocessors),
+                                                accumulator_of(x), "input_factor");
   cuda::Device::check(cuda::launch_input_factor_direct(x.const_data_ptr(), dtype, sizes, out,
                                                        scratch.mutable_data_ptr(), multiprocessors, device.stream()),
                       "input_factor");
@@ -109,7 +109,7 @@ void accumulate(Tensor& out, const Tensor& x, const Geometry& g, bool channels_l
     return direct(x, g, channels_last_order, target, device);
   const LagSums sums(x, plan, device);
   if (g.taps() == 1 && plan.regions == 1 && !g.bias) return sums.accumulate(target.data, beta, scale);
-  const Tensor state = torch::stable::new_empty(x, {plan.state_size()}, accumulator_of(x));
+  const Tensor state = cuda::allocate_scratch(x, plan.state_size(), accumulator_of(x), "input_factor");
   sums.accumulate(state.mutable_data_ptr(), 0, 1);
   sums.expand(state.const_data_ptr(), channels_last_order, target);
 }

@@ -64,8 +64,8 @@ Tensor rayleigh_quotients(const Tensor& x, const Tensor& delta, const Tensor& U,
   const cuda::RayleighPlan plan = cuda::rayleigh_plan(problem);
   STD_TORCH_CHECK(plan.units <= kMost && (K + plan.width - 1) / plan.width * plan.depth_slices <= 65535,
                   "x, U: more samples or directions than one launch takes: split the batch");
-  const Tensor scratch = torch::stable::new_empty(x, {plan.scratch_numbers}, V.scalar_type());
-  const Tensor partials = torch::stable::new_empty(x, {plan.partial_numbers}, ScalarType::Double);
+  const Tensor scratch = cuda::allocate_scratch(x, plan.scratch_numbers, V.scalar_type(), "rayleigh_quotients");
+  const Tensor partials = cuda::allocate_scratch(x, plan.partial_numbers, ScalarType::Double, "rayleigh_quotients");
   cuda::Device::check(cuda::launch_rayleigh(problem, plan, scratch.mutable_data_ptr(),
                                             static_cast<double*>(partials.mutable_data_ptr()),
                                             static_cast<double*>(out.mutable_data_ptr()), device.stream()),

@@ -67,7 +67,7 @@ void spectral_newton_poles_(Tensor out, Tensor status, const Tensor& G, const Te
                                    static_cast<const float*>(poles.const_data_ptr())};
   const cuda::Device device(G);
   const int64_t floats = blocked ? cuda::newton_blocked_scratch(sizes) : cuda::newton_scratch(sizes);
-  const Tensor scratch = torch::stable::new_empty(G, {floats}, ScalarType::Float);
+  const Tensor scratch = cuda::allocate_scratch(G, floats, ScalarType::Float, "spectral_newton");
   const auto launch = blocked ? cuda::launch_spectral_newton_blocked : cuda::launch_spectral_newton;
   cuda::Device::check(launch(G.const_data_ptr(), out.mutable_data_ptr(), dtype, sizes, c, static_cast<float>(scale),
                              static_cast<float>(beta), static_cast<int32_t*>(status.mutable_data_ptr()),
