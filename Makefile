@@ -43,11 +43,12 @@ build/.stamp: setup.py tools/toolchain.py $(NATIVE) $(READY)
 	SPECTRAL_EXT_PREBUILT=1 $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
-.PHONY: help setup build test demo bench lint format cubin headers clang sanitize tsan sdist-check docs axe vendor clean
+.PHONY: help setup build test demo bench paper lint format cubin headers clang sanitize tsan sdist-check docs axe vendor clean
 
 help:
 	@echo "make demo    train a small ResNet on real images and measure its curvature landscape"
 	@echo "make test    all tests            make bench   every op against its peers, as ratios"
+	@echo "make paper   the paper's tables and figures measured again, at small scale (PAPER=\"--scale full --device cuda\")"
 	@echo "make lint    ruff, clang-format, mypy       make cubin   compile every CUDA kernel, fail on a spill"
 	@echo "make sanitize      the tests of the ops under the address and undefined-behaviour sanitizers"
 	@echo "make tsan          the tests of the ops' threads under the thread sanitizer"
@@ -69,6 +70,11 @@ demo: $(INSTALLED)
 
 bench: build/.stamp
 	$(PYTHON) -m benchmarks
+
+# Small networks on two cores, without the sweep of optimizers; what experiments/results holds is not run again.
+# PAPER="--scale full --device cuda" runs the paper's networks on a GPU.
+paper: build/.stamp
+	OMP_NUM_THREADS=1 $(PYTHON) -m experiments run $(PAPER)
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .

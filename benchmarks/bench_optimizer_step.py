@@ -1,6 +1,6 @@
 """One whole ``optimizer.step()`` over the parameters of ResNet-18 (ImageNet, 11.7 M): SpectralNewton beside AdamW,
 torch's Muon with convolutions flattened and AdamW for the rest, and SOAP (package pytorch-optimizer) where it is
-installed.
+installed. And what a tracker costs that the optimizer follows, as a share of the steps between two measurements.
 
     python -m benchmarks optimizer_step
 """
@@ -15,7 +15,9 @@ from torch import nn
 
 from benchmarks.harness import Row, interleaved
 from benchmarks.peer_optimizers import FlattenedMuon, sort_parameters
+from examples.small_resnet import SmallResNet, load_images
 from spectral_ext.optim import SpectralNewton
+from spectral_ext.tracker import LandscapeTracker
 
 PEER = "torch Muon + AdamW"
 
@@ -61,7 +63,7 @@ def steps(model: nn.Module, quick: bool) -> dict[str, Callable[[], object]]:
     settings: dict[str, dict[str, Any]] = {
         "absolute damping, update scale spectral": {"damping_mode": "absolute", "update_scale": "spectral"},
         "spectral damping, alpha=1.5": {"damping_mode": "spectral", "alpha": 1.5},
-        "mean damping, alpha=1.5": {"alpha": 1.5},
+        **{f"alpha={alpha:g}": {"alpha": alpha} for alpha in (0.5, 1.0, 1.5, 3.0, 4.5)},
     }
     for name, options in settings.items():
         methods[f"SpectralNewton, {name}"] = SpectralNewton(model, 1e-4, **options).step
@@ -75,10 +77,35 @@ def steps(model: nn.Module, quick: bool) -> dict[str, Callable[[], object]]:
     return methods
 
 
+def tracker_overhead(quick: bool, every: int = 100, batch: int = 256, samples: int = 8) -> list[Row]:
+    """A measurement by sampled Gauss–Newton along the momentum, beside ``every`` training steps of the small ResNet."""
+    model, images = SmallResNet(), load_images(batch + samples, 1)
+    x, y = images.train[:batch], images.train_labels[:batch]
+    optimizer, loss = SpectralNewton(model), nn.CrossEntropyLoss()
+    held = [(images.train[batch:], images.train_labels[batch:])]
+    tracker = LandscapeTracker(model, loss, held, every=every, unit="step", optimizer=optimizer, top_k=8)
+
+    def step() -> None:
+        model.train()
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+
+    step()
+    timings = interleaved({"step": step, "measurement": tracker.measure}, "step", rounds=1 if quick else 5)
+    share = 1 / timings["measurement"].ratio / every
+    case = f"small ResNet, batch {batch}, tracker on {samples} images every {every} steps"
+    return [
+        Row(case, name, 1e3 * timing.seconds, timing.ratio, extra={"overhead": share})
+        for name, timing in timings.items()
+    ]
+
+
 def bench(quick: bool = False) -> list[Row]:
     torch.manual_seed(0)
     model = ResNet18Weights((16, 32, 64, 128) if quick else (64, 128, 256, 512))
     set_gradients(model)
     timings = interleaved(steps(model, quick), PEER, rounds=3 if quick else 5)
     case = "ResNet-18 at a quarter of the width" if quick else "ResNet-18"
-    return [Row(case, name, 1e3 * timing.seconds, timing.ratio) for name, timing in timings.items()]
+    rows = [Row(case, name, 1e3 * timing.seconds, timing.ratio) for name, timing in timings.items()]
+    return rows + tracker_overhead(quick)

@@ -46,17 +46,6 @@ SETS: dict[str, list[tuple[int, int]]] = {
     "ResNet-50": _resnet50(),
     "GPT-2 small": [shape for _ in range(12) for shape in [*[(768, 768)] * 4, (3072, 768), (768, 3072)]],
 }
-SINGLE = [
-    (64, 147),
-    (64, 576),
-    (128, 1152),
-    (256, 2304),
-    (512, 4608),
-    (1024, 1024),
-    (1024, 256),
-    (2048, 512),
-    (768, 3072),
-]
 
 
 def gradients(shapes: Sequence[tuple[int, int]], spectrum: str = "gauss") -> list[Tensor]:
@@ -194,24 +183,34 @@ def bench(quick: bool = True) -> list[Row]:
             "ResNet-18, σ_k = 1/k", gradients(SETS["ResNet-18"], "1/k"), 0.1, "rms", (1.0, 2.0, 3.0), **asked
         )
         return rows + measure("1024×1024", gradients([(1024, 1024)]), 0.1, "absolute", (2.0,), peers=True, rounds=3)
+    return [row for name in PARTS for row in part(name)]
+
+
+PARTS = ("ResNet-18", "default tolerance", "1/k", "square", "peers", "sets")
+
+
+def part(name: str) -> list[Row]:
+    """One part of the full grid, which takes some minutes at most."""
+    set18, decay = SETS["ResNet-18"], gradients(SETS["ResNet-18"], "1/k")
+    asked = dict(peers=False, rounds=5, tolerance=OPTIMIZER_TOLERANCE)
+    if name == "ResNet-18":
+        return measure("ResNet-18", gradients(set18), 0.1, "rms", ALPHAS, **asked)
+    if name == "1/k":
+        return measure("ResNet-18, σ_k = 1/k", decay, 0.1, "rms", ALPHAS, **asked)
+    if name == "default tolerance":
+        rows = measure("ResNet-18", gradients(set18), 0.1, "rms", (1.0, 2.0, 3.0), peers=False, rounds=3)
+        rows += measure("ResNet-18", gradients(set18), 0.01, "spectral", (1.0, 2.0, 3.0), peers=False, rounds=3)
+        return rows + measure("ResNet-18", gradients(set18), 0.1, "rms", (2.0,), peers=False, rounds=3, threads=2)
+    if name == "square":
+        G = gradients([(1024, 1024)])
+        return measure("1024×1024", G, 0.1, "absolute", (1.0, 2.0, 3.0), peers=True, rounds=3, compiled=True)
+    if name == "peers":
+        shapes = [(64, 576), (256, 2304), (768, 3072)]
+        cases = [(f"{m}×{n}", gradients([(m, n)])) for m, n in shapes]
+        return [row for case, G in cases for row in measure(case, G, 0.1, "absolute", (2.0,), peers=True, rounds=3)]
     rows = []
-    for threads in (1, 2):
-        for d, mode in ((0.1, "absolute"), (0.1, "spectral"), (0.01, "spectral"), (0.1, "rms")):
-            rows += measure("ResNet-18", set18, d, mode, ALPHAS, peers=threads == 1, rounds=5, threads=threads)
-    rows += measure("ResNet-18", set18, 0.1, "rms", ALPHAS, peers=False, rounds=5, tolerance=OPTIMIZER_TOLERANCE)
-    decay = gradients(SETS["ResNet-18"], "1/k")
-    for mode in ("spectral", "rms"):
-        for tolerance in (None, OPTIMIZER_TOLERANCE):
-            rows += measure(
-                "ResNet-18, σ_k = 1/k", decay, 0.1, mode, ALPHAS, peers=False, rounds=5, tolerance=tolerance
-            )
-    for shape in SINGLE:
-        G = gradients([shape])
-        compiled = shape == (1024, 1024)
-        case = f"{shape[0]}×{shape[1]}"
-        rows += measure(case, G, 0.1, "absolute", (1.0, 2.0, 3.0), peers=True, rounds=5, compiled=compiled)
-    for name in ("ResNet-50", "GPT-2 small"):
-        rows += measure(name, gradients(SETS[name]), 0.1, "spectral", (1.0, 2.0, 3.0), peers=False, rounds=3)
+    for model in ("ResNet-50", "GPT-2 small"):
+        rows += measure(model, gradients(SETS[model]), 0.1, "rms", (1.0, 2.0, 3.0), peers=False, rounds=1)
     return rows
 
 

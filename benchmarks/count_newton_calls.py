@@ -63,6 +63,11 @@ def size(x: Tensor) -> int:
     return numel * x.element_size()
 
 
+def place(x: Tensor) -> tuple[int, int, int]:
+    """Which memory a tensor is: X and Xᵀ are one operand."""
+    return x.untyped_storage()._cdata, x.storage_offset(), size(x)
+
+
 class Counted(TorchDispatchMode):
     """Counts every call below autograd; memory by the life of storages."""
 
@@ -97,8 +102,10 @@ class Counted(TorchDispatchMode):
         if name in VIEWS:
             return out
         self.calls[name] += 1
-        given = set() if func._schema.is_mutable else {id(x) for x in inputs}
-        self.bytes += sum(map(size, inputs)) + sum(size(x) for x in outputs if id(x) not in given)
+        read, written = ({place(x): size(x) for x in own} for own in (inputs, outputs))
+        self.bytes += sum(read.values()) + sum(
+            n for where, n in written.items() if func._schema.is_mutable or where not in read
+        )
         if name in ("bmm", "mm", "baddbmm", "baddbmm_", "addmm"):
             a, b = [x for x in inputs if x.dim() >= 2 and id(x) not in {id(y) for y in outputs}][-2:]
             self.flop += 2 * a.numel() * b.shape[-1]

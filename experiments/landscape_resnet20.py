@@ -1,138 +1,127 @@
-"""The landscape of a trained ResNet-20 on CIFAR-10: wall time and peak memory of the whole measurement.
+"""The landscape of a trained ResNet-20 on exact CIFAR-10 images, on both splits: own batch and held out.
 
-Needs the trained weights (akamaster/pytorch_resnet_cifar10) and the images in ../shared/data.
-Writes results/landscape_resnet20.json.
+The network never saw the test images; it was trained on the training images. Both are measured: 256 images of the
+split, eight groups, eval mode. Needs the weights (akamaster/pytorch_resnet_cifar10) and the exact images in the data
+folder (see ``experiments/data.py``). A split is a line of the journal; the cost of the measurement stands in it.
 
-    python experiments/landscape_resnet20.py [--samples 256] [--batch 64] [--top-k 20] [--threads 2]
+    python -m experiments.landscape_resnet20 [--samples 256] [--batch 64] [--top-k 20] [--threads 1]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from spectral_ext.landscape import Landscape, measure
+from experiments.data import ROOT, DataError, data_folder
+from experiments.journal import JOURNAL, Journal, StaleResultError, digest, journal_here
+from experiments.networks import ResNet, cross_entropy, resnet20
+from experiments.summary import landscape_record
+from spectral_ext import measure
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
-RESULT = Path(__file__).parent / "results" / "landscape_resnet20.json"
+DATA = ROOT.parent / "shared" / "data"
+WEIGHTS, IMAGES = "resnet20-12fca82f.th", "cifar10_lossless_4566.npz"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SPLITS = {"train": "training images, which the network was trained on", "test": "test images, which it never saw"}
 
 
-class Block(nn.Module):
-    """Two 3×3 convolutions; the shortcut subsamples and pads channels with zeros (option A)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.extra = stride, outputs - inputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.extra:
-            half = self.extra // 2
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, half))
-        return F.relu(out + x)
+def _file(name: str, folder: str | Path | None) -> Path:
+    where = data_folder(folder)
+    if where is None or not (where / name).exists():
+        raise FileNotFoundError(f"{name} is missing: put it into the folder that --data or SPECTRAL_EXT_DATA names")
+    return where / name
 
 
-class ResNet20(nn.Module):
-    def __init__(self, classes: int = 10) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(3)))
-        self.layer2 = nn.Sequential(Block(16, 32, 2), *(Block(32, 32, 1) for _ in range(2)))
-        self.layer3 = nn.Sequential(Block(32, 64, 2), *(Block(64, 64, 1) for _ in range(2)))
-        self.linear = nn.Linear(64, classes)
+def trained_model(folder: str | Path | None = None) -> ResNet:
+    """The network with its trained weights, in eval mode.
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean((2, 3)))
-
-
-def trained_model() -> ResNet20:
-    state = torch.load(DATA / "resnet20-12fca82f.th", weights_only=True, map_location="cpu")["state_dict"]
-    model = ResNet20()
-    model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+    Raises:
+        FileNotFoundError: the weights are not there.
+        DataError: the file is damaged or holds other weights.
+    """
+    path = _file(WEIGHTS, folder)
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+        model = resnet20()
+        names = {key: key.removeprefix("module.").replace("linear.", "fc.") for key in state}
+        model.load_state_dict({names[key]: value for key, value in state.items()})
+    except (RuntimeError, KeyError, EOFError, OSError) as error:
+        raise DataError(f"{path} is damaged, or no ResNet-20 ({error}): fetch it again") from error
     return model.eval()
 
 
-def images(samples: int, batch: str) -> tuple[Tensor, Tensor]:
-    """The first samples of one file (``data_batch_1`` … ``test_batch``) of the exact CIFAR-10 images, normalised."""
-    with np.load(DATA / "cifar10_lossless_4566.npz") as file:
-        x, y = (torch.from_numpy(file[f"{batch}_{part}"][:samples]) for part in ("x", "y"))
+def images(samples: int, split: str, folder: str | Path | None = None) -> tuple[Tensor, Tensor]:
+    """The first exact images of a split, ``train`` or ``test``, normalised as the network was trained."""
+    batches = ("test_batch",) if split == "test" else tuple(f"data_batch_{i}" for i in range(1, 6))
+    with np.load(_file(IMAGES, folder)) as file:
+        parts = [[torch.from_numpy(file[f"{b}_{part}"]) for b in batches if f"{b}_{part}" in file] for part in "xy"]
+    x, y = (torch.cat(part)[:samples] for part in parts)
+    if len(y) < samples:
+        raise DataError(f"{IMAGES} holds {len(y)} images of the split {split!r}, not {samples}: ask for fewer")
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     return (x.float() / 255 - mean) / std, y.long()
 
 
-def report(landscape: Landscape, seconds: float) -> dict:
-    """What the JSON holds: cost, and one line a layer."""
-    convolutions = [row for row in landscape.values() if row.kind == "Conv2d"]
-    rows = {
-        name: {
-            "alpha": row.alpha.value,
-            "alpha_interval": row.alpha.interval,
-            "r2": row.alpha.r2,
-            "beta": row.beta.value,
-            "phi": row.phi.value,
-            "gamma": row.gamma.value,
-            "s": row.s.value,
-            "alpha_gamma": row.alpha_gamma,
-            "transfer": row.transfer.verdict,
-            "rank_model": row.rank_models.best,
-            "factor_match": row.factor_match,
-            "concentration": float(np.median(row.arrays.concentration)),
-            "pr_curvature": row.pr_curvature,
-            "pr_gradient": row.pr_gradient,
-            "spectrum_ks": row.prediction.ks if row.prediction else None,
-            "recommended_alpha": row.recommendation.alpha if row.recommendation else None,
-            "kronecker": row.recommendation.kronecker_justified if row.recommendation else None,
-            "method": row.method,
-        }
-        for name, row in landscape.items()
-    }
-    return {
-        "seconds": round(seconds, 2),
-        "peak_MiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "threads": torch.get_num_threads(),
-        "median_alpha_conv": statistics.median(row.alpha.value for row in convolutions) if convolutions else None,
-        "meta": landscape.meta,
-        "layers": rows,
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name, default in (("samples", 256), ("batch", 64), ("top-k", 20), ("threads", 2)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--data", default="test_batch")
-    parser.add_argument("--save", type=Path, help="folder for the whole landscape")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    model, (x, y) = trained_model(), images(options.samples, options.data)
+def measured(split: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The record of a split: all layers, the medians over the convolutions, seconds and peak memory."""
+    model, (x, y) = trained_model(options.data), images(options.samples, split, options.data)
+    with torch.no_grad():
+        accuracy = 100 * float((model(x).argmax(1) == y).float().mean())
     batches = list(zip(x.split(options.batch), y.split(options.batch), strict=True))
     start = time.perf_counter()
-    landscape = measure(model, nn.CrossEntropyLoss(), batches, top_k=options.top_k, progress=False)
+    landscape = measure(model, cross_entropy, batches, top_k=options.top_k, folds=8, progress=False)
     seconds = time.perf_counter() - start
-    print(landscape)
-    found = report(landscape, seconds)
-    print({key: found[key] for key in ("seconds", "peak_MiB", "median_alpha_conv")}, landscape.meta["seconds"])
-    RESULT.write_text(json.dumps(found, indent=1) + "\n")
-    if options.save:
-        landscape.save(options.save)
+    found = landscape_record(model, landscape, arrays=False)
+    convolutions = [one for one in found["layers"].values() if one["type"] == "conv"]
+    resolved = [one["resolved"] for one in found["layers"].values()]
+    return found | {
+        "split": split,
+        "accuracy": accuracy,
+        "median_alpha_conv": statistics.median(one["alpha"][0] for one in convolutions),
+        "resolved_share": sum(n for n, _ in resolved) / sum(n for _, n in resolved),
+        "seconds": round(seconds, 1),
+        "peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("samples", 256), ("batch", 64), ("top-k", 20), ("threads", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--data", help="folder of the data")
+    parser.add_argument("--journal", type=Path)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    try:
+        journal = Journal(journal_here(JOURNAL, options.journal))
+        for split, what in SPLITS.items():
+            key = f"pretrained/resnet20/{split}"
+            settings = {"samples": options.samples, "batch": options.batch, "top_k": options.top_k, "folds": 8}
+            record = journal.get(key, settings)
+            if record is None:
+                x, _ = images(options.samples, split, options.data)
+                source = {"name": "cifar10", "source": IMAGES, "split": split, "samples": len(x), "weights": WEIGHTS}
+                source["digest"] = digest(x.double().sum((1, 2, 3)).tolist())
+                record = journal.add(key, settings, measured(split, options), seed=None, data=source)
+            found = record["result"]
+            print(
+                f"{what}: {found['accuracy']:.1f} % right, loss {found['loss']:.3f}; median α of the convolutions "
+                f"{found['median_alpha_conv']:.2f}, {100 * found['resolved_share']:.0f} % of directions hold on other "
+                f"images; {found['seconds']} s, {found['peak_MiB']} MiB"
+            )
+    except (DataError, StaleResultError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from spectral_ext.landscape import Landscape
+from spectral_ext.optim import SpectralNewton
 from spectral_ext.tracker import LandscapeTracker, Track
 
 LOSS = nn.CrossEntropyLoss()
@@ -259,3 +260,106 @@ def test_with_a_process_group_the_first_rank_alone_writes(tmp_path, monkeypatch)
         assert tracker.start() is not None
         assert asked[-1] is group
         assert [path.name for path in tmp_path.iterdir()] == written
+
+
+def following(tmp_path=None, seed=0, **options):
+    """A model, its data, its SpectralNewton, and a tracker that the optimizer follows every two steps."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 8))
+    batch = (torch.randn(64, 10), torch.randint(8, (64,)))
+    optimizer = SpectralNewton(model, alpha=1.7)
+    given = {"every": 2, "unit": "step", "folder": tmp_path, "top_k": 6, "on_error": "raise", "hysteresis": 0.1}
+    tracker = LandscapeTracker(model, LOSS, [batch], **({"optimizer": optimizer} | given | options))
+    return model, batch, optimizer, tracker
+
+
+def steps_of(model, batch, optimizer, tracker, count):
+    for _ in range(count):
+        optimizer.zero_grad()
+        LOSS(model(batch[0]), batch[1]).backward()
+        optimizer.step()
+        tracker.step()
+
+
+def exponents(optimizer):
+    return {line.name: line.alpha for line in optimizer.routing() if line.alpha is not None}
+
+
+def test_the_optimizer_follows_its_landscape_along_its_momentum():
+    model, batch, optimizer, tracker = following()
+    tracker.start()
+    assert exponents(optimizer) == {"0.weight": 1.7, "2.weight": 1.7}
+    steps_of(model, batch, optimizer, tracker, 2)
+    (_, landscape) = tracker.track
+    assert landscape.meta["method"] == "sampled_gauss_newton"
+    momentum = optimizer.state[model[0].weight]["momentum_buffer"]
+    sigma = torch.linalg.svdvals(momentum)[: len(landscape["0"].arrays.sigma)]
+    assert torch.allclose(torch.as_tensor(landscape["0"].arrays.sigma, dtype=sigma.dtype), sigma, rtol=1e-4)
+    handed = landscape.meta["track"]["handed"]["alpha"]
+    advised = {f"{name}.weight": landscape[name].recommendation.alpha for name in ("0", "2")}
+    wanted = {name: alpha if 0 < alpha <= 6 and abs(alpha - 1.7) > 0.1 else 1.7 for name, alpha in advised.items()}
+    assert exponents(optimizer) == pytest.approx(wanted)
+    assert handed == {name: [1.7, pytest.approx(alpha)] for name, alpha in wanted.items() if alpha != 1.7}
+    assert handed
+
+
+def test_a_training_that_goes_on_has_the_exponents_of_one_that_was_not_stopped(tmp_path):
+    whole = following(tmp_path / "whole")
+    steps_of(*whole, 6)
+    first = following(tmp_path / "parts")
+    steps_of(*first, 3)
+    saved = first[0].state_dict(), first[2].state_dict(), first[3].state_dict()
+    second = following(tmp_path / "parts", seed=0)
+    for part, state in zip((second[0], second[2], second[3]), saved):
+        part.load_state_dict(state)
+    assert exponents(second[2]) == exponents(first[2])
+    second[3].start()
+    steps_of(*second, 3)
+    assert exponents(second[2]) == exponents(whole[2])
+    assert all(torch.equal(a, b) for a, b in zip(second[0].parameters(), whole[0].parameters()))
+    assert [one.meta["track"].get("handed") for one in Track.load(tmp_path / "whole")] == [
+        one.meta["track"].get("handed") for one in Track.load(tmp_path / "parts") if one.meta["track"]["step"] % 2 == 0
+    ]
+
+
+def test_hysteresis_keeps_what_differs_little():
+    model, batch, optimizer, tracker = following(hysteresis=5.0)
+    steps_of(model, batch, optimizer, tracker, 2)
+    assert set(exponents(optimizer).values()) == {1.7}
+    assert tracker.track.landscapes[-1].meta["track"]["handed"] == {"alpha": {}}
+
+
+def test_damping_and_transfer_are_handed_by_a_function():
+    def adapt(landscape):
+        return {"damping": dict.fromkeys(("0", "2"), 0.2), "transfer": "polar" if len(landscape) else None}
+
+    model, batch, optimizer, tracker = following(adapt=adapt)
+    steps_of(model, batch, optimizer, tracker, 2)
+    assert tracker.track.landscapes[-1].meta["track"]["handed"] == {
+        "damping": {"0.weight": [0.1, 0.2], "2.weight": [0.1, 0.2]},
+        "transfer": True,
+    }
+    assert optimizer.param_groups[0]["damping"] == 0.2
+    assert optimizer.param_groups[0]["transfer"]["name"] == "polar"
+    steps_of(model, batch, optimizer, tracker, 2)
+    assert tracker.track.landscapes[-1].meta["track"]["handed"] == {"damping": {}, "transfer": False}
+
+
+def test_what_cannot_be_handed_is_refused_and_changes_nothing():
+    model, batch, optimizer, tracker = following(adapt=lambda landscape: {"momentum": 0.5}, on_error="warn")
+    with pytest.warns(RuntimeWarning, match="the optimizer keeps its settings at step 2: adapt returned momentum"):
+        steps_of(model, batch, optimizer, tracker, 2)
+    assert len(tracker.track) == 1
+    for bad, message in (({"alpha": {"0": 9.0}}, "alpha"), ({"damping": {"0": -1.0}}, "damping")):
+        model, batch, optimizer, tracker = following(adapt=lambda landscape, bad=bad: bad)
+        with pytest.raises(ValueError, match=message):
+            steps_of(model, batch, optimizer, tracker, 2)
+        assert set(exponents(optimizer).values()) == {1.7}
+    with pytest.raises(TypeError, match="SpectralNewton"):
+        following(optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="adapt"):
+        following(adapt="beta")
+    with pytest.raises(ValueError, match="hysteresis"):
+        following(hysteresis=-1.0)
+    with pytest.raises(ValueError, match="momentum"):
+        following(folds=4)

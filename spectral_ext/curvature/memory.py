@@ -66,17 +66,18 @@ def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], sa
     if program.raised:  # the weights and buffers in float64
         base += sum(_bytes(node.meta["val"]) for node in program.placeholders if node in needed)
     values = 0
+    sizes = {node: allocated(node) for node in program.nodes}
     for node in program.nodes:
         if node.op != "call_function":
             continue
-        size = allocated(node)
+        size = sizes[node]
         base += size
         values += size
         if node in reached:
             # The adjoint and two constants of an operation with a second derivative; the slope or mask of any other,
             # unless it is a product.
             base += 3 * size if has_second_derivative(node, reached) else size if _has_slope(node) else 0
-    per_direction = {name: _per_direction(site) for name, site in sites.items()}
+    per_direction = {name: _per_direction(site, sizes) for name, site in sites.items()}
     return MemoryEstimate(base, per_direction, samples, weights + 5 * values)
 
 
@@ -96,17 +97,21 @@ def _has_slope(node: fx.Node) -> bool:
     return rule is not None and rule.build.__name__ == "piecewise_linear"
 
 
-def _per_direction(site: Site) -> int:
+def _per_direction(site: Site, sizes: Mapping[fx.Node, int]) -> int:
     """The high-water mark of live tangents, with two temporaries of an operation's own size."""
-    live = {site.seed_node: sum(_bytes(v) for v in pytree.tree_leaves(site.seed_node.meta.get("val")))}
-    peak = 2 * live[site.seed_node]
+    start = sum(_bytes(v) for v in pytree.tree_leaves(site.seed_node.meta.get("val")))
+    live, total = {site.seed_node: start}, start
+    peak = 2 * start
     for node in site.schedule:
-        size = allocated(node)
+        size = sizes[node]
         inside = max([size, *(live.get(i, 0) for i in operands(node))])
-        peak = max(peak, sum(live.values()) + size + 2 * inside)
+        peak = max(peak, total + size + 2 * inside)
+        done = site.last_use.get(node, ())
         if size == 0:  # a view keeps its source alive: move the bytes to it
-            size = sum(live.pop(i, 0) for i in site.last_use.get(node, ()) if i in operands(node))
+            size = sum(live.pop(i, 0) for i in done if i in operands(node))
+            total -= size
         live[node] = size
-        for done in site.last_use.get(node, ()):
-            live.pop(done, None)
+        total += size
+        for one in done:
+            total -= live.pop(one, 0)
     return peak

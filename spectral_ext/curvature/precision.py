@@ -50,6 +50,7 @@ def in_float64(program: Program) -> Program:
         outputs=[copies[node] for node in program.outputs],
         loss_operations={copies[node] for node in program.loss_operations},
         sites={},
+        passing=[],
         raised=True,
     )
 

@@ -45,16 +45,18 @@ def site_of(program: Program, model: nn.Module, layer: Layer) -> Site:
     """The site of a layer's weight."""
     weight = next(program.parameters[name] for name, p in model.named_parameters() if p is layer.weight)
     if weight not in program.sites:
-        program.sites[weight] = _find(weight, program.nodes)
+        program.sites[weight] = _find(weight, program)
     return program.sites[weight]
 
 
-def _find(weight: fx.Node, nodes: list[fx.Node]) -> Site:
+def _find(weight: fx.Node, program: Program) -> Site:
+    nodes = program.nodes
+    if not program.passing:
+        program.passing.extend(node for node in nodes if node.target not in CONSTANT and floating(node))
     start, other, transposed = _product(weight, set(nodes))
     reached, schedule = {start}, []
-    for node in nodes:
-        passes = node is not start and node.target not in CONSTANT and floating(node)
-        if passes and any(i in reached for i in operands(node)):
+    for node in program.passing:
+        if node is not start and not reached.isdisjoint(operands(node)):
             reached.add(node)
             schedule.append(node)
     last: dict[fx.Node, fx.Node] = {start: start}

@@ -46,6 +46,8 @@ class Program:
     loss_operations: set[fx.Node] = field(default_factory=set)
     sites: dict[fx.Node, Any] = field(default_factory=dict)
     """Weight → where its directions enter, see :mod:`.sites`."""
+    passing: list[fx.Node] = field(default_factory=list)
+    """The nodes through which a tangent can pass, in order; filled with the first site."""
     of_one_batch: bool = False
     """Control flow or shapes depended on the batch's values: the trace serves no other batch."""
     raised: bool = False

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from spectral_ext.ops.spectral_newton import check_exponent
+from spectral_ext.ops.spectral_newton import check_damping, check_exponent
 from spectral_ext.optim.names import aliases, known_as, near
 from spectral_ext.optim.settings import number, values_of
 
@@ -102,33 +102,39 @@ def alphas_of(
     return alphas
 
 
-def new_alphas(
-    groups: Sequence[Mapping[str, Any]], names: Sequence[Sequence[str]], rows: Mapping[str, Any], hysteresis: float
+def new_values(
+    key: str,
+    groups: Sequence[Mapping[str, Any]],
+    names: Sequence[Sequence[str]],
+    rows: Mapping[str, Any],
+    hysteresis: float,
 ) -> tuple[list[list[float] | None], dict[str, tuple[float, float]]]:
-    """α of each group's parameters after ``rows``, None for AdamW's groups, and what changes, name → (before, after).
+    """``alpha`` or ``damping`` of each group's parameters after ``rows``, None for AdamW's groups, and what changes,
+    name → (before, after).
 
-    A parameter keeps its α where there is no row, where the row has none (NaN), and where the two differ by no more
-    than ``hysteresis``.
+    A parameter keeps its value where there is no row, where the row has none (NaN), and where the two differ by no more
+    than ``hysteresis``: |α − α'|, or |ln(d/d')|.
 
     Raises:
-        ValueError: a new α is outside (0, 6], a row names no parameter, or ``hysteresis`` is negative.
+        ValueError: a new value is out of range, a row names no parameter, or ``hysteresis`` is negative.
     """
     if not 0 <= number(hysteresis, "hysteresis") < math.inf:
         raise ValueError(f"hysteresis must be at least 0 and finite, not {hysteresis!r}")
+    check = check_exponent if key == "alpha" else check_damping
     columns: list[list[float] | None] = []
     changes: dict[str, tuple[float, float]] = {}
     for group, own in zip(groups, names):
         if group["use_adamw"]:
             columns.append(None)
             continue
-        column = [float(alpha) for alpha in values_of(group, "alpha")]
+        column = [float(value) for value in values_of(group, key)]
         for i, (name, before) in enumerate(zip(own, column)):
             row = row_of(rows, name)
-            after = math.nan if row is None else alpha_of(row)
+            after = math.nan if row is None else alpha_of(row) if key == "alpha" else float(row)
             if math.isnan(after):
                 continue
-            check_exponent(after, f"alpha for {name!r}")
-            if abs(after - before) > hysteresis:
+            check(after, f"{key} for {name!r}")
+            if abs(after - before if key == "alpha" else math.log(after / before)) > hysteresis:
                 column[i], changes[name] = after, (before, after)
         columns.append(column)
     return columns, changes

@@ -18,7 +18,7 @@ from spectral_ext.optim import settings
 from spectral_ext.optim.checkpoint import CheckpointedOptimizer
 from spectral_ext.optim.gradients import agree, check_gradients, nonfinite_names, redistribute_gradients
 from spectral_ext.optim.groups import check_names, name_alike, resolve_group, with_known_names
-from spectral_ext.optim.landscape import keyed, measured_alphas, new_alphas
+from spectral_ext.optim.landscape import keyed, measured_alphas, new_values
 from spectral_ext.optim.matrix_step import Transform
 from spectral_ext.optim.names import aliases, layers_in, names_in
 from spectral_ext.optim.parameters import Route, groups_of, routes_of
@@ -26,7 +26,7 @@ from spectral_ext.optim.routing import Routing, routing_of
 from spectral_ext.optim.state import current_state
 from spectral_ext.optim.step import group_step
 from spectral_ext.optim.strangers import Strangers
-from spectral_ext.optim.transfer import Transfer, map_of, transfer_setting
+from spectral_ext.optim.transfer import Transfer, check_transfer, map_of, transfer_setting
 from spectral_ext.optim.update_scale import UpdateScale
 
 log = logging.getLogger(__name__)
@@ -298,17 +298,41 @@ class SpectralNewton(CheckpointedOptimizer):
             ValueError: a new α is outside (0, 6], a row names nothing that the optimizer or its model has; nothing has
                 changed.
         """
+        return self._set("alpha", exponents, "exponents", hysteresis)
+
+    def set_dampings(
+        self, dampings: Mapping[str, float], *, hysteresis: float = 0.25
+    ) -> dict[str, tuple[float, float]]:
+        """Give matrices a new d, as ``set_exponents`` gives them α. A matrix keeps its d where the natural logarithms
+        of the two differ by ``hysteresis`` or less: by default, where one is no more than 28 % above the other.
+        """
+        return self._set("damping", dampings, "dampings", hysteresis)
+
+    def set_transfer(self, transfer: Transfer) -> bool:
+        """Give all matrices another map of the singular values, None for T; whether it is another than before.
+
+        Raises:
+            TypeError, ValueError: ``transfer`` is no map; nothing has changed.
+        """
+        setting = transfer_setting(transfer, self._callables)
+        check_transfer(setting, "all matrices")
+        groups = [group for group in self.param_groups if not group["use_adamw"] and group["transfer"] != setting]
+        for group in groups:
+            log.info("transfer: %s → %s", group["transfer"], setting)
+            group["transfer"] = setting
+        return bool(groups)
+
+    def _set(self, key: str, values: Mapping[str, Any], what: str, hysteresis: float) -> dict[str, tuple[float, float]]:
         model = self._strangers.model()
         known = [name for own in self._names() for name in own]
         if model is not None:
             known += [*layers_in(model), *names_in(model)]
-        rows = keyed(exponents, known, "exponents")
-        columns, changes = new_alphas(self.param_groups, self._names(), rows, hysteresis)
+        columns, changes = new_values(key, self.param_groups, self._names(), keyed(values, known, what), hysteresis)
         for group, column in zip(self.param_groups, columns):
             if column is not None:
-                group["alpha"] = column[0] if len(set(column)) == 1 else column
+                group[key] = column[0] if len(set(column)) == 1 else column
         for name, (before, after) in changes.items():
-            log.info("alpha of %s: %.3g → %.3g", name, before, after)
+            log.info("%s of %s: %.3g → %.3g", key, name, before, after)
         return changes
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from spectral_ext.landscape.table import Landscape
 from spectral_ext.measurement.batches import Batch, LossFunction, as_batches
 from spectral_ext.measurement.environment import unwrapped
 from spectral_ext.measurement.preserve import preserved
+from spectral_ext.ops.spectral_newton import MAX_ALPHA
 from spectral_ext.tracker.track import PREFIX, Track
 
 
@@ -38,6 +39,14 @@ class LandscapeTracker:
     With Lightning or the Hugging Face Trainer pass ``tracker.lightning_callback()`` or
     ``tracker.transformers_callback()``.
 
+    With ``optimizer``, a :class:`~spectral_ext.SpectralNewton`, the optimizer follows the landscape::
+
+        tracker = LandscapeTracker(model, loss_fn, batches, every=100, unit="step", optimizer=optimizer)
+
+    Then the singular directions are those of its momentum, to which T(σ; α) is applied, and each landscape that was
+    due is handed to the optimizer. What it changed is in ``meta["track"]["handed"]``, and the state of the optimizer
+    carries it: a training that goes on from a checkpoint has the same α.
+
     Args:
         model: the model that trains (the module itself, not a wrapper that changes names).
         loss_fn, batches: as for ``measure``; the batches are kept, so that every measurement sees the same data.
@@ -52,6 +61,14 @@ class LandscapeTracker:
             is installed and there is a folder; False writes nothing.
         on_error: ``"warn"`` lets training go on when measuring, saving or logging fails (a full disk, a loss that is
             not finite), ``"raise"`` does not. A landscape that could not be saved stays in ``track``.
+        optimizer: the optimizer that follows, or None. The method is then ``"sampled_gauss_newton"`` without the split
+            by mechanism, which takes about as long as two steps on as many samples; ``options`` may say otherwise.
+        adapt: what the optimizer takes from a landscape. ``"alpha"``: each row's ``recommendation.alpha``. Or a
+            function of the landscape that returns a mapping with any of ``"alpha"`` and ``"damping"``, mappings from
+            layer to value, and ``"transfer"``, a map of the singular values for all matrices. Rows without a fit, and
+            with α outside (0, 6], change nothing.
+        hysteresis: a matrix keeps its α where the new one differs by this or less, and its damping where the natural
+            logarithm does.
         options: further arguments of ``measure`` (``top_k``, ``layers``, ``process_group``, …). With
             ``process_group`` every rank measures and the first rank of the group alone saves and logs.
 
@@ -73,6 +90,9 @@ class LandscapeTracker:
         mode: str = "eval",
         tensorboard: Any = None,
         on_error: str = "warn",
+        optimizer: Any = None,
+        adapt: str | Callable[[Landscape], Mapping[str, Any]] = "alpha",
+        hysteresis: float = 0.25,
         **options: Any,
     ) -> None:
         for name, value, allowed in (
@@ -88,6 +108,16 @@ class LandscapeTracker:
                 raise TypeError(f"LandscapeTracker: measure has no option {name!r}; it has {', '.join(known)}")
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be a whole number of at least 1, not {every!r}")
+        if optimizer is not None and not hasattr(optimizer, "set_exponents"):
+            raise TypeError(
+                f"optimizer must be a SpectralNewton, which takes exponents, not {type(optimizer).__name__}"
+            )
+        if adapt != "alpha" and not callable(adapt):
+            raise ValueError(f"adapt must be 'alpha' or a function of the landscape, not {adapt!r}")
+        if not isinstance(hysteresis, (int, float)) or not 0 <= hysteresis < math.inf:
+            raise ValueError(f"hysteresis must be at least 0 and finite, not {hysteresis!r}")
+        if optimizer is not None and not options.keys().isdisjoint(("directions", "folds")):
+            raise ValueError("with optimizer= the directions are those of its momentum: leave out directions and folds")
         if tensorboard is True and folder is None:
             raise ValueError("tensorboard=True needs a folder to write to")
         self.model, self.loss_fn, self.batches = (
@@ -97,7 +127,9 @@ class LandscapeTracker:
         )
         self.every, self.unit, self.mode, self.on_error = every, unit, mode, on_error
         self.folder = Path(folder) if folder is not None else None
-        self.options = {"progress": False, **options}
+        self.optimizer, self.adapt, self.hysteresis = optimizer, adapt, hysteresis
+        cheap = {} if optimizer is None else {"method": "sampled_gauss_newton", "split": False}
+        self.options = {"progress": False, **cheap, **options}
         self.steps, self.epochs = 0, 0
         self.track = Track.resume(self.folder) if self.folder is not None else Track()
         self.writes = _is_first(options.get("process_group"))
@@ -110,24 +142,72 @@ class LandscapeTracker:
     def step(self) -> Landscape | None:
         """Count an optimizer step; the landscape if one was due."""
         self.steps += 1
-        return self.measure() if self.unit == "step" and self.steps % self.every == 0 else None
+        return self._due() if self.unit == "step" and self.steps % self.every == 0 else None
 
     def end_epoch(self) -> Landscape | None:
         """Count an epoch; the landscape if one was due."""
         self.epochs += 1
-        return self.measure() if self.unit == "epoch" and self.epochs % self.every == 0 else None
+        return self._due() if self.unit == "epoch" and self.epochs % self.every == 0 else None
+
+    def _due(self) -> Landscape | None:
+        """Measure, and hand what was measured to the optimizer."""
+        landscape = self._measured()
+        if landscape is None:
+            return None
+        if self.optimizer is not None:
+            try:
+                landscape.meta["track"]["handed"] = self._hand(landscape)
+            except Exception as error:
+                self._failed("the optimizer keeps its settings", error)
+        self._keep(landscape)
+        return landscape
+
+    def _hand(self, landscape: Landscape) -> dict[str, Any]:
+        """Give the optimizer what ``adapt`` takes from a landscape: setting → what changed."""
+        if callable(self.adapt):
+            settings = dict(self.adapt(landscape))
+        else:
+            advised = {name: row.recommendation.alpha for name, row in landscape.items() if row.recommendation}
+            settings = {"alpha": {name: alpha for name, alpha in advised.items() if 0 < alpha <= MAX_ALPHA}}
+        if not settings.keys() <= {"alpha", "damping", "transfer"}:
+            raise ValueError(f"adapt returned {', '.join(settings)}: it may return alpha, damping and transfer")
+        handed: dict[str, Any] = {}
+        if "alpha" in settings:
+            handed["alpha"] = self.optimizer.set_exponents(settings["alpha"], hysteresis=self.hysteresis)
+        if "damping" in settings:
+            handed["damping"] = self.optimizer.set_dampings(settings["damping"], hysteresis=self.hysteresis)
+        if "transfer" in settings:
+            handed["transfer"] = self.optimizer.set_transfer(settings["transfer"])
+        return {
+            key: {name: list(pair) for name, pair in change.items()} if isinstance(change, dict) else change
+            for key, change in handed.items()
+        }
 
     def measure(self) -> Landscape | None:
-        """Measure now, save and log; None if the measurement failed and ``on_error`` is ``"warn"``."""
+        """Measure now, save and log; None if the measurement failed and ``on_error`` is ``"warn"``. Nothing is handed
+        to the optimizer."""
+        landscape = self._measured()
+        if landscape is not None:
+            self._keep(landscape)
+        return landscape
+
+    def _measured(self) -> Landscape | None:
+        """The landscape now, along the momentum of the optimizer once it has made a step."""
+        along = self.optimizer if self.optimizer is not None and self.optimizer.state else None
         try:
             with preserved(self.model):
                 if self.mode == "eval":
                     self.model.eval()
-                landscape = measure(self.model, self.loss_fn, self.batches, **self.options)
+                options = self.options if along is None else {**self.options, "directions": along}
+                landscape = measure(self.model, self.loss_fn, self.batches, **options)
         except Exception as error:
             self._failed("no landscape", error)
             return None
         landscape.meta["track"] = {"step": self.steps, "epoch": self.epochs}
+        return landscape
+
+    def _keep(self, landscape: Landscape) -> None:
+        """Add a landscape to the track, save and log it."""
         self.track.add(landscape)
         if self.folder is not None and self.writes:
             try:
@@ -139,7 +219,6 @@ class LandscapeTracker:
                 _log(self.writer, landscape, self.steps, self.track.winners()[self.track.steps.index(self.steps)])
             except Exception as error:
                 self._failed("the landscape is not logged", error)
-        return landscape
 
     def _failed(self, what: str, error: Exception) -> None:
         """Warn, or raise ``error`` where the user asked for it; called while ``error`` is handled."""

@@ -12,8 +12,9 @@ from torch import Tensor
 from spectral_ext.ops.spectral_newton import decompositions
 from spectral_ext.ops.spectral_newton import partial_fractions_cpu as cpu
 from spectral_ext.ops.spectral_newton.choose_solver import choose_solver, default_tolerance
+from spectral_ext.ops.spectral_newton.matrix_function import constants
 from spectral_ext.ops.spectral_newton.partial_fractions import extent_of, rounded_reach
-from spectral_ext.ops.spectral_newton.partial_fractions_torch import constants, rational_
+from spectral_ext.ops.spectral_newton.partial_fractions_torch import rational_
 
 
 @dataclass

@@ -8,8 +8,8 @@ Scratch is bounded by bytes: matrices go in chunks, their columns in blocks, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 
@@ -19,10 +19,14 @@ from torch import Tensor
 from spectral_ext.ops.spectral_newton.matrix_function import (
     Precision,
     Rational,
+    Terms,
+    constants,
     full_float32,
     is_one_solve,
     largest_eigenvalue,
     matrix_function,
+    one_factor,
+    terms_of,
 )
 from spectral_ext.ops.spectral_newton.partial_fractions import (
     MAX_REACH,
@@ -35,9 +39,8 @@ SHIFT = 4.0
 """Rounding of R in float32 moves its eigenvalues by up to about SHIFT · ε ‖G‖_F²/√n."""
 FIT_SHARE = 0.7
 RUNG = 16.0
-CHUNK_BYTES, BLOCK_BYTES = 160 * 2**20, 40 * 2**20
-"""Scratch for the (n, n) matrices of a chunk, and for a block of columns of G (two are alive): 240 MiB together, or
-four (n, n) matrices of one G where that is more."""
+SCRATCH_BYTES, MIN_BLOCK_BYTES = 240 * 2**20, 32 * 2**20
+"""Scratch beyond G and the results; where a few (n, n) matrices of one G are more, those and two blocks of columns."""
 FUSED_SIDE = 160
 """The small side up to which the CUDA kernel holds a matrix on chip."""
 
@@ -88,19 +91,26 @@ def precision_for(
     return Precision(True, math.inf if fit.form or apply64 else 4 * moved / allowed, apply64)
 
 
-@dataclass
-class Batch:
-    """Wide matrices G (B, n, N), where the result goes, (B, n, N), of any dtype and strides, and (B,) float64 on the
-    device: 1/√δ, which brings G into the unit of φ; what φ(Z) G/√δ is multiplied by; what G/√δ is multiplied by where
-    φ(Z) fails and the host had no bound for y."""
+Block = tuple[slice, list[Tensor], Tensor]
+Pair = tuple[Tensor, Tensor]
+"""Wide matrices G (B, n, N), and where their results go, (B, n, N), of any dtype and strides."""
 
-    G: Tensor
-    out: Tensor
+
+@dataclass
+class Scales:
+    """(B,) float64 on the device, flat over all matrices: 1/√δ, which brings G into the unit of φ; what φ(Z) G/√δ is
+    multiplied by. Where the host had no bound for y also what G/√δ is multiplied by where φ(Z) fails or does not serve,
+    which ``beyond`` says, and the coefficients of each matrix, as in `matrix_function`."""
+
     unit: Tensor
     gain: Tensor
-    fallback: Tensor
-    own: Tensor
-    """Empty, or the coefficients of each matrix, as in `matrix_function`."""
+    fallback: Tensor | None = None
+    beyond: Tensor | None = None
+    own: Tensor | None = None
+
+    def __getitem__(self, places: slice) -> Scales:
+        """Those of some of the matrices."""
+        return Scales(*(None if value is None else value[places] for value in vars(self).values()))  # type: ignore
 
 
 def frobenius_norms(G: Sequence[Tensor]) -> list[Tensor]:
@@ -110,151 +120,163 @@ def frobenius_norms(G: Sequence[Tensor]) -> list[Tensor]:
     return [torch.linalg.vector_norm(g, dim=(-2, -1), dtype=torch.float64) for g in G]
 
 
-def _split(batches: Sequence[Batch], count: int) -> Iterator[list[Batch]]:
-    """Chunks of at most ``count`` matrices, of one shape after the other."""
-    chunk: list[Batch] = []
-    left = count
-    for batch in sorted(batches, key=lambda b: b.G.shape[-1]):
-        for start in range(0, len(batch.G), count):
-            end = min(start + count, len(batch.G))
-            if end - start > left:
-                yield chunk
-                chunk, left = [], count
-            whole = end - start == len(batch.G)
-            chunk.append(batch if whole else Batch(*(t[start:end] for t in vars(batch).values())))
-            left -= end - start
+def _chunks(pairs: Sequence[Pair], square: int, column: int = 0) -> Iterator[tuple[list[Pair], slice]]:
+    """Matrices in order, and their places, as many at a time as fit into SCRATCH_BYTES with ``square`` bytes each and
+    ``column`` for each of their columns."""
+    chunk: list[Pair] = []
+    first = end = used = 0
+    for G, out in pairs:
+        each = square + column * G.shape[2]
+        most = max(1, SCRATCH_BYTES // each)
+        for start in range(0, len(G), most):
+            part = slice(start, start + most)
+            more = len(G[part])
+            if chunk and used + more * each > SCRATCH_BYTES:
+                yield chunk, slice(first, end)
+                chunk, first, used = [], end, 0
+            chunk.append((G[part], out[part]))
+            end, used = end + more, used + more * each
     if chunk:
-        yield chunk
+        yield chunk, slice(first, end)
 
 
-def _blocks(chunk: Sequence[Batch], dtype: torch.dtype) -> Iterator[tuple[int, list[Batch], slice, Tensor]]:
-    """``(first matrix, batches, columns, G/√δ)``: blocks of at most BLOCK_BYTES (two with the copy), in ``dtype``."""
+def _blocks(chunk: Sequence[Pair], dtype: torch.dtype, unit: Tensor | None, limit: int) -> Iterator[Block]:
+    """``(matrices, results, G · unit)`` by blocks of columns, of at most ``limit`` bytes each, in ``dtype``."""
     first = 0
-    for columns, same in groupby(chunk, key=lambda b: b.G.shape[-1]):
+    for columns, same in groupby(chunk, key=lambda pair: pair[0].shape[2]):
         items = list(same)
         while items:
-            size = items[0].G.shape[1] * columns * dtype.itemsize
-            taken, total = [items.pop(0)], 0
-            total = len(taken[0].G)
-            while items and (total + len(items[0].G)) * size <= BLOCK_BYTES:
+            size = items[0][0].shape[1] * columns * dtype.itemsize
+            taken = [items.pop(0)]
+            total = len(taken[0][0])
+            while items and (total + len(items[0][0])) * size <= limit:
                 taken.append(items.pop(0))
-                total += len(taken[-1].G)
-            width = max(1, min(columns, BLOCK_BYTES * columns // (total * size)))
-            unit = torch.cat([b.unit for b in taken])[:, None, None]
+                total += len(taken[-1][0])
+            width = max(1, min(columns, limit * columns // (total * size)))
+            own = slice(first, first + total)
             for start in range(0, columns, width):
-                part = slice(start, min(start + width, columns))
-                parts = [b.G[..., part] for b in taken]
-                block = parts[0] if len(parts) == 1 else torch.cat(parts)
-                # Multiplied in float64 and rounded: 1/√δ may leave the range of float32 where G/√δ does not.
-                scaled = torch.empty(block.shape, dtype=dtype, device=block.device)
-                yield first, taken, part, torch.mul(block, unit, out=scaled)
+                parts = [G[..., start : start + width] for G, _ in taken]
+                block = torch.empty(total, *parts[0].shape[1:], dtype=dtype, device=parts[0].device)
+                torch._foreach_copy_(list(block.split([len(part) for part in parts])), parts)
+                if unit is not None:  # in float64: 1/√δ may leave the range of float32 where G/√δ does not
+                    block.mul_(unit[own, None, None])
+                yield own, [out[..., start : start + width] for _, out in taken], block
             first += total
 
 
-def apply_rational(batches: Sequence[Batch], phi: Rational, precision: Precision, bounded: bool = True) -> None:
-    """φ(Z) G/√δ · gain of every matrix into its ``out``; all of one n and one dtype.
+def _store(outs: list[Tensor], found: Tensor) -> None:
+    torch._foreach_copy_(outs, list(found.split([len(out) for out in outs])))
 
-    A matrix whose Z + p is not positive definite is NaN, or, not ``bounded``, takes the fallback; so does one whose y
-    exceeds what φ serves, which has a ``gain`` of 0.
+
+def gram_(Z: Tensor, blocks: Iterable[Block]) -> Tensor:
+    """Z ← X Xᵀ of every matrix X, from blocks of its columns."""
+    known = 0
+    for own, _, block in blocks:
+        if own.stop > known:
+            torch.bmm(block, block.mT, out=Z[own])
+            known = own.stop
+        else:
+            Z[own].baddbmm_(block, block.mT)
+    return Z
+
+
+def apply_rational(pairs: Sequence[Pair], phi: Rational, precision: Precision, scales: Scales) -> None:
+    """φ(Z) G/√δ · gain of every matrix G into its result; all of one n and one dtype, sorted by N.
+
+    A matrix whose Z + p is not positive definite is NaN, or takes the fallback where there is one.
     """
-    n, device = batches[0].G.shape[1], batches[0].G.device
-    work = torch.float64 if batches[0].G.dtype == torch.float64 else torch.float32
+    n, widest = pairs[0][0].shape[1], pairs[-1][0].shape[2]
+    work = torch.float64 if pairs[0][0].dtype == torch.float64 else torch.float32
     dtype = torch.float64 if precision.float64 else work
-    whole = n * max(b.G.shape[2] for b in batches) * 4 <= BLOCK_BYTES
-    fused = (
-        batches[0].G.is_cuda
-        and n <= FUSED_SIDE
-        and whole
-        and phi.form == 0
-        and not phi.pairs
-        and dtype == torch.float32
-    )
+    alone = is_one_solve(phi)
+    last = torch.float64 if precision.apply64 or (alone and precision.float64) else work
+    unit, gain, square = scales.unit, scales.gain, torch.ones_like(scales.unit)
+    inner: Tensor | None = unit
+    if dtype != work:  # float64 has room for R of any float32 matrix: what scales G goes into the (n, n) matrices
+        square, inner = unit.square(), None
+        if last == torch.float64:
+            gain = gain * unit
+            scales = replace(scales, fallback=None if scales.fallback is None else scales.fallback * unit)
+    outer = inner if last == dtype else unit
+    fused = n <= FUSED_SIDE and pairs[0][0].is_cuda and n * widest * 4 <= SCRATCH_BYTES // 2
+    if fused and phi.form == 0 and not phi.pairs and phi.poles and dtype == torch.float32:
+        for chunk, places in _chunks(pairs, 2 * n * n, 8 * n):
+            _apply_fused(chunk, phi, unit[places], gain[places])
+        return
+    terms = terms_of(phi, precision, square, gain, scales.own, n, dtype)
+    size = n * dtype.itemsize
+    keep = alone and (n + 2 * widest) * size <= SCRATCH_BYTES
     with full_float32():
-        alive = 2 if is_one_solve(phi) and phi.form == 0 else 4
-        for chunk in _split(batches, max(1, CHUNK_BYTES // (alive * n * n * dtype.itemsize))):
-            if fused and phi.poles:
-                _apply_fused(chunk, phi)
-                continue
-            Z = torch.empty(sum(len(b.G) for b in chunk), n, n, dtype=dtype, device=device)
-            gram_(Z, chunk)
-            gain = torch.cat([b.gain for b in chunk])
-            if is_one_solve(phi):
-                L, info = _factor(Z, phi)
-                del Z
-                gain = torch.where(info == 0, gain * (phi.residues or (phi.constant,))[0], torch.nan)
-                _solve(chunk, L, gain)
-                continue
-            F, info = matrix_function(Z, phi, precision, None if bounded else torch.cat([b.own for b in chunk]))
-            del Z
-            if bounded:
-                F.mul_(torch.where(info == 0, gain, torch.nan).to(F.dtype)[:, None, None])
+        for chunk, places in _chunks(pairs, *((n * size, 2 * size) if keep else (6 * n * size,))):
+            taken = 2 * (places.stop - places.start) * n * size
+            limit = max((SCRATCH_BYTES - taken) // 3, SCRATCH_BYTES if keep else MIN_BLOCK_BYTES)
+            own, inside = terms[places], None if inner is None else inner[places]
+            if alone:
+                _solve(chunk, phi, own, inside, limit, keep)
             else:
-                failed = (info != 0) | (gain == 0)
-                F.masked_fill_(failed[:, None, None], 0.0).mul_(gain.to(F.dtype)[:, None, None])
-                instead = torch.where(failed, torch.cat([b.fallback for b in chunk]), 0.0)
-                F.diagonal(dim1=-2, dim2=-1).add_(instead.to(F.dtype)[:, None])
-            F = F.to(torch.float64 if precision.apply64 else work)
-            for first, taken, part, block in _blocks(chunk, F.dtype):
-                _store(taken, part, F[first : first + len(block)] @ block)
+                outside = None if outer is None else outer[places]
+                blocks = _blocks(chunk, last, outside, limit)
+                _apply(blocks, _function(chunk, phi, own, inside, limit, scales[places]).to(last))
 
 
-def _store(taken: Sequence[Batch], part: slice, found: Tensor) -> None:
-    torch._foreach_copy_([b.out[..., part] for b in taken], list(found.split([len(b.G) for b in taken])))
+def _gram(blocks: Iterable[Block], terms: Terms) -> Tensor:
+    """X Xᵀ of every matrix X, from blocks of its columns."""
+    n = (len(terms.one) + 1) // 2
+    return gram_(terms.one.new_empty(len(terms.gain), n, n), blocks)
 
 
-def _factor(Z: Tensor, phi: Rational) -> tuple[Tensor, Tensor]:
-    """The Cholesky factor of Z + p or Q(Z), and its info."""
-    if phi.poles:
-        Z.diagonal(dim1=-2, dim2=-1).add_(phi.poles[0])
-        return torch.linalg.cholesky_ex(Z)
-    Q = torch.baddbmm(Z, Z, Z, beta=phi.quadratic or 0.0)
-    Q.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    return torch.linalg.cholesky_ex(Q)
+def _solve(chunk: Sequence[Pair], phi: Rational, terms: Terms, unit: Tensor | None, limit: int, keep: bool) -> None:
+    """The results of a φ that is one solve; with ``keep`` from the blocks that gave the Gram matrix."""
+    blocks: Iterable[Block] = _blocks(chunk, terms.one.dtype, unit, limit)
+    kept = list(blocks) if keep else []
+    L = one_factor(_gram(kept or blocks, terms), phi, terms)
+    again = (kept.pop() for _ in range(len(kept))) if keep else _blocks(chunk, terms.one.dtype, unit, limit)
+    for own, outs, block in again:
+        half = torch.linalg.solve_triangular(L[own], block, upper=False)
+        del block
+        _store(outs, torch.linalg.solve_triangular(L[own].mT, half, upper=True))
+        del half
 
 
-def _solve(chunk: Sequence[Batch], L: Tensor, gain: Tensor) -> None:
-    """(L Lᵀ)⁻¹ G/√δ · gain by substitution."""
-    for first, taken, part, block in _blocks(chunk, L.dtype):
-        own = slice(first, first + len(block))
-        block = torch.linalg.solve_triangular(L[own], block, upper=False)
-        block = torch.linalg.solve_triangular(L[own].mT, block, upper=True)
-        _store(taken, part, block.mul_(gain[own].to(L.dtype)[:, None, None]))
+def _function(
+    chunk: Sequence[Pair], phi: Rational, terms: Terms, unit: Tensor | None, limit: int, scales: Scales
+) -> Tensor:
+    """What G is to be multiplied by, (B, n, n)."""
+    Z = _gram(_blocks(chunk, terms.one.dtype, unit, limit), terms)
+    F, failed = matrix_function(Z, phi, terms, SCRATCH_BYTES)
+    diagonal = F.diagonal(dim1=-2, dim2=-1)
+    if scales.fallback is None or scales.beyond is None:
+        diagonal.masked_fill_(failed[:, None], torch.nan)
+    else:
+        failed = failed | scales.beyond
+        F.masked_fill_(failed[:, None, None], 0.0)
+        diagonal.add_((scales.fallback * failed)[:, None])
+    return F
 
 
-def _apply_fused(chunk: Sequence[Batch], phi: Rational) -> None:
+def _apply(blocks: Iterable[Block], F: Tensor) -> None:
+    for own, outs, block in blocks:
+        _store(outs, F[own] @ block)
+
+
+def _apply_fused(chunk: Sequence[Pair], phi: Rational, unit: Tensor, gain: Tensor) -> None:
     """The CUDA kernel for n ≤ FUSED_SIDE: Gram matrices, inverses and last product of a block in three launches."""
-    numbers = constants((phi.poles, phi.residues), chunk[0].G.device)
-    for _, taken, part, block in _blocks(chunk, torch.float32):
-        gain = torch.cat([b.gain for b in taken])[:, None]
+    numbers = constants((phi.poles, phi.residues), unit.device)
+    constant, weights = (phi.constant * gain).float(), (gain[:, None] * numbers[1]).float()
+    poles = numbers[0].expand(len(unit), -1).float().contiguous()
+    for own, outs, block in _blocks(chunk, torch.float32, unit, SCRATCH_BYTES // 2):
         product, status = torch.empty_like(block), torch.empty(len(block), dtype=torch.int32, device=block.device)
-        poles = numbers[0].expand(len(block), -1).float().contiguous()
         torch.ops.spectral_ext.spectral_newton_poles_(
-            product, status, block, (phi.constant * gain[:, 0]).float(), (gain * numbers[1]).float(), poles, 1.0, 0.0
+            product, status, block, constant[own], weights[own], poles[own], 1.0, 0.0
         )
         product.masked_fill_((status != 0)[:, None, None], torch.nan)
-        _store(taken, part, product)
+        _store(outs, product)
 
 
 def _row(fit: PartialFractions, count: int) -> tuple[float, ...]:
     """constant, poles, residues, padded to ``count`` terms by 0/(y + 1); b stays first."""
     spare = count - len(fit.poles)
     return (fit.constant, *fit.poles, *[1.0] * spare, *fit.residues, *[0.0] * spare)
-
-
-@lru_cache(maxsize=1024)
-def constants(values: tuple[float, ...] | tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
-    """Numbers as a float64 tensor on the device, kept there: a CUDA graph cannot copy from the host."""
-    return torch.tensor(values, dtype=torch.float64, device=device)
-
-
-def gram_(Z: Tensor, chunk: Sequence[Batch]) -> None:
-    """Z ← (G/√δ)(G/√δ)ᵀ of every matrix."""
-    for first, _, part, block in _blocks(chunk, Z.dtype):
-        own = Z[first : first + len(block)]
-        if part.start == 0:
-            torch.bmm(block, block.mT, out=own)
-        else:
-            own.baddbmm_(block, block.mT)
 
 
 def units_of(G: Sequence[Tensor], mode: str, accuracy: float) -> tuple[Tensor, Tensor]:
@@ -268,16 +290,14 @@ def units_of(G: Sequence[Tensor], mode: str, accuracy: float) -> tuple[Tensor, T
     if mode == "rms":
         return norm / min(G[0].shape[1:]) ** 0.5, norm
     n = min(G[0].shape[1:])
-    one = torch.ones_like(norm)
-    inverse = torch.where(norm == 0, one, 1 / norm).split([len(g) for g in G])
+    inverse = torch.where(norm == 0, torch.ones_like(norm), 1 / norm)
     dtype = torch.float64 if G[0].dtype == torch.float64 or accuracy < 1e-5 else torch.float32
-    found = []
+    size, found = n * n * dtype.itemsize, []
     with full_float32():
-        for chunk in _split(
-            [Batch(g, g, i, i, i, i) for g, i in zip(G, inverse)], max(1, CHUNK_BYTES // (4 * n * n * dtype.itemsize))
-        ):
-            Z = torch.empty(sum(len(b.G) for b in chunk), n, n, dtype=dtype, device=norm.device)
-            gram_(Z, chunk)
+        for chunk, places in _chunks([(g, g) for g in G], 6 * size):
+            count = places.stop - places.start
+            Z = torch.empty(count, n, n, dtype=dtype, device=norm.device)
+            gram_(Z, _blocks(chunk, dtype, inverse[places], max(SCRATCH_BYTES // 4, MIN_BLOCK_BYTES)))
             found.append(largest_eigenvalue(Z, accuracy))
     return norm * torch.cat(found).sqrt(), norm
 
@@ -308,17 +328,14 @@ def rational_(
     u = torch.where(zero, 1.0, u)
     root = damping ** (1 / alpha)  # √δ in the unit u
     unit = 1 / (root * u)
-    gain = root / damping * u ** (1 - alpha) * (norm / norm.clamp(min=torch.finfo(torch.float64).tiny))
-    bounded = math.isfinite(extent) or fit.error == 0.0
-    fallback = own = gain
-    if not bounded:
+    gain = root / damping * u ** (1 - alpha) + 0.0 * norm
+    scales = Scales(unit, gain)
+    if not math.isfinite(extent) and fit.error > 0.0:
         y_max = (norm * unit).square()
         width = max(len(f.poles) for f in fits)
         table = constants(tuple(_row(f, width) for f in fits), norm.device)
         reaches = constants(tuple(f.reach for f in fits), norm.device)
         own = table[torch.searchsorted(reaches, y_max.nan_to_num()).clamp(max=len(fits) - 1)]
-        gain = torch.where(y_max > fit.reach, 0.0, gain)
         fallback = torch.where(zero, 0.0, 1 / (unit * (norm**alpha + damping)))
-    counts = [len(g) for g in G]
-    parts = [t.split(counts) for t in (unit, gain, fallback, own)]
-    apply_rational([Batch(g, o, *t) for g, o, *t in zip(G, out, *parts)], fit, precision, bounded)
+        scales = Scales(unit, gain, fallback, y_max > fit.reach, own)
+    apply_rational(list(zip(G, out)), fit, precision, scales)

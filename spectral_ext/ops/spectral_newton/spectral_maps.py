@@ -22,7 +22,7 @@ from scipy.interpolate import AAA
 from torch import Tensor
 
 from spectral_ext.ops.spectral_newton.matrix_function import Precision
-from spectral_ext.ops.spectral_newton.partial_fractions_torch import Batch, apply_rational, units_of
+from spectral_ext.ops.spectral_newton.partial_fractions_torch import Scales, apply_rational, units_of
 
 Array = NDArray[np.float64]
 UNITS = ("absolute", "spectral", "rms", "frobenius")
@@ -302,11 +302,8 @@ def _map_group(G: Sequence[Tensor], out: Sequence[Tensor], f: SpectralMap, toler
         bound = 2.0 ** (math.ceil(4 * math.log2(largest * (1 + 2 * accuracy))) / 4)
         u = torch.where(u > 0, 1.0, u)
     fit = fit_map(f, bound, tolerance)
-    gain = torch.where(norm == 0, 0.0, 1.0 + 0.0 * norm)
     unit = 1 / (torch.where(norm == 0, 1.0, u) * bound)
-    parts = [t.split([len(g) for g in matrices]) for t in (unit, gain)]
-    batches = [Batch(g, o, a, b, b, b) for (g, o), a, b in zip(pairs, *parts)]
-    apply_rational(batches, fit, Precision(True, math.inf, True))
+    apply_rational(pairs, fit, Precision(True, math.inf, True), Scales(unit, 1.0 + 0.0 * norm))
 
 
 def polar(G: Tensor | Sequence[Tensor], floor: float = 1e-3, tolerance: float = 1e-3) -> Tensor | list[Tensor]:
