@@ -228,19 +228,20 @@ void rayleigh(int64_t samples, int positions, int n, int m, int K) {
 
 // The residual of (R + p)·T = w·G + c·(R + p)·G for one term.
 void newton(int n, int64_t length, bool blocked) {
+  const int matrices = blocked ? 1 : 2;
   const NewtonStrides strides{n * length, length, 1};
-  const NewtonSizes sizes{2, n, length, 1, strides, strides};
-  const std::vector<float> G = random_numbers<float>(2 * n * length);
+  const NewtonSizes sizes{matrices, n, length, 1, strides, strides};
+  const std::vector<float> G = random_numbers<float>(matrices * n * length);
   const std::vector<float> constant(2, 0.25f), weight(2, 2.0f), pole(2, static_cast<float>(length));
-  float* out = guarded<float>(2 * n * length);
-  int32_t* codes = guarded<int32_t>(2);
+  float* out = guarded<float>(matrices * n * length);
+  int32_t* codes = guarded<int32_t>(matrices);
   const auto launch_newton = blocked ? launch_spectral_newton_blocked : launch_spectral_newton;
   float* scratch = guarded<float>(blocked ? newton_blocked_scratch(sizes) : newton_scratch(sizes));
   check(launch_newton(to_device(G), out, Dtype::kFloat32, sizes,
                       {to_device(constant), to_device(weight), to_device(pole)}, 1, 0, codes, scratch, nullptr));
-  const std::vector<float> found = to_host(out, 2 * n * length);
-  const std::vector<int32_t> status = to_host(codes, 2);
-  for (int b = 0; b < 2; ++b) {
+  const std::vector<float> found = to_host(out, matrices * n * length);
+  const std::vector<int32_t> status = to_host(codes, matrices);
+  for (int b = 0; b < matrices; ++b) {
     expect(status[b] == 0, "Newton status");
     const float *g = G.data() + b * n * length, *t = found.data() + b * n * length;
     for (int64_t c = 0; c < length; c += 1 + length / 4)
