@@ -110,7 +110,9 @@ struct Storage {
   void* data;
   size_t bytes;
 };
+thread_local volatile char touched;  // so that the storage exists before a kernel reads it
 Storage static_shared() {
+  touched = 0;
   Storage found{nullptr, 0};
   const auto look = [](dl_phdr_info* info, size_t, void* result) {
     const auto here = reinterpret_cast<uintptr_t>(&static_shared);
