@@ -446,7 +446,7 @@ def test_an_allocation_that_fails_in_the_middle_leaves_the_output_and_the_next_c
         resource.setrlimit(resource.RLIMIT_AS, before)
     assert (out == 7).all() and (status == 7).all()
     ops.spectral_newton_poles_(out[:1], status[:1], G, constant, weights, poles, 1.0, 0.0)
-    assert error(out[:1], want) < 1e-5
+    assert error(out[:1], want) < 3e-4  # R + p has a condition number of up to 80 here, and products err by 3·2⁻¹⁸
 
 
 def test_gpu_older_than_the_binary_is_named(emulated, monkeypatch):
