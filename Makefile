@@ -43,7 +43,8 @@ build/.stamp: setup.py tools/toolchain.py $(NATIVE) $(READY)
 	SPECTRAL_EXT_PREBUILT=1 $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
-.PHONY: help setup build test demo bench paper lint format cubin headers clang sanitize tsan sdist-check docs axe vendor clean
+.PHONY: help setup build test demo bench paper lint format cubin headers clang sanitize tsan sdist-check docs axe vendor \
+	workflows sdist wheels clean
 
 help:
 	@echo "make demo    train a small ResNet on real images and measure its curvature landscape"
@@ -55,6 +56,7 @@ help:
 	@echo "make headers       compile every binding, with and without CUDA, against torch 2.11, 2.12 and the installed one"
 	@echo "make clang         every C++ file under clang, and sdist-check with it"
 	@echo "make sdist-check   source distribution, wheel from it, import and tests of the ops outside the tree"
+	@echo "make workflows     the public workflows against their schema    make sdist, wheels   what is published"
 	@echo "make docs    the documentation    make build   compile in place    make clean"
 	@echo "Each sets up .venv first; PYTHON=/path/to/python uses that environment as it is."
 
@@ -125,7 +127,21 @@ sdist-check: $(READY)
 
 docs: $(INSTALLED)
 	$(PYTHON) tools/requirements.py docs | $(PYTHON) -m pip install -q -r /dev/stdin
-	$(PYTHON) -m mkdocs build --strict
+	rm -rf site && $(PYTHON) -m sphinx -q -W --keep-going docs site
+
+# The workflows of the public host, against its own schema.
+workflows: $(READY)
+	$(PYTHON) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(PYTHON) -m check_jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+
+sdist: .venv/bin/python
+	$(PYTHON) -m pip install -q build
+	$(PYTHON) -m build --sdist --no-isolation
+
+# CPU wheels for this machine's architecture, in manylinux containers (docker or podman).
+wheels: .venv/bin/python
+	$(PYTHON) -m pip install -q cibuildwheel
+	$(PYTHON) -m cibuildwheel --output-dir dist
 
 # The accessibility linter of the page's tests, which skip it where npm is missing.
 axe:
@@ -139,4 +155,4 @@ vendor:
 		--legal-comments=none --outfile=spectral_ext/report/vendor/plot.js
 
 clean:
-	rm -rf build dist site demo_output spectral_ext/*.so spectral_ext/_build_info.py *.egg-info
+	rm -rf build dist site demo_output spectral_ext/*.so spectral_ext/_build_info.py *.egg-info docs/tutorials
