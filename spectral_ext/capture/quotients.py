@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,17 @@ class QuotientSums:
     rows: int = 0
     ungrouped: int = 0
     """Batches whose rows cannot be assigned to samples."""
+
+    def __add__(self, other: QuotientSums) -> QuotientSums:
+        """The sums over the batches of both, along the same directions."""
+        return QuotientSums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __getitem__(self, part: slice) -> QuotientSums:
+        """The sums along some of the directions."""
+        output, inputs, products, gauss_newton = (
+            s[part] if isinstance(s, Tensor) else s for s in (self.output, self.input, self.products, self.gauss_newton)
+        )
+        return QuotientSums(output, inputs, products, gauss_newton, self.samples, self.rows, self.ungrouped)
 
     def reduced(self, group: Any = None) -> Quotients:
         """The moments over the batches of all ranks of a process group, each of which must call this."""

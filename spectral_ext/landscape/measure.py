@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from spectral_ext._version import __version__
-from spectral_ext.capture import Capture, Quotients, sum_factors, sum_quotients
+from spectral_ext.capture import Capture, Quotients, sum_factors
 from spectral_ext.curvature.choose import SAMPLED, check_method, check_sampling
 from spectral_ext.curvature.directions import given_directions
 from spectral_ext.curvature.sampled_gauss_newton import Sampling
 from spectral_ext.curvature.session import Session
 from spectral_ext.landscape.build import build_row, empty_row
 from spectral_ext.landscape.coverage import coverage
-from spectral_ext.landscape.held_out import cross_fitted, own_intervals
+from spectral_ext.landscape.derive import take_signal
+from spectral_ext.landscape.held_out import cross_fitted, own_intervals, second_moments
 from spectral_ext.landscape.resume import RowStore, fingerprint
 from spectral_ext.landscape.row import LayerLandscape
 from spectral_ext.landscape.table import Landscape
@@ -61,6 +62,7 @@ def measure(
     folds: int | Sequence[Any] | None = None,
     directions: Any = None,
     draws: int = 32,
+    residuals: str | Iterable[str] | None = None,
 ) -> Landscape:
     """Measure every layer: G = UΣVᵀ, h_k along u_k v_kᵀ, C_A, C_δ, and all that the paper derives from them.
 
@@ -102,6 +104,8 @@ def measure(
             with ``folds``, whose directions are those of other groups.
         draws: with ``method="sampled_gauss_newton"``: how often labels are drawn for each sample, at least 2. h is the
             Gauss–Newton part alone then, ``row.arrays.h_standard_error`` its standard error.
+        residuals: with ``method="sampled_gauss_newton"``: names or patterns of the layers whose residual is measured
+            too, exactly, see :func:`~spectral_ext.directional_curvature`.
 
     Returns:
         The landscape. A layer whose Kronecker factors cannot be had (its weight is used more than once, for example)
@@ -119,17 +123,19 @@ def measure(
         with together(process_group):
             layers = pattern_list(layers)
             options = dict(top_k=top_k, method=method, split=split, seed=seed, level=level)
-            options |= {"draws": draws} if method == SAMPLED else {}
+            residuals = pattern_list(residuals)
+            options |= {"draws": draws, "residuals": residuals} if method == SAMPLED else {}
             options |= {} if folds is None else {"folds": list(folds) if isinstance(folds, (list, tuple)) else folds}
             check_options(
                 top_k=top_k, layers=layers, split=split, seed=seed, level=level, memory_budget=memory_budget,
                 progress=progress, resume=resume, draws=draws,
+                residuals=residuals,
             )  # fmt: skip
             check_method(method)
-            sampling = check_sampling(method, draws, seed)
             model = unwrapped(model)
             autocast = stack.enter_context(measurement(model))
-            run = _Run(model, loss_fn, layers, options, process_group, progress, sampling)
+            run = _Run(model, loss_fn, layers, options, process_group, progress)
+            run.sampling = check_sampling(method, draws, seed, residuals, run.chosen)
             if directions is not None:
                 if folds is not None:
                     raise ValueError("directions and folds exclude each other: folds takes directions from the groups")
@@ -161,9 +167,8 @@ class _Run:
         options: dict[str, Any],
         group: Any,
         progress: bool,
-        sampling: Sampling,
     ) -> None:
-        self.sampling = sampling
+        self.sampling = Sampling()
         self.model, self.loss_fn, self.options, self.group = model, loss_fn, options, group
         self.progress = Progress(progress)
         every, _ = find_layers(model)
@@ -256,16 +261,20 @@ class _Run:
         pairs = {name: (d.U.to(self.dtype), d.V.to(self.dtype)) for name, d in directions.items()}
         with together(group), self.progress.stage("quotients"), self.progress.bar("alignment", len(data)) as bar:
             known = {name: todo[name] for name in pairs if name in capture.layers}
-            moments = sum_quotients(model, loss_fn, data, known, pairs, on_batch=bar.update) if known else {}
-        quotients = {name: held.reduced(group) for name, held in moments.items()}
+            sums_along, moments = second_moments(
+                model, loss_fn, data, self.groups, known, pairs, capture.layers, on_batch=bar.update
+            )
+        quotients = {name: held.reduced(group) for name, held in sums_along.items()}
         signals = self._signals(todo, directions)
         for row in self._curvature(capture, directions, pairs, quotients):
             if self.groups is not None and row.name in signals:
-                row.signal = signals[row.name]
-                row.data_intervals = own_intervals(
-                    row.signal, self.session.measured[row.name].by_piece,
-                    [piece.weight for piece in self.session.plan.pieces], self.groups.weights, self.options["level"],
-                )  # fmt: skip
+                signal, row.signal = signals[row.name], signals[row.name]
+                if not row.empty_reason:
+                    pieces = [piece.weight for piece in self.session.plan.pieces]
+                    h = self.session.measured[row.name].by_piece
+                    factors = moments.get(row.name)
+                    level = self.options["level"]
+                    take_signal(row, signal, own_intervals(signal, h, pieces, self.groups.weights, level, factors))
             rows[row.name] = row
             with together(group if self.keeps_rows else None):
                 if self.store:
@@ -331,6 +340,8 @@ class _Run:
         meta: dict[str, Any] = {"version": __version__, "torch": torch.__version__, "model": type(model).__name__}
         meta |= {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
         meta |= {"batches": sum(gathered(len(self.data), self.group)), **self.options}
+        if self.groups is not None:  # tells a comparison whether two landscapes have the same samples in each group
+            meta["groups"] = digest(self.groups.batches)
         meta |= {"mode": "train" if model.training else "eval", "batch_norm": batch_norm_mode(model)}
         meta |= {
             "scale": "expand",
