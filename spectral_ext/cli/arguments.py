@@ -83,6 +83,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--layers", action="append", metavar="PATTERN", help="name or shell pattern; may be repeated")
     one.add_argument("--method", default="auto", help="how h is measured (default auto); see the documentation")
     one.add_argument(
+        "--residuals",
+        action="append",
+        metavar="PATTERN",
+        help="layers whose residual is measured too, with --method sampled_gauss_newton; may be repeated",
+    )
+    one.add_argument(
         "--draws", type=_positive, default=32, help="of labels per sample, with --method sampled_gauss_newton"
     )
     one.add_argument(

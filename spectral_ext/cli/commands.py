@@ -48,6 +48,7 @@ def landscape(args: Namespace, console: Console) -> None:
         layers=args.layers or None,
         method=args.method,
         draws=args.draws,
+        residuals=args.residuals,
         split=args.split,
         seed=args.seed,
         progress=sys.stderr.isatty(),  # no bars in a redirected file

@@ -42,6 +42,7 @@ def directional_curvature(
     self_check: bool | None = None,
     draws: int = 32,
     seed: int = 0,
+    residuals: str | Iterable[str] | None = None,
 ) -> DirectionalCurvature:
     """h_k = vec(D_k)ᵀ H vec(D_k) for every layer, H the Hessian of the mean loss in that layer's weight (§2).
 
@@ -95,6 +96,8 @@ def directional_curvature(
         draws: of ``sampled_gauss_newton``: how often labels are drawn for each sample, at least 2. The relative
             standard error of h is about √(2/(draws · samples)) where samples do not influence each other.
         seed: of the drawn labels. Torch's global generators are left alone.
+        residuals: with ``sampled_gauss_newton``: names or patterns of the layers whose residual, the rest of h, is
+            measured too, exactly and by mechanism (``split=True`` shows it); their h is that of all parts.
 
     Returns:
         a mapping from layer name to :class:`LayerCurvature`, float results in the weight's dtype and on its device.
@@ -108,26 +111,26 @@ def directional_curvature(
     check_group(process_group)
     with contextlib.ExitStack() as stack:
         with together(process_group):
-            layers = pattern_list(layers)
+            layers, residuals = pattern_list(layers), pattern_list(residuals)
             check_method(method)
             if self_check not in (None, True, False):
                 raise TypeError(f"self_check must be True, False or None, not {self_check!r}")
             check_options(
                 top_k=top_k, split=split, memory_budget=memory_budget, layers=layers, progress=progress, draws=draws,
-                seed=seed,
+                seed=seed, residuals=residuals,
             )  # fmt: skip
-            sampling = check_sampling(method, draws, seed, self_check)
             model = unwrapped(model)
             stack.enter_context(measurement(model))
             directions, without = _with_pairs(model, layers, directions, top_k)
             chosen, skipped = _layers(model, layers, directions)
+            sampling = check_sampling(method, draws, seed, residuals, chosen, self_check)
             skipped.update(without)
             device = next(iter(chosen.values())).weight.device
             data = as_batches(batches, model, batch_size=batch_size, device=device)
             given = None if directions is None else given_directions(directions, chosen)
             session = Session(model, loss_fn, chosen, method, self_check, process_group, sampling=sampling)
         options = {"method": method, "top_k": top_k, "split": split, "self_check": session.check}
-        options |= {"draws": draws, "seed": seed} if method == SAMPLED else {}
+        options |= {"draws": draws, "seed": seed, "residuals": residuals} if method == SAMPLED else {}
         if process_group is not None and directions is not None:
             options["directions"] = digest(directions)
         agree(model, chosen, options, process_group)

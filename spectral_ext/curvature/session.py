@@ -276,7 +276,8 @@ class Session:
             parts, reason, standard_error = None, choice.reason, None
             notes = list(self.notes.get(name, []))
             if choice.method == SAMPLED:
-                kinds = {"gauss_newton": kinds["gauss_newton"]}
+                if not measured.exact_residual:
+                    kinds = {"gauss_newton": kinds["gauss_newton"]}
                 variance = all_sum(zero if measured.variance is None else measured.variance, self.group)
                 standard_error = (variance.sqrt() / self.samples).to(self.dtype)
                 notes.append(self._sampling_note(measured))
@@ -292,7 +293,12 @@ class Session:
         return DirectionalCurvature(results, self.skipped, self.loss, self.samples, mode)
 
     def _sampling_note(self, measured: MethodResult) -> str:
-        note = f"h is its Gauss–Newton part alone, estimated from {self.sampling.draws} draws of labels per sample"
+        what = (
+            "exact but for its Gauss–Newton part, which is"
+            if measured.exact_residual
+            else "its Gauss–Newton part alone,"
+        )
+        note = f"h is {what} estimated from {self.sampling.draws} draws of labels per sample"
         if measured.summed:
             note += (
                 "; its samples influence each other, or it is used several times or not sample by sample, so that a "

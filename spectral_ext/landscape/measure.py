@@ -62,6 +62,7 @@ def measure(
     folds: int | Sequence[Any] | None = None,
     directions: Any = None,
     draws: int = 32,
+    residuals: str | Iterable[str] | None = None,
 ) -> Landscape:
     """Measure every layer: G = UΣVᵀ, h_k along u_k v_kᵀ, C_A, C_δ, and all that the paper derives from them.
 
@@ -103,6 +104,8 @@ def measure(
             with ``folds``, whose directions are those of other groups.
         draws: with ``method="sampled_gauss_newton"``: how often labels are drawn for each sample, at least 2. h is the
             Gauss–Newton part alone then, ``row.arrays.h_standard_error`` its standard error.
+        residuals: with ``method="sampled_gauss_newton"``: names or patterns of the layers whose residual is measured
+            too, exactly, see :func:`~spectral_ext.directional_curvature`.
 
     Returns:
         The landscape. A layer whose Kronecker factors cannot be had (its weight is used more than once, for example)
@@ -120,17 +123,19 @@ def measure(
         with together(process_group):
             layers = pattern_list(layers)
             options = dict(top_k=top_k, method=method, split=split, seed=seed, level=level)
-            options |= {"draws": draws} if method == SAMPLED else {}
+            residuals = pattern_list(residuals)
+            options |= {"draws": draws, "residuals": residuals} if method == SAMPLED else {}
             options |= {} if folds is None else {"folds": list(folds) if isinstance(folds, (list, tuple)) else folds}
             check_options(
                 top_k=top_k, layers=layers, split=split, seed=seed, level=level, memory_budget=memory_budget,
                 progress=progress, resume=resume, draws=draws,
+                residuals=residuals,
             )  # fmt: skip
             check_method(method)
-            sampling = check_sampling(method, draws, seed)
             model = unwrapped(model)
             autocast = stack.enter_context(measurement(model))
-            run = _Run(model, loss_fn, layers, options, process_group, progress, sampling)
+            run = _Run(model, loss_fn, layers, options, process_group, progress)
+            run.sampling = check_sampling(method, draws, seed, residuals, run.chosen)
             if directions is not None:
                 if folds is not None:
                     raise ValueError("directions and folds exclude each other: folds takes directions from the groups")
@@ -162,9 +167,8 @@ class _Run:
         options: dict[str, Any],
         group: Any,
         progress: bool,
-        sampling: Sampling,
     ) -> None:
-        self.sampling = sampling
+        self.sampling = Sampling()
         self.model, self.loss_fn, self.options, self.group = model, loss_fn, options, group
         self.progress = Progress(progress)
         every, _ = find_layers(model)
