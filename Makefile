@@ -44,7 +44,7 @@ build/.stamp: setup.py tools/toolchain.py $(NATIVE) $(READY)
 	touch $@
 
 .PHONY: help setup build test demo bench paper lint format cubin headers clang sanitize tsan sdist-check docs axe vendor \
-	workflows sdist wheels clean
+	workflows sdist wheels notebook clean
 
 help:
 	@echo "make demo    train a small ResNet on real images and measure its curvature landscape"
@@ -153,6 +153,13 @@ vendor:
 	cp spectral_ext/report/vendor/plot.entry.js build/npm/
 	build/npm/node_modules/.bin/esbuild build/npm/plot.entry.js --bundle --minify --format=iife --global-name=Plot \
 		--legal-comments=none --outfile=spectral_ext/report/vendor/plot.js
+
+# The first tutorial as a notebook, for those who read it where the repository is hosted.
+notebook: $(READY)
+	$(PYTHON) tools/requirements.py docs | $(PYTHON) -m pip install -q -r /dev/stdin
+	mkdir -p build/notebook examples/notebooks && cp examples/tutorials/01_landscape_of_a_resnet.py build/notebook/
+	cd build/notebook && $(PYTHON_ANYWHERE) -c "from sphinx_gallery.notebook import python_to_jupyter_cli as write; write(['01_landscape_of_a_resnet.py'])"
+	cp build/notebook/01_landscape_of_a_resnet.ipynb examples/notebooks/landscape_of_a_resnet.ipynb
 
 clean:
 	rm -rf build dist site demo_output spectral_ext/*.so spectral_ext/_build_info.py *.egg-info docs/tutorials
