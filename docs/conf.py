@@ -48,6 +48,7 @@ html_show_sourcelink = False
 repository = os.environ.get("SPECTRAL_EXT_REPOSITORY", "")
 html_theme_options = {
     "navbar_align": "left",
+    "header_links_before_dropdown": 9,
     "show_prev_next": True,
     "secondary_sidebar_items": ["page-toc"],
     "icon_links": [

@@ -1,10 +1,12 @@
 """The documentation: every example runs and gives what it shows, every page is reachable, the site builds."""
 
+import ast
 import doctest
 import html
 import importlib
 import inspect
 import io
+import json
 import os
 import posixpath
 import re
@@ -40,7 +42,7 @@ def test_examples_of_a_page_run_in_order(page):
 
 
 def test_each_concept_page_has_an_example():
-    assert set((DOCS / "concepts").glob("*.md")) <= set(EXAMPLES)
+    assert set((DOCS / "concepts").glob("*.md")) - {DOCS / "concepts" / "index.md"} <= set(EXAMPLES)
 
 
 def test_links_between_pages_lead_somewhere():
@@ -69,6 +71,17 @@ def test_the_tables_of_the_readme_say_what_the_results_say():
         [sys.executable, "tools/readme_tables.py", "--check"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_notebook_is_the_first_tutorial(tmp_path):
+    """`make notebook` writes it anew."""
+    notebook = json.loads((ROOT / "examples/notebooks/landscape_of_a_resnet.ipynb").read_text(encoding="utf-8"))
+    code = "".join(
+        line for cell in notebook["cells"] if cell["cell_type"] == "code" for line in [*cell["source"], "\n"]
+    )
+    script = TUTORIALS[0].read_text(encoding="utf-8")
+    wanted = re.sub(r'^""".*?"""|^#.*?$', "", script, flags=re.DOTALL | re.MULTILINE)
+    assert ast.dump(ast.parse(code)) == ast.dump(ast.parse(wanted))
 
 
 PACKAGES = ("audit", "capture", "curvature", "factors", "landscape", "layers", "ops", "optim", "plots", "report",

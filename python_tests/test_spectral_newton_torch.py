@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spectral_ext import reference
-from spectral_ext.ops.spectral_newton import choose_solver, spectral_newton
+from spectral_ext.ops.spectral_newton import choose_solver, dispatch, spectral_newton
 from spectral_ext.ops.spectral_newton import partial_fractions_torch as path
 from spectral_ext.ops.spectral_newton.decompositions import power_of_two_scale
 from spectral_ext.ops.spectral_newton.partial_fractions import extent_of
@@ -185,3 +185,16 @@ def test_power_of_two_scale_is_exact():
     scaled, scale = power_of_two_scale(G)
     assert torch.equal(scaled.double() * scale.double(), G.double())
     assert (scaled[:4].abs().amax((-2, -1)) < 2.0).all() and (scaled[:4].abs().amax((-2, -1)) >= 1.0).all()
+
+
+@pytest.mark.parametrize("solver", ["auto", "svd"])
+def test_a_solver_that_waits_is_refused_in_a_capture(monkeypatch, solver):
+    """Before any work: torch would end the capture with an error of the CUDA runtime."""
+    monkeypatch.setattr(dispatch, "_is_capturing", lambda device: True)
+    G = torch.randn(2, 6, 9)
+    alpha = torch.tensor(1.5, device="meta") if solver == "auto" else 1.5
+    with pytest.raises(
+        RuntimeError, match=r"G.*: solver '(eigh|svd)' waits for the device, and a graph is being captured"
+    ):
+        spectral_newton(G.to(alpha.device) if solver == "auto" else G, alpha, 0.1, solver=solver)
+    assert spectral_newton(G, 2.0, 0.1).isfinite().all()
