@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     console.print(table)
 
     result.model.eval()
-    landscape = measure(result.model, nn.CrossEntropyLoss(), measurement_data(images, samples), top_k=20, folds=8)
+    landscape = measure(result.model, nn.CrossEntropyLoss(), measurement_data(images, samples), top_k=20)
     print_landscape(landscape, console)
 
     title = "Curvature landscape of a small ResNet"

@@ -7,7 +7,7 @@ the first batches joined. Beside it stands what the folds and the noise level sa
 Needs the weights and the JPEG-coded CIFAR-10 test images (lossy, median 30.7 dB) in ../shared/data.
 Writes results/signal_cifar_batches.json.
 
-    python experiments/signal_cifar_batches.py [--batches 12] [--samples 256] [--threads 2] [--keep FOLDER]
+    python -m experiments.signal_cifar_batches [--batches 12] [--samples 256] [--threads 2] [--keep FOLDER]
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from landscape_resnet20 import DATA, MEAN, STD, trained_model
 from PIL import Image
 from torch import Tensor, nn
 
+from experiments.landscape_resnet20 import DATA, MEAN, STD, trained_model
 from spectral_ext.landscape import Landscape, measure
 
 RESULT = Path(__file__).parent / "results" / "signal_cifar_batches.json"

@@ -1,4 +1,7 @@
-"""The CUDA kernels and bindings, executed on the CPU by python_tests/cuda_emulator: every index, bound and barrier."""
+"""The CUDA kernels and bindings, executed on the CPU by python_tests/cuda_emulator: every index, bound and barrier.
+
+One file for all ops, and longer than others, because they share one build and one test of the order of blocks.
+"""
 
 import subprocess
 from pathlib import Path

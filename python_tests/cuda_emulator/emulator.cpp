@@ -161,7 +161,6 @@ void yield(State state, void* order) {
 __attribute__((noipa)) void begin(Fiber& fiber) {
   if (__builtin_setjmp(scheduler.words) == 0) swapcontext(&unused, &fiber.start);
 }
-
 void resume(int i) {
   Fiber& fiber = fibers[static_cast<size_t>(i)];
   current = i;
@@ -181,7 +180,6 @@ void arrange(std::vector<uint32_t>& order, std::mt19937& random) {
   else if (mode != "forward")
     std::shuffle(order.begin(), order.end(), random);
 }
-
 void release_warps(int threads) {
   for (int warp = 0; warp * 32 < threads; ++warp) {
     const int first = warp * 32, last = std::min(threads, first + 32);
@@ -261,7 +259,6 @@ void wait_for_copies(int groups_left) {
     groups.erase(groups.begin());
   }
 }
-
 void show(const void* mine) { fibers[static_cast<size_t>(current)].shown = mine; }
 const void* shown_by(int lane) { return fibers[static_cast<size_t>(current / 32 * 32 + lane)].shown; }
 
@@ -323,7 +320,6 @@ void tensor_core(TensorCoreLane& mine) {
 }
 
 void* dynamic_shared() { return shared_start; }
-
 size_t& shared_bytes_allowed(const void* kernel) {
   static std::unordered_map<const void*, size_t> allowed;
   return allowed.try_emplace(kernel, kSharedBytesUnasked).first->second;

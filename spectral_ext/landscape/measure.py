@@ -270,11 +270,10 @@ class _Run:
             if self.groups is not None and row.name in signals:
                 signal, row.signal = signals[row.name], signals[row.name]
                 if not row.empty_reason:
+                    h, weights = self.session.measured[row.name].by_piece, self.groups.weights
                     pieces = [piece.weight for piece in self.session.plan.pieces]
-                    h = self.session.measured[row.name].by_piece
-                    factors = moments.get(row.name)
-                    level = self.options["level"]
-                    take_signal(row, signal, own_intervals(signal, h, pieces, self.groups.weights, level, factors))
+                    factors, level = moments.get(row.name), self.options["level"]
+                    take_signal(row, signal, own_intervals(signal, h, pieces, weights, level, factors))
             rows[row.name] = row
             with together(group if self.keeps_rows else None):
                 if self.store:
@@ -286,8 +285,7 @@ class _Run:
             return {}
         with self.progress.stage("folds"), self.progress.bar("folds", len(self.groups.batches)) as bar:
             return cross_fitted(
-                self.model, self.loss_fn, self.groups, todo,
-                directions,
+                self.model, self.loss_fn, self.groups, todo, directions,
                 options=self.options, sampling=self.sampling, memory_budget=self.memory_budget,
                 planned_directions=self.planned, on_group=bar.update,
             )  # fmt: skip
@@ -344,11 +342,9 @@ class _Run:
             meta["groups"] = digest(self.groups.batches)
         meta |= {"mode": "train" if model.training else "eval", "batch_norm": batch_norm_mode(model)}
         meta |= {
-            "scale": "expand",
-            "loss": self.loss,
-            "samples": self.samples,
+            "scale": "expand", "loss": self.loss, "samples": self.samples,
             "seconds": self.progress.seconds,
             "notes": notes,
             "coverage": coverage(model, self.chosen, rows, self.skipped),
-        }
+        }  # fmt: skip
         return Landscape({name: rows[name] for name in self.chosen if name in rows}, self.skipped, meta)

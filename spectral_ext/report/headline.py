@@ -97,12 +97,16 @@ def _use(rows: list[LayerLandscape]) -> str:
         return ""
     counts = Counter(row.recommendation.source for row in given if row.recommendation)
     parts = [
-        f"{what} in {counts[source]}"
-        for what, source in (("the held-out α", "held out"), ("the own-batch α", "own batch"), ("2", "fallback"))
+        f"the {source.replace(' ', '-')} α in {counts[source]}"
+        for source in ("held out", "own batch")
         if counts[source]
     ]
-    text = f"The advised α follows {', '.join(parts)} of {len(given)} layers"
-    return text + ("; it is 2 where no law holds on other samples." if counts["fallback"] else ".")
+    text = f"The advised α rests on {' and '.join(parts)} of {len(given)} layers" if parts else "The advised α is 2"
+    if not counts["fallback"]:
+        return f"{text}."
+    if not parts:
+        return f"{text} in all {len(given)} layers, since no law holds on other samples."
+    return f"{text}; in {counts['fallback']} it is 2, since no law holds on other samples."
 
 
 def _noise(rows: list[LayerLandscape]) -> str:

@@ -14,10 +14,11 @@ from spectral_ext.signal.resampling import Jackknife, jackknife
 from spectral_ext.spectra.regression import FitError, fit_power_law
 
 _NONE = (math.nan, math.nan)
-MOVED_BY_DIRECTIONS = {"phi": "phi", "s": "alpha"}
-"""Exponent → the law around which new directions scatter: Φ around its own, h around c σ^α (sorting hides it from s).
-α, β and γ rest on σ, and σ_k along a fixed direction varies more over the samples than a singular value does, so that
-their jackknife is wide enough without (experiments/signal_cifar_batches.py measures the coverage)."""
+MOVED_BY_DIRECTIONS = {"phi": ("phi",), "s": ("s", "alpha")}
+"""Exponent → the laws around which new directions scatter: Φ around its own; h around its law in rank, and around
+c σ^α, since sorting hides scatter from s. The largest counts. α, β and γ rest on σ, and σ_k along a fixed direction
+varies more over the samples than a singular value does, so that their jackknife is wide enough without
+(experiments/signal_cifar_batches.py measures the coverage)."""
 
 
 @dataclass
@@ -120,9 +121,9 @@ def _jackknives(
             continue
         made[name] = one
         variance = float(one.se[0]) ** 2
-        law = made.get(MOVED_BY_DIRECTIONS.get(name, ""))
-        if law is not None and math.isfinite(variance):
-            variance += float(np.abs(one.value[1])) * _scatter_of_directions(law)
+        laws = [made[law] for law in MOVED_BY_DIRECTIONS.get(name, ()) if law in made]
+        if laws and math.isfinite(variance):
+            variance += float(np.abs(one.value[1])) * max(_scatter_of_directions(law) for law in laws)
         half = float(stats.t.ppf(0.5 + level / 2, len(S) - 1)) * math.sqrt(variance)
         found[name] = (float(one.value[0]) - half, float(one.value[0]) + half), one.replicates[:, 0]
     return found

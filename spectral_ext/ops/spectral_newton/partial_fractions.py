@@ -34,9 +34,7 @@ LADDER = 4.0
 CENTRES, CENTRE_SHARE = 32, 0.85
 """Poles are fitted at multiples of 1/CENTRES of α, to this share of the tolerance, and serve the α around them."""
 
-SMALLEST_POLE = 1e-290
-SEPARATION = 1.4
-MAX_CANCELLATION = 4.0
+SMALLEST_POLE, SEPARATION, MAX_CANCELLATION = 1e-290, 1.4, 4.0
 
 
 def extent_of(alpha: float, damping: float, mode: str, n: int) -> float:
