@@ -203,19 +203,6 @@ def test_alpha_of_a_row_is_fit_alpha():
     assert row.alpha == fit_alpha(row.arrays.sigma, row.arrays.h)
 
 
-def test_large_factors_give_their_top_eigenvalues(monkeypatch):
-    from spectral_ext.landscape import build
-
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(400, 300, dtype=torch.float64, generator=generator) * torch.arange(1, 301) ** -0.7
-    C = rows.mT @ rows / 400
-    whole = build.eigenvalues(C, 20)
-    monkeypatch.setattr(build, "FULL_SPECTRUM", 100)
-    top = build.eigenvalues(C, 20)
-    assert (len(whole), len(top)) == (300, 100)
-    np.testing.assert_allclose(top, whole[:100], rtol=1e-8)
-
-
 def test_the_weight_tail_is_compared_with_s_by_both_intervals():
     row = synthetic_row("x")
     for tail, expected in ((fit(0.5, 0.1), True), (fit(9.0, 0.1), False), (fit(row.s.value - 0.01, 0.5), None)):

@@ -15,7 +15,7 @@ from spectral_ext.curvature.directions import given_directions
 from spectral_ext.curvature.result import DirectionalCurvature
 from spectral_ext.curvature.session import Session
 from spectral_ext.layers import Layer, find_layers, why_no_layer
-from spectral_ext.measurement.batches import Batch, BatchSize, LossFunction, as_batches
+from spectral_ext.measurement.batches import Batch, BatchSize, Count, LossFunction, as_batches
 from spectral_ext.measurement.checks import REDUCTION_NOTES, check_precision, check_task
 from spectral_ext.measurement.digest import digest
 from spectral_ext.measurement.direction_sources import direction_matrices, is_matrix
@@ -38,6 +38,7 @@ def directional_curvature(
     memory_budget: int | None = None,
     progress: bool = False,
     batch_size: BatchSize | None = None,
+    count: Count | None = None,
     process_group: Any = None,
     self_check: bool | None = None,
     draws: int = 32,
@@ -48,8 +49,8 @@ def directional_curvature(
 
     All methods but ``finite_difference`` are exact up to rounding, and sum products of float32 numbers in float64.
 
-    The loss is the mean over all samples: batches are weighted by their size. The model is measured in the mode it is
-    in (train-mode batch norm gives another h, and then each batch is normalised by itself).
+    The loss is the mean over all samples: batches are weighted by their size, or by ``count``. The model is measured in
+    the mode it is in (train-mode batch norm gives another h, and then each batch is normalised by itself).
 
     Args:
         model: parameters in float32 or float64; it is left exactly as it was, also after an error.
@@ -81,6 +82,8 @@ def directional_curvature(
         progress: show a progress bar.
         batch_size: the number of samples of a batch, or a function that tells it of a batch; None: as
             :func:`spectral_ext.measurement.batches.count_samples` finds it.
+        count: what the loss of a batch is a mean over, and what the batch weighs, as a function of the batch: the
+            number of labelled tokens for a token mean. None: its samples.
         process_group: a ``torch.distributed`` group whose ranks each bring their own batches; all get the same result.
         self_check: which layers measured by ``tangent_adjoint`` and ``sqrt_gn`` are compared with double backward at
             k = 1 and k = K on the first batch, tolerance 1e-8 in float64 and 1e-3 in float32. None: at most three of
@@ -126,7 +129,7 @@ def directional_curvature(
             sampling = check_sampling(method, draws, seed, residuals, chosen, self_check)
             skipped.update(without)
             device = next(iter(chosen.values())).weight.device
-            data = as_batches(batches, model, batch_size=batch_size, device=device)
+            data = as_batches(batches, model, batch_size=batch_size, count=count, device=device)
             given = None if directions is None else given_directions(directions, chosen)
             session = Session(model, loss_fn, chosen, method, self_check, process_group, sampling=sampling)
         options = {"method": method, "top_k": top_k, "split": split, "self_check": session.check}

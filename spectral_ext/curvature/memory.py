@@ -49,27 +49,30 @@ class MemoryEstimate:
 def estimate_memory(
     model: nn.Module, loss_fn: LossFunction, batch: Any, *, layers: str | Iterable[str] | None = None
 ) -> MemoryEstimate:
-    """What a measurement would take on this batch, from a trace of it.
+    """What the curvature would take on this batch, from a trace of it. Model and batch may be on the meta device.
 
     Raises:
         UntraceableError: the model or loss cannot be traced.
     """
     model = unwrapped(model)
-    with measurement(model):
+    with measurement(model, values=False):
         chosen, _ = find_layers(model, layers)
         (one,) = as_batches([batch], model)
         program = trace(model, loss_fn, one)
         return estimate(program, model, chosen, one.samples)
 
 
-def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], samples: int) -> MemoryEstimate:
+def estimate(
+    program: Program, model: nn.Module, layers: Mapping[str, Layer], samples: int, gradients: bool = True
+) -> MemoryEstimate:
+    """``gradients``: whether the gradients of the layers, the sum and a piece's, are held beside the curvature."""
     sites = {name: site_of(program, model, layer) for name, layer in layers.items()}
     reached = {node for site in sites.values() for node in (site.seed_node, *site.schedule)}
     seeds = {site.seed_node for site in sites.values()}
     heads = find_heads(program, reached, seeds)
     absorbed = {node for head in heads for node in head.absorbed}
     needed = set(program.nodes)
-    base = weights = sum(2 * _bytes(layer.weight) for layer in layers.values())  # the gradients: the sum, and a piece's
+    base = weights = sum(2 * _bytes(layer.weight) for layer in layers.values()) if gradients else 0
     if program.raised:  # the weights and buffers in float64
         base += sum(_bytes(node.meta["val"]) for node in program.placeholders if node in needed)
     values = 0

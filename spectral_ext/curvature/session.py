@@ -62,9 +62,12 @@ class Session:
         self.measured: dict[str, MethodResult] = {}
         self.checks: dict[str, SelfCheck] = {}
 
-    def cut(self, data: list[Batch], memory_budget: int | None) -> None:
-        """Cut the data into pieces that fit the memory budget."""
-        self.plan = Plan(self.model, self.loss_fn, pieces_of(data), self.layers, memory_budget, self.check)
+    def cut(self, data: list[Batch], memory_budget: int | None, holds_gradients: bool = True) -> None:
+        """Cut the data into pieces that fit the memory budget, which is for the gradients of all layers too unless
+        ``holds_gradients`` is False.
+        """
+        pieces = pieces_of(data)
+        self.plan = Plan(self.model, self.loss_fn, pieces, self.layers, memory_budget, self.check, holds_gradients)
         if self.method == "auto" or self.method in TRACED:
             self.plan.cut_samples()
 
@@ -87,12 +90,12 @@ class Session:
         self.samples, self.loss = round(total), loss / total
         found: Found = {}
         for name, layer in self.layers.items():
+            if given is not None and name not in given:
+                continue
             own = local.gradients[name]
             used = all_sum(torch.tensor([0.0 if own is None else 1.0], device=self.device), self.group)
             share = torch.zeros_like(layer.weight) if own is None else own.reshape(layer.weight.shape)
             gradient = share if self.group is None else all_sum(share * (weight / total), self.group)
-            if given is not None and name not in given:
-                continue
             if not used.item():
                 self.skipped[name] = "the loss does not depend on its weight"
             elif not bool(gradient.isfinite().all()):

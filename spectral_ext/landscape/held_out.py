@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral_ext.capture import LayerFactors, QuotientSums, sum_quotients
 from spectral_ext.curvature.directions import given_directions
 from spectral_ext.curvature.sampled_gauss_newton import Sampling
 from spectral_ext.curvature.session import Session
-from spectral_ext.factors.eigen import top_eigenpairs
+from spectral_ext.factors.second_moment import SecondMoment
 from spectral_ext.layers import Layer
 from spectral_ext.measurement.batches import Batch, LossFunction
 from spectral_ext.measurement.gradients import GradientPass, gradient_pass, pieces_of
@@ -130,8 +131,8 @@ def second_moments(
     for name in layers:
         (U, V), found = pairs[name], factors[name]
         count = U.shape[1]
-        if found.C_delta.shape == (len(U),) * 2 and found.C_A.shape == (len(V),) * 2:
-            W_delta, W_A = (top_eigenpairs(C, count).vectors.to(U) for C in (found.C_delta, found.C_A))
+        if (found.C_delta.size, found.C_A.size) == (len(U), len(V)):
+            W_delta, W_A = (_eigenvectors(C, count).to(U) for C in (found.C_delta, found.C_A))
             wide[name] = torch.cat([U, W_delta], 1), torch.cat([V, W_A], 1)
     by_group = [
         sum_quotients(model, loss_fn, batches, layers, wide, on_batch=on_batch)
@@ -152,6 +153,12 @@ def second_moments(
                 output[:, :count], inputs[:, :count], output[:, count:], inputs[:, count:], rows
             )
     return sums, moments
+
+
+def _eigenvectors(C: SecondMoment, count: int) -> Tensor:
+    """The top eigenvectors (n, count); zero beyond the rank, where the moment along every eigenvector is zero."""
+    found = C.eigenspace(count)
+    return F.pad(found, (0, count - found.shape[1]))
 
 
 def _matrix(one: GradientPass, name: str, layer: Layer) -> Tensor:

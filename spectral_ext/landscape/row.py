@@ -94,6 +94,9 @@ class DirectionArrays:
         wrong = [f"{name} has {length}" for name, length in lengths.items() if length not in (0, k)]
         if k and not len(self.h):
             wrong.append("h has none")
+        for name in ("sigma", "sigma_all"):
+            if bool((getattr(self, name) < 0).any()):
+                return f"{name} holds a negative number, which no singular value is"
         return f"sigma has {k} values, but {', '.join(wrong)}" if wrong else ""
 
 

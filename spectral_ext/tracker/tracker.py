@@ -129,7 +129,13 @@ class LandscapeTracker:
         self.model, self.loss_fn, self.batches = (
             model,
             loss_fn,
-            as_batches(batches, unwrapped(model), batch_size=options.get("batch_size")),
+            as_batches(
+                batches,
+                unwrapped(model),
+                batch_size=options.get("batch_size"),
+                count=options.get("count"),
+                mask=options.get("mask"),
+            ),
         )
         self.every, self.unit, self.mode, self.on_error = every, unit, mode, on_error
         self.folder = Path(folder) if folder is not None else None
