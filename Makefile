@@ -29,7 +29,7 @@ endif
 # torch first, and only if it is missing: what is installed decides what the ops are compiled against.
 .venv/.ready: pyproject.toml python_tests/requirements-no-deps.txt | .venv/bin/python
 	$(PYTHON) -c "import torch" 2>/dev/null || $(PYTHON) -m pip install -q "$(TORCH)"
-	$(PYTHON) tools/requirements.py test lint bench | $(PYTHON) -m pip install -q -r /dev/stdin
+	$(PYTHON) tools/requirements.py test lint bench docs cli | $(PYTHON) -m pip install -q -r /dev/stdin
 	$(PYTHON) -m pip install -q --no-deps -r python_tests/requirements-no-deps.txt
 	$(PYTHON) -c "import backpack, curvlinops, einconv"  # tests skip an oracle that cannot be imported
 	touch $@
