@@ -242,9 +242,9 @@ def sweep_section(journal: Journal, scale: str, figures: Path, folder: Path, dat
         return "\n".join([*lines, "The sweep has not run: `python -m experiments.sweep run`."])
     lines += [
         f"{len(ROWS)} rows, each with seven runs of search per task (five learning rates, two more momenta; validation "
-        f"loss, one seed) and {len(SEEDS)} other seeds at the best. Defaults were fixed before the first run, the tasks "
-        "after trial runs. The rest of the network goes to AdamW at one rate for all rows that need it. *p*: paired "
-        "t-test over the seeds against "
+        f"loss, one seed) and {len(SEEDS)} other seeds at the best. Defaults were fixed before the first run, the "
+        "tasks after trial runs. The rest of the network goes to AdamW at one rate for all rows that need it. *p*: "
+        "paired t-test over the seeds against "
         f"{REFERENCE}; *Holm*: corrected for all comparisons below; * marks p < {LEVEL:g} after it. *Edge*: "
         "the best rate is the smallest or largest one tried. *AdamW's loss reached*: share of the steps until the "
         "validation loss is below AdamW's last one. FLOP are counted. The runs were not timed, as "
