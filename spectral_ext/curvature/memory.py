@@ -15,6 +15,7 @@ from spectral_ext.curvature.trace import Program, trace
 from spectral_ext.layers import Layer, find_layers
 from spectral_ext.measurement.batches import LossFunction, as_batches
 from spectral_ext.measurement.environment import measurement, unwrapped
+from spectral_ext.measurement.singular_directions import DOUBLE_BELOW
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "select",
           "slice", "unbind", "split", "split_with_sizes", "alias", "detach"}  # fmt: skip
@@ -32,10 +33,33 @@ class MemoryEstimate:
     samples: int
     self_check: int
     """The self-check's own need, at another time than the rest: a double backward through the whole graph."""
+    gradients: int = 0
+    """The part of ``base`` that does not grow with the samples: two gradients of each layer."""
+    decomposition: int = 0
+    """The singular value decomposition of the largest gradient, with all gradients held, before the rest."""
+    float64: int = 0
+    """The arithmetic in float64 of directions whose terms cancel, one at a time, after the rest: see
+    :mod:`.verification`. A budget cuts its samples apart from the others."""
+
+    def __str__(self) -> str:
+        stages = {
+            "gradients": self.gradients,
+            "their singular value decomposition": self.decomposition,
+            "values, adjoints and rules": self.base,
+            "each direction at once": max(self.per_direction.values(), default=0),
+            "self-check": self.self_check,
+            "float64 where terms cancel": self.float64,
+        }
+        listed = ", ".join(f"{what} {size / 2**20:.0f} MiB" for what, size in stages.items())
+        return f"memory for {self.samples} samples: {listed}"
 
     def total(self, directions_at_once: int = 1) -> int:
-        """Peak bytes with ``directions_at_once`` directions at a time."""
+        """Peak bytes of the tangents, with ``directions_at_once`` directions at a time."""
         return self.base + directions_at_once * max(self.per_direction.values(), default=0)
+
+    def peak(self, directions_at_once: int = 1) -> int:
+        """The most that any stage takes, with the self-check and with float64 arithmetic."""
+        return max(self.total(directions_at_once), self.decomposition, self.self_check, self.float64)
 
     def directions_at_once(self, name: str, budget: int) -> int:
         """How many directions fit beside the base; 0: not one."""
@@ -78,7 +102,28 @@ def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], sa
             # unless it is a product.
             base += 3 * size if has_second_derivative(node, reached) else size if _has_slope(node) else 0
     per_direction = {name: _per_direction(site, sizes) for name, site in sites.items()}
-    return MemoryEstimate(base, per_direction, samples, weights + 5 * values)
+    most = max(per_direction.values(), default=0)
+    return MemoryEstimate(
+        base, per_direction, samples, self_check=weights + 5 * values, gradients=weights,
+        decomposition=weights // 2 + max((_decomposition(layer) for layer in layers.values()), default=0),
+        float64=base + most if program.raised else 2 * (base + most) - weights + _in_float64(program),
+    )  # fmt: skip
+
+
+def _decomposition(layer: Layer) -> int:
+    """The matrix, U and Vᵀ, and LAPACK's copies and work space, in float64 below ``DOUBLE_BELOW`` entries."""
+    m, n = layer.matrix_shape
+    short, numbers = min(m, n), layer.weight.numel()
+    size = 8 if numbers < DOUBLE_BELOW else layer.weight.element_size()
+    return size * (2 * numbers + short * (m + n) + 5 * short**2)
+
+
+def _in_float64(program: Program) -> int:
+    """The weights and buffers in float64."""
+    needed = set(program.nodes)
+    return sum(
+        8 * v.numel() for node in program.placeholders if node in needed and isinstance(v := node.meta["val"], Tensor)
+    )
 
 
 def allocated(node: fx.Node) -> int:
