@@ -6,7 +6,7 @@ HOST_PYTHON ?= python3
 JOBS ?= 2
 CLANG_FORMAT = $(PYTHON) -c 'from clang_format import clang_format; clang_format()'
 GXX ?= g++
-OLDEST_TORCH := 2.11.0
+HEADER_RELEASES := 2.11.0 2.12.0  # and the installed one
 # The tests that reach C++.
 OP_TESTS := $(addprefix python_tests/test_,input_factor.py input_factor_interface.py output_factor.py \
 	rayleigh_quotients.py rayleigh_quotients_interface.py spectral_newton.py accumulator.py raw_ops.py \
@@ -29,7 +29,7 @@ endif
 # torch first, and only if it is missing: what is installed decides what the ops are compiled against.
 .venv/.ready: pyproject.toml python_tests/requirements-no-deps.txt | .venv/bin/python
 	$(PYTHON) -c "import torch" 2>/dev/null || $(PYTHON) -m pip install -q "$(TORCH)"
-	$(PYTHON) tools/requirements.py test lint bench | $(PYTHON) -m pip install -q -r /dev/stdin
+	$(PYTHON) tools/requirements.py test lint bench docs cli | $(PYTHON) -m pip install -q -r /dev/stdin
 	$(PYTHON) -m pip install -q --no-deps -r python_tests/requirements-no-deps.txt
 	$(PYTHON) -c "import backpack, curvlinops, einconv"  # tests skip an oracle that cannot be imported
 	touch $@
@@ -43,7 +43,8 @@ build/.stamp: setup.py tools/toolchain.py $(NATIVE) $(READY)
 	SPECTRAL_EXT_PREBUILT=1 $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
-.PHONY: help setup build test demo bench paper lint format cubin headers clang sanitize tsan sdist-check docs axe vendor clean
+.PHONY: help setup build test demo bench paper lint format cubin headers clang sanitize tsan sdist-check docs axe vendor \
+	workflows sdist wheels notebook clean
 
 help:
 	@echo "make demo    train a small ResNet on real images and measure its curvature landscape"
@@ -52,9 +53,10 @@ help:
 	@echo "make lint    ruff, clang-format, mypy       make cubin   compile every CUDA kernel, fail on a spill"
 	@echo "make sanitize      the tests of the ops under the address and undefined-behaviour sanitizers"
 	@echo "make tsan          the tests of the ops' threads under the thread sanitizer"
-	@echo "make headers       compile every binding, with and without CUDA, against the oldest torch"
+	@echo "make headers       compile every binding, with and without CUDA, against torch 2.11, 2.12 and the installed one"
 	@echo "make clang         every C++ file under clang, and sdist-check with it"
 	@echo "make sdist-check   source distribution, wheel from it, import and tests of the ops outside the tree"
+	@echo "make workflows     the public workflows against their schema    make sdist, wheels   what is published"
 	@echo "make docs    the documentation    make build   compile in place    make clean"
 	@echo "Each sets up .venv first; PYTHON=/path/to/python uses that environment as it is."
 
@@ -91,7 +93,8 @@ cubin: $(READY)
 	$(PYTHON) tools/check_cubin.py
 
 headers: $(READY)
-	$(PYTHON) tools/check_syntax.py --torch $(OLDEST_TORCH)
+	for release in $(HEADER_RELEASES); do $(PYTHON) tools/check_syntax.py --torch $$release || exit 1; done
+	$(PYTHON) tools/check_syntax.py
 
 clang: $(READY)
 	$(PYTHON) tools/check_syntax.py --compiler clang++
@@ -124,7 +127,21 @@ sdist-check: $(READY)
 
 docs: $(INSTALLED)
 	$(PYTHON) tools/requirements.py docs | $(PYTHON) -m pip install -q -r /dev/stdin
-	$(PYTHON) -m mkdocs build --strict
+	rm -rf site && $(PYTHON) -m sphinx -q -W --keep-going docs site
+
+# The workflows of the public host, against its own schema.
+workflows: $(READY)
+	$(PYTHON) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(PYTHON) -m check_jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+
+sdist: .venv/bin/python
+	$(PYTHON) -m pip install -q build
+	$(PYTHON) -m build --sdist --no-isolation
+
+# CPU wheels for this machine's architecture, in manylinux containers (docker or podman).
+wheels: .venv/bin/python
+	$(PYTHON) -m pip install -q cibuildwheel
+	$(PYTHON) -m cibuildwheel --output-dir dist
 
 # The accessibility linter of the page's tests, which skip it where npm is missing.
 axe:
@@ -137,5 +154,12 @@ vendor:
 	build/npm/node_modules/.bin/esbuild build/npm/plot.entry.js --bundle --minify --format=iife --global-name=Plot \
 		--legal-comments=none --outfile=spectral_ext/report/vendor/plot.js
 
+# The first tutorial as a notebook, for those who read it where the repository is hosted.
+notebook: $(READY)
+	$(PYTHON) tools/requirements.py docs | $(PYTHON) -m pip install -q -r /dev/stdin
+	mkdir -p build/notebook examples/notebooks && cp examples/tutorials/01_landscape_of_a_resnet.py build/notebook/
+	cd build/notebook && $(PYTHON_ANYWHERE) -c "from sphinx_gallery.notebook import python_to_jupyter_cli as write; write(['01_landscape_of_a_resnet.py'])"
+	cp build/notebook/01_landscape_of_a_resnet.ipynb examples/notebooks/landscape_of_a_resnet.ipynb
+
 clean:
-	rm -rf build dist site demo_output spectral_ext/*.so spectral_ext/_build_info.py *.egg-info
+	rm -rf build dist site demo_output spectral_ext/*.so spectral_ext/_build_info.py *.egg-info docs/tutorials

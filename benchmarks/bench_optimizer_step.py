@@ -83,7 +83,7 @@ def tracker_overhead(quick: bool, every: int = 100, batch: int = 256, samples: i
     x, y = images.train[:batch], images.train_labels[:batch]
     optimizer, loss = SpectralNewton(model), nn.CrossEntropyLoss()
     held = [(images.train[batch:], images.train_labels[batch:])]
-    tracker = LandscapeTracker(model, loss, held, every=every, unit="step", optimizer=optimizer, top_k=8)
+    tracker = LandscapeTracker(model, loss, held, every=1, unit="step", optimizer=optimizer, top_k=8)
 
     def step() -> None:
         model.train()
@@ -92,7 +92,7 @@ def tracker_overhead(quick: bool, every: int = 100, batch: int = 256, samples: i
         optimizer.step()
 
     step()
-    timings = interleaved({"step": step, "measurement": tracker.measure}, "step", rounds=1 if quick else 5)
+    timings = interleaved({"step": step, "measurement": tracker.step}, "step", rounds=1 if quick else 5)
     share = 1 / timings["measurement"].ratio / every
     case = f"small ResNet, batch {batch}, tracker on {samples} images every {every} steps"
     return [

@@ -2,11 +2,12 @@
 
 The rule of the verdict, for a claim that a number lies in a range:
 
-* **reproduced**: the interval over seeds of the own-batch number meets the range, and so does the held-out number;
-* **reproduced for one batch only**: the own-batch number meets the range, the held-out one does not, or fewer than half
+* **reproduced**: the mean over seeds of the own-batch number lies in the range, and so does the held-out number;
+* **reproduced for one batch only**: the own-batch number lies in the range, the held-out does not, or fewer than half
   of the directions hold on other samples, so that there is no held-out number of the kind;
-* **not reproduced**: the own-batch number does not meet the range;
-* **not testable here**: this scale has nothing that could decide.
+* **not reproduced**: neither the own-batch mean nor its interval over seeds touches the range;
+* **not testable here**: the mean lies outside the range and its interval touches it, so that these seeds do not decide;
+  or this scale has nothing that could.
 """
 
 from __future__ import annotations
@@ -48,10 +49,13 @@ class Interval:
     def ok(self) -> bool:
         return math.isfinite(self.value)
 
-    def meets(self, low: float, high: float) -> bool:
-        """Whether the interval, or the value where there is none, overlaps [low, high]."""
-        bottom, top = (self.low, self.high) if self.n > 1 else (self.value, self.value)
-        return self.ok and bottom <= high and top >= low
+    def inside(self, low: float, high: float) -> bool:
+        """Whether the mean lies in [low, high]."""
+        return low <= self.value <= high
+
+    def undecided(self, low: float, high: float) -> bool:
+        """Whether the mean lies outside [low, high] and the interval overlaps it."""
+        return self.n > 1 and not self.inside(low, high) and self.low <= high and self.high >= low
 
 
 def over_seeds(values: Iterable[float | None]) -> Interval:
@@ -176,16 +180,19 @@ def untestable(where: str, claim: str, published: str, needs: str) -> Claim:
 
 def exponent_claim(where: str, claim: str, published: str, low: float, high: float, found: Exponent) -> Claim:
     """Whether α lies in [low, high], own-batch and held-out."""
+    if not found.own.ok:
+        return Claim(where, claim, published, "no value", "–", UNTESTABLE, "It needs layers whose α can be fitted.")
     span = f"[{low:g}, {high:g}]"
-    own, held = found.own.meets(low, high), found.held.meets(low, high)
-    verdict = FAILED
-    if own:
-        verdict = REPRODUCED if held and found.resolved >= ENOUGH else ONE_BATCH
+    verdict = UNTESTABLE if found.own.undecided(low, high) else FAILED
+    if found.own.inside(low, high):
+        held = found.held.inside(low, high) and found.resolved >= ENOUGH
+        verdict = REPRODUCED if held else ONE_BATCH
     overturn = {
-        REPRODUCED: f"An own-batch or a held-out interval over seeds that does not meet {span}.",
-        ONE_BATCH: f"A held-out interval that meets {span} with at least half of the directions resolved, for "
-        f"“reproduced”; an own-batch interval outside {span}, for “not reproduced”.",
-        FAILED: f"An own-batch interval over seeds that meets {span}.",
+        REPRODUCED: f"An own-batch or a held-out mean outside {span}.",
+        ONE_BATCH: f"A held-out mean in {span} with at least half of the directions resolved, for “reproduced”; an "
+        f"own-batch mean outside {span}, for “not reproduced”.",
+        FAILED: f"An own-batch mean in {span}.",
+        UNTESTABLE: f"More seeds: the mean lies outside {span}, its interval overlaps it.",
     }[verdict]
     return Claim(where, claim, published, found.own_text(), found.held_text(), verdict, overturn)
 
@@ -208,13 +215,19 @@ def number_claim(
         resolved: share of directions that hold on other samples, for numbers that are made of (σ, h) of one batch; NaN
             for numbers that use no directions (weights, training).
     """
+    if not found.ok:
+        return Claim(
+            where, claim, published, "no value", note or "–", UNTESTABLE, "It needs layers that have the number."
+        )
     text = f"{found.value:.{digits}f}"
     text += f" [{found.low:.{digits}f}, {found.high:.{digits}f}]" if found.n > 1 else ""
-    verdict = FAILED
-    if found.meets(low, high):
+    verdict = UNTESTABLE if found.undecided(low, high) else FAILED
+    if found.inside(low, high):
         verdict = ONE_BATCH if resolved < ENOUGH else REPRODUCED
     span = f"[{low:g}, {high:g}]"
-    overturn = f"An interval over seeds that {'does not meet' if verdict == REPRODUCED else 'meets'} {span}."
+    overturn = f"A mean over seeds {'outside' if verdict == REPRODUCED else 'in'} {span}."
+    if verdict == UNTESTABLE:
+        overturn = f"More seeds: the mean lies outside {span}, its interval overlaps it."
     if verdict == ONE_BATCH:
         overturn = (
             f"The same on directions of which at least half hold on other samples; or an interval outside {span}."
@@ -235,7 +248,10 @@ def order_claim(
 ) -> Claim:
     """Whether a difference is positive: its whole interval above zero."""
     made = number_claim(where, claim, published, 0.0, math.inf, difference, resolved=resolved, digits=digits, note=note)
-    positive = difference.low > 0 if difference.n > 1 else False
+    if difference.n < 2:
+        overturn = "It needs at least two seeds."
+        return Claim(made.where, made.claim, made.published, made.own, made.held, UNTESTABLE, overturn)
+    positive = difference.low > 0
     if positive:
         return Claim(
             made.where,
@@ -275,8 +291,10 @@ class Table:
     def markdown(self, heading: str = "") -> str:
         """As Markdown; the title is left out where it is the ``heading`` above the table."""
         title = [] if self.title == heading else [f"**{self.title}**", ""]
-        lines = [*title, "| " + " | ".join(self.header) + " |", "|---" * len(self.header) + "|"]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
+        head, *rows = (
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (self.header, *self.rows)
+        )
+        lines = [*title, head, "|---" * len(self.header) + "|", *rows]
         return "\n".join([*lines, *(["", self.note] if self.note else [])])
 
     def rich(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from experiments.claims import FAILED, ONE_BATCH, REPRODUCED, UNTESTABLE, Claim, Table
 from experiments.drawing import save_png
@@ -24,11 +25,12 @@ stand beside it: ± of the *fit* (a line through the directions of one batch) an
 directions; a jackknife over 8 groups). *Held out*: directions from seven groups, σ and h from the eighth, over the
 directions that hold on other samples (*resolved*). The verdicts follow from one rule:
 
-- **reproduced**: the own-batch interval meets the claimed range, and so does the held-out one;
-- **reproduced for one batch only**: the own-batch interval meets it, but the held-out one does not, or fewer than half
+- **reproduced**: the own-batch mean lies in the claimed range, and so does the held-out one;
+- **reproduced for one batch only**: the own-batch mean lies in it, but the held-out one does not, or fewer than half
   of the directions hold on other samples;
-- **not reproduced**: the own-batch interval does not meet it;
-- **not testable here**: this scale has nothing that could decide.
+- **not reproduced**: neither the own-batch mean nor its interval over seeds touches it;
+- **not testable here**: the mean lies outside and the interval touches it, so that these seeds do not decide; or this
+  scale has nothing that could.
 """
 
 
@@ -51,12 +53,30 @@ def _environment(lab: Laboratory) -> list[str]:
     return [*lines, f"- networks: {studies}", ""]
 
 
-def claim_table(claims: list[Claim]) -> Table:
-    """All claims, the reproduced ones first."""
-    rows = [
-        (f"**{one.verdict}**", one.where, one.claim, one.published, one.own, one.held, one.overturn)
-        for one in sorted(claims, key=lambda one: ORDER.index(one.verdict))
-    ]
+def enough_seeds(module: Any, lab: Laboratory, asked: tuple[int, ...]) -> tuple[int, ...]:
+    """The first of the seeds, as many as have run in all studies of the experiment.
+
+    Raises:
+        MissingResultError, OutOfTimeError: not even one has.
+    """
+    for count in range(len(asked), 1, -1):
+        lab.seeds = asked[:count]
+        try:
+            module.tables(lab)
+            module.claims(lab)
+            return lab.seeds
+        except MissingResultError:
+            continue
+    return asked[:1]
+
+
+def claim_table(claims: list[tuple[Claim, int]], asked: int) -> Table:
+    """Claims with their number of seeds, the reproduced ones first; fewer seeds than asked for are preliminary."""
+    rows = []
+    for one, seeds in sorted(claims, key=lambda pair: ORDER.index(pair[0].verdict)):
+        preliminary = f" (preliminary: {seeds} of {asked} seeds)" if seeds < asked else ""
+        verdict = f"**{one.verdict}**{preliminary}"
+        rows.append((verdict, one.where, one.claim, one.published, one.own, one.held, one.overturn))
     header = ("verdict", "where", "claim", "published", "ours, own batch", "ours, held out", "what would overturn it")
     return Table("Claims", header, rows)
 
@@ -65,14 +85,16 @@ def write_report(lab: Laboratory, folder: Path) -> Path:
     """Write RESULTS.md and ``results/figures`` below ``folder``; experiments that have not run are named."""
     lab.read_only = True
     figures = folder / "results" / "figures"
-    claims: list[Claim] = []
+    asked = lab.seeds
+    claims: list[tuple[Claim, int]] = []
     sections: list[str] = []
     missing: list[str] = []
     for name in EXPERIMENTS:
         module = importlib.import_module(f"experiments.paper.{name}")
         try:
+            lab.seeds = enough_seeds(module, lab, asked)
             tables, own = module.tables(lab), module.claims(lab)
-            claims += own
+            claims += [(one, len(lab.seeds)) for one in own]
             parts = [f"## {module.TITLE}", "", *(f"{table.markdown(module.TITLE)}\n" for table in tables)]
             if hasattr(module, "draw"):
                 path = save_png(lambda draw=module.draw: draw(lab), figures / f"{name}.png")
@@ -80,13 +102,20 @@ def write_report(lab: Laboratory, folder: Path) -> Path:
             sections.append("\n".join(parts))
         except (MissingResultError, OutOfTimeError):
             missing.append(name)
-    counts = ", ".join(f"{sum(c.verdict == verdict for c in claims)} {verdict}" for verdict in ORDER)
-    seeds = len(lab.seeds)
-    lines = [INTRODUCTION.format(scale=lab.scale, journal=f"results/{lab.journal.path.name}", seeds=seeds)]
+    lab.seeds = asked
+    counts = ", ".join(f"{sum(c.verdict == verdict for c, _ in claims)} {verdict}" for verdict in ORDER)
+    lines = [INTRODUCTION.format(scale=lab.scale, journal=f"results/{lab.journal.path.name}", seeds=len(asked))]
     lines += [f"**{len(claims)} claims: {counts}.**", ""]
     if missing:
         lines += [f"Not run yet: {', '.join(missing)} (`python -m experiments run`).", ""]
-    lines += ["## Claims and verdicts", "", claim_table(claims).markdown("Claims"), "", *_environment(lab), *sections]
+    lines += [
+        "## Claims and verdicts",
+        "",
+        claim_table(claims, len(asked)).markdown("Claims"),
+        "",
+        *_environment(lab),
+        *sections,
+    ]
     lines.append(sweep_section(lab.sweep_journal, lab.scale, figures, folder, lab.folder))
     path = folder / "RESULTS.md"
     path.parent.mkdir(parents=True, exist_ok=True)

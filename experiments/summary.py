@@ -11,6 +11,7 @@ from torch import nn
 from experiments.networks import GPT, MLP, VGG, ViT
 from spectral_ext.landscape import Landscape
 from spectral_ext.landscape.row import LayerLandscape
+from spectral_ext.signal import Signal, fit_noise_exponent
 from spectral_ext.signal.mechanism_slopes import slopes_by_mechanism
 from spectral_ext.signal.unrelated import transfer_null
 from spectral_ext.spectra.regression import Fit, FitError
@@ -45,6 +46,17 @@ def _fit(fit: Fit) -> list[float]:
 def _middle(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
     return float(np.median(known)) if len(known) else math.nan
+
+
+def noise_alpha(signal: Signal) -> float:
+    """2/γ, the α of a gradient of pure noise, with γ from the variance over the folds; NaN where there is none."""
+    if not signal.sigma_folds:
+        return math.nan
+    try:
+        gamma = fit_noise_exponent(np.var(signal.sigma_folds, axis=0, ddof=1), signal.h).value
+    except FitError:
+        return math.nan
+    return 2 / gamma if gamma > 0 else math.nan
 
 
 def layer_record(row: LayerLandscape, kind: str, *, arrays: bool) -> dict[str, Any]:
@@ -86,7 +98,7 @@ def layer_record(row: LayerLandscape, kind: str, *, arrays: bool) -> dict[str, A
     if row.signal is not None:
         one = row.signal
         found |= {"signal": one.verdict, "resolved": [one.resolved, len(one.sigma)], "share": one.median_share}
-        found |= {"held_out": [one.alpha.value, *one.alpha.interval], "noise_alpha": one.noise_alpha}
+        found |= {"held_out": [one.alpha.value, *one.alpha.interval], "noise_alpha": noise_alpha(one)}
         found |= {"held_out_fit": list(one.alpha.fit_interval), "held_out_data": list(one.alpha.data_interval)}
     if arrays:
         found |= {"sigma": a.sigma.tolist(), "h": a.h.tolist()}

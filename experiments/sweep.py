@@ -42,7 +42,7 @@ TUNING_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
 LOOKS = 5
 MEASURED_AFTER = 1 / 3
 """Share of a pilot run after which the exponents of the rows ``measured`` and ``permuted`` are taken."""
-BATCH_SIZES = (32, 256)
+BATCH_SIZES = {"small": (32, 256), "full": (32, 512, 1024), "tiny": (8,)}
 """Beside the task's own; a run sees the same number of samples at every batch size."""
 BATCH_ROWS = ("AdamW", "Muon", "Spectral Newton, α = 2", "flat spectrum (exact UVᵀ)", "random spectrum")
 
@@ -254,7 +254,7 @@ def jobs(scale: str, tasks: list[str], rows: list[str], batch_sizes: bool) -> It
             yield task, row, None
     if batch_sizes:
         for task in tasks:
-            for size in BATCH_SIZES:
+            for size in BATCH_SIZES[scale]:
                 for row in (row for row in BATCH_ROWS if row in rows):
                     yield task, row, size
 

@@ -4,7 +4,7 @@ addEventListener("load", () => setTimeout(() => {
   const table = document.querySelector("table.sortable");
   const rows = () => [...table.tBodies[0].rows];
   const order = () => rows().map((row) => row.cells[0].textContent.trim());
-  const index = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent.trim() === "α");
+  const index = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent.trim() === "α own batch");
   const heading = table.tHead.rows[0].cells[index].querySelector("button");
   heading.click();
   result.up = order();

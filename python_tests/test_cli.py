@@ -15,7 +15,7 @@ from spectral_ext.landscape.synthetic import synthetic_landscape
 
 ROOT = Path(__file__).resolve().parents[1]
 ORACLE = ROOT.parent / "shared" / "oracle"
-COMMANDS = ("landscape", "compare", "audit", "bench", "env")
+COMMANDS = ("landscape", "compare", "audit", "bench", "env", "completion")
 
 
 def last_error(capsys):
@@ -47,6 +47,32 @@ def test_landscape_of_a_users_own_model(here, capsys, spec):
     assert "<title>Mine</title>" in page
     assert (here / "out" / "figures" / "power_law.png").exists()
     assert "At a glance" in capsys.readouterr().out
+
+
+def test_json_is_all_that_is_printed(here, capsys):
+    arguments = ["landscape", "mine:task", "--out", "j", "--top-k", "5", "--no-figures", "--format", "json"]
+    assert main(arguments) == 0
+    said = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    found = Landscape.load(here / "j")
+    assert [layer["layer"] for layer in said["layers"]] == list(found)
+    layer, row = said["layers"][0], next(iter(found.values()))
+    assert layer["pr_gradient"] == row.pr_gradient
+    assert layer["alpha"] is None and not row.alpha.ok  # NaN is no JSON
+    assert said["page"] == "j/index.html"
+
+
+def test_completion_scripts_name_the_commands(capsys, monkeypatch):
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert "landscape" in script and "--top-k" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+
+
+def test_completion_without_its_package_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "zsh"]) == 2
+    assert "pip install shtab" in last_error(capsys)
 
 
 def test_options_reach_the_measurement(here):
@@ -218,6 +244,18 @@ def test_compare(here, capsys):
     assert main(["compare", "a", "b/landscape.json", "--out", "c", "--names", "with", "without"]) == 0
     assert "with → without" in capsys.readouterr().out
     assert (here / "c" / "comparison.html").exists()
+    capsys.readouterr()
+    assert main(["compare", "a", "b", "--format", "json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    first = said["layers"][0]
+    assert first["change"] == pytest.approx(first["b"]["alpha"] - first["a"]["alpha"])
+    synthetic_landscape(3, seed=8).save("d")
+    assert main(["compare", "a", "b", "d", "--out", "three"]) == 0
+    assert "a, b, d." in (here / "three" / "comparison.html").read_text(encoding="utf-8")
+    assert main(["compare", "a", "b", "d"]) == 2
+    assert "say where by --out" in last_error(capsys)
+    assert main(["compare", "a", "b", "--names", "x"]) == 2
+    assert "--names gives 1 names for 2 landscapes" in last_error(capsys)
     assert main(["compare", "a", "absent"]) == 2
     assert "no landscape at" in last_error(capsys)
     Path("b/landscape.json").write_text('{"schema"')

@@ -126,6 +126,24 @@ def test_spectral_newton_of_small_matrices(rows, columns):
     assert error(out, want) < 5e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("rows", "columns"), [(161, 170), (512, 1000), (768, 768), (1500, 300)])
+def test_spectral_newton_of_larger_matrices(rows, columns, dtype):
+    """Products of operands split into two bfloat16 numbers: 3·2⁻¹⁸ each, and little more in the result at κ ≈ 50."""
+    batch, terms = 3, 2
+    G = (torch.randn(batch, rows, columns, device="cuda") / max(rows, columns) ** 0.5).to(dtype)
+    constant, weights = torch.rand(batch, device="cuda"), torch.rand(batch, terms, device="cuda")
+    poles = torch.rand(batch, terms, device="cuda") + 0.1
+    out, status = torch.full_like(G, torch.nan), torch.full((batch,), -1, dtype=torch.int32, device="cuda")
+    poison()
+    torch.ops.spectral_ext.spectral_newton_poles_(out, status, G, constant, weights, poles, 1.0, 0.0)
+    U, sigma, Vh = torch.linalg.svd(G.double(), full_matrices=False)
+    f = constant.double()[:, None] + (weights.double()[:, None] / (sigma.square()[..., None] + poles[:, None])).sum(-1)
+    want = U * (f * sigma).unsqueeze(-2) @ Vh
+    assert not status.any()
+    assert float((out - want).norm() / want.norm()) < (2e-5 if dtype == torch.float32 else torch.finfo(dtype).eps)
+
+
 def newton_small(G: torch.Tensor) -> torch.Tensor:
     one = torch.ones(len(G), 1, device=G.device)
     out, status = torch.empty_like(G), torch.empty(len(G), dtype=torch.int32, device=G.device)
@@ -144,11 +162,12 @@ def jobs(device: str = "cuda"):
         ("rows", input_factor, torch.randn(5000, 1, 70, device=device)),
         ("rayleigh", lambda x: torch.stack(rayleigh_quotients(x, x.flip(0), U, V, **conv)), image),
         ("newton_small", newton_small, torch.randn(3, 64, 100, device=device)),
+        ("newton_blocked", newton_small, torch.randn(3, 300, 400, device=device)),
         ("newton", lambda G: spectral_newton(G, 2.0, 0.1), torch.randn(3, 64, 100, device=device)),
     ]
 
 
-NAMES = ["lag", "direct", "rows", "rayleigh", "newton_small", "newton"]
+NAMES = ["lag", "direct", "rows", "rayleigh", "newton_small", "newton_blocked", "newton"]
 
 
 @pytest.mark.parametrize("index", range(len(NAMES)), ids=NAMES)

@@ -32,6 +32,11 @@ def worker(rank, port, folder):
             model, nn.CrossEntropyLoss(), mine, top_k=3, split=True, process_group=dist.group.WORLD
         )
         found.append((result.loss, result.samples, {n: (r.sigma, r.U, r.h, r.parts) for n, r in result.items()}))
+    sampled = directional_curvature(
+        next(models()), nn.CrossEntropyLoss(), mine, top_k=3, method="sampled_gauss_newton", draws=100,
+        process_group=dist.group.WORLD,
+    )  # fmt: skip
+    sampled = {name: (r.h, r.standard_error) for name, r in sampled.items()}
     errors = []
     for loss in (x.new_tensor(float("nan")) if rank else 1.0, 1.0):
         try:
@@ -44,7 +49,7 @@ def worker(rank, port, folder):
             errors.append(None)
         except (ValueError, RuntimeError) as error:
             errors.append(str(error))
-    torch.save((found, errors), folder / str(rank))
+    torch.save((found, errors, sampled), folder / str(rank))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -70,3 +75,7 @@ def test_two_ranks_equal_one_process(tmp_path):
                     assert torch.allclose(value, whole[name].parts[part], rtol=1e-9, atol=1e-11 * scale)
     assert "nan" in answers[1][1][0] and "another rank" in answers[0][1][0]
     assert answers[0][1][1] is None and answers[1][1][1] is None
+    exact = directional_curvature(next(models()), nn.CrossEntropyLoss(), batches, top_k=3, split=True)
+    for name, (h, standard_error) in answers[0][2].items():
+        assert torch.equal(h, answers[1][2][name][0]) and torch.equal(standard_error, answers[1][2][name][1])
+        assert ((h - exact[name].parts["gauss_newton"]).abs() < 5 * standard_error).all()

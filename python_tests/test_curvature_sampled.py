@@ -235,3 +235,71 @@ def test_landscape_has_the_standard_error(tmp_path):
     loaded = type(landscape).load(tmp_path / "saved")["0"]
     assert (loaded.arrays.h_standard_error == row.arrays.h_standard_error).all()
     assert landscape.meta["draws"] == 16
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet, group norm", "gpt, tied embeddings, attention by hand", "mlp gelu(approximate='none')"]
+)
+def test_exact_residuals_of_chosen_layers(name):
+    model, loss, batches = build(name)
+    exactly = directional_curvature(model, loss, batches, top_k=3, method="tangent_adjoint", split=True)
+    chosen, *others = list(exactly)[-2:]
+    found = directional_curvature(model, loss, batches, top_k=3, method=SAMPLED, split=True, residuals=chosen, draws=64)
+    parts = dict(found[chosen].parts)
+    estimate = parts.pop("gauss_newton")
+    scale = float(exactly[chosen].h.abs().max())
+    for kind, value in parts.items():
+        assert (value - exactly[chosen].parts[kind]).abs().max() < 1e-10 * scale
+    assert torch.allclose(found[chosen].h, estimate + sum(parts.values()))
+    assert ((found[chosen].h - exactly[chosen].h).abs() < 6 * found[chosen].standard_error + 1e-9 * scale).all()
+    assert "exact but for its Gauss–Newton part" in found[chosen].notes[-1]
+    for other in others:
+        assert list(found[other].parts) == ["gauss_newton"]
+
+
+def test_residuals_are_checked():
+    model, loss, batches = build("mlp tanh()")
+    with pytest.raises(KeyError, match="no measured layer matches 'nothing'"):
+        directional_curvature(model, loss, batches, method=SAMPLED, residuals="nothing")
+    with pytest.raises(ValueError, match="residuals belongs to"):
+        directional_curvature(model, loss, batches, residuals="0")
+    row = measure(model, loss, batches, top_k=4, method=SAMPLED, residuals=["0"], progress=False)["0"]
+    assert set(row.arrays.h_residual) > {"activation"} and row.arrays.h == pytest.approx(
+        row.arrays.h_gauss_newton + sum(row.arrays.h_residual.values())
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("a module used twice", None),
+        ("nn.MultiheadAttention", "*in_proj_weight"),
+        ("gpt, tied embeddings, attention by hand", "tokens"),
+    ],
+)
+def test_uses_are_added_up_sample_by_sample(name, layers):
+    """A weight that is used twice, one whose input has the sequence first, and a table that is also the head."""
+    model, loss, batches = build(name)
+    truth = exact(model, loss, batches, top_k=3, layers=layers)
+    found = directional_curvature(model, loss, batches, top_k=3, layers=layers, method=SAMPLED, draws=300)
+    assert errors(found, truth).abs().max() < 5
+    assert not any("one term" in layer.notes[-1] for layer in found.values())
+
+
+class Routed(nn.Module):
+    """A layer that only batches with a large first number reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(7, 6), nn.Linear(7, 6), nn.Linear(6, C)
+
+    def forward(self, x):
+        return self.head((self.first(x) if x.shape[0] > 8 else self.second(x)).tanh())
+
+
+def test_a_layer_that_one_batch_does_not_use():
+    torch.manual_seed(0)
+    model, batches = Routed().double(), [*vectors(6), *vectors(12)]
+    truth = exact(model, CE, batches, top_k=3)
+    found = directional_curvature(model, CE, batches, top_k=3, method=SAMPLED, draws=300)
+    assert errors(found, truth).abs().max() < 5

@@ -146,11 +146,14 @@ def test_no_resolved_direction_leaves_alpha_empty_with_the_reason():
     assert "0 of 5 directions are resolved" in signal.alpha.reason
     assert BY_KEY["alpha"].cell(found["0"]).doubt
     assert "noise in 1 (0)" in sentences(found)[0]
+    advice = found["0"].recommendation
+    assert advice.source == "fallback" and advice.alpha == 2.0 and not advice.trust
+    assert "no α on other samples" in advice.reasons[0] and "since no law holds on other samples" in sentences(found)[1]
 
 
 def test_own_batch_alpha_is_named_as_such(landscape):
     plain = measured(None)
-    assert "that of this batch" in sentences(plain)[0] and "own-batch" in sentences(plain)[1]
+    assert "that of this batch" in sentences(plain)[0] and any("own-batch" in one for one in sentences(plain))
     for found in (plain, landscape):
         for row in found.values():
             if row.alpha.ok:
@@ -205,3 +208,113 @@ def test_a_memory_budget_that_cuts_groups_changes_no_interval(landscape):
     for other in (cut, rest):
         np.testing.assert_allclose(other.h_se, whole.h_se)
         np.testing.assert_allclose(other.alpha, whole.alpha)
+
+
+def test_every_exponent_has_an_interval_of_the_data_around_its_value(landscape):
+    """The eigenvalues of the factors of all samples are the means of the groups' moments along their eigenvectors."""
+    for name in ("0", "4"):
+        row = landscape[name]
+        for exponent in ("alpha", "beta", "phi", "gamma", "s"):
+            low, high = getattr(row.data_intervals, exponent)
+            assert low < high
+            assert (low + high) / 2 == pytest.approx(getattr(row, exponent).value, rel=1e-5, abs=1e-7), exponent
+            assert len(row.data_intervals.replicates[exponent]) == 4
+            assert summary(row)[f"{exponent}_data_low"] == pytest.approx(low)
+
+
+def test_beta_without_a_group_follows_the_factors_without_it(landscape):
+    """To first order: the eigenvectors of all samples, against the eigenvalues of the other groups' factors."""
+    from spectral_ext.capture import capture_factors
+    from spectral_ext.layers import find_layers
+
+    model, batches = net().eval(), as_batches(data())
+    layers, _ = find_layers(model, ["4"])
+    row = landscape["4"]
+    for j, replicate in enumerate(row.data_intervals.replicates["beta"]):
+        rest = capture_factors(model, LOSS, [b for i, b in enumerate(batches) if i != j], layers).layers["4"]
+        eigenvalues = [torch.linalg.eigvalsh(C.double()).flip(0)[:5].numpy() for C in (rest.C_delta, rest.C_A)]
+        sigma = np.mean([own for i, own in enumerate(row.signal.own_folds) if i != j], axis=0)
+        keep = row.arrays.h > 0
+        exact = np.polyfit(np.log(sigma[keep]), np.log(eigenvalues[0] * eigenvalues[1])[keep], 1)[0]
+        assert replicate == pytest.approx(exact, abs=0.15)
+
+
+def test_the_noise_exponent_is_that_of_single_samples():
+    model, batches = net().eval(), data()
+    row = measured(None, model, batches)["4"]
+    own = directional_curvature(model, LOSS, batches, layers=["4"], top_k=5)["4"]
+    along = []
+    for x, y in batches:
+        for one in range(len(x)):
+            (g,) = torch.autograd.grad(LOSS(model(x[one : one + 1]), y[one : one + 1]), model[4].weight)
+            along.append(((g @ own.V) * own.U).sum(0))
+    variance = torch.stack(along).var(0, correction=0).numpy()
+    keep = row.arrays.h > 0
+    gamma = np.polyfit(np.log(row.arrays.h[keep]), np.log(variance[keep]), 1)[0]
+    assert row.noise_exponent.value == pytest.approx(gamma, rel=1e-6)
+    assert row.noise_alpha == pytest.approx(2 / gamma, rel=1e-6)
+    assert BY_KEY["noise_alpha"].cell(row).text == f"{2 / gamma:.2f}".replace("-", "−")
+
+
+def test_two_landscapes_on_the_same_groups_are_compared_with_their_covariance(landscape):
+    from spectral_ext.report.compare import compare
+
+    other = net().eval()
+    with torch.no_grad():
+        other[4].weight.mul_(1.05)
+    after = measured(4, other)
+    pairs = {pair.name: pair for pair in compare(landscape, after)}
+    pair = pairs["4"]
+    assert pair.kind == "data, paired" and landscape.meta["groups"] == after.meta["groups"]
+    difference = after["4"].data_intervals.replicates["alpha"] - landscape["4"].data_intervals.replicates["alpha"]
+    spread = np.sqrt(3 / 4 * np.square(difference - difference.mean()).sum())
+    assert pair.half_width == pytest.approx(3.182446 * spread, rel=1e-5)  # Student's t with 3 degrees of freedom
+    alone = [row.data_intervals.alpha for row in (landscape["4"], after["4"])]
+    halves = [(high - low) / 2 for low, high in alone]
+    assert pair.half_width < 0.5 * math.hypot(*halves)  # nearly the same model: most of the error is common
+    elsewhere = measured(4, other, data(seed=7))
+    (independent,) = (pair for pair in compare(landscape, elsewhere) if pair.name == "4")
+    assert independent.kind == "data, independent"
+    (plain,) = (pair for pair in compare(measured(None), elsewhere) if pair.name == "4")
+    assert plain.kind == "fit"
+
+
+def test_the_held_out_change_is_paired(landscape):
+    from spectral_ext.report.compare import compare
+
+    (pair,) = (pair for pair in compare(landscape, landscape) if pair.name == "0")
+    change, half = pair.held_out
+    if landscape["0"].signal.alpha.ok:
+        fit = landscape["0"].signal.alpha.fit_interval
+        assert change == 0 and half == pytest.approx(math.sqrt(2) * (fit[1] - fit[0]) / 2)
+    else:
+        assert math.isnan(change)
+
+
+def test_nonpositive_h_is_named_with_the_alpha_that_keeps_it():
+    from spectral_ext.landscape.derive import take_signal
+    from spectral_ext.landscape.synthetic import synthetic_row
+    from spectral_ext.signal import Signal, own_batch_intervals
+
+    rng = np.random.default_rng(0)
+    sigma = np.arange(1, 21) ** -0.8
+    h = sigma**2 + 0.05 * rng.standard_normal((8, 20))
+    folds = sigma * (1 + 0.02 * rng.standard_normal((8, 20)))
+    row = synthetic_row("x", negative=int((h.mean(0) <= 0).sum()))
+    assert row.num_nonpositive > 0
+    assert any("α comes out too small" in note for note in row.notes)
+    intervals = own_batch_intervals(folds, h)
+    take_signal(row, Signal(8, own_folds=list(folds)), intervals)
+    assert abs(intervals.alpha_all.value - 2) < 0.25
+    assert any(f"keeps the h_k ≤ 0 is {intervals.alpha_all.value:.2f}" in note for note in row.notes)
+
+
+def test_tables_have_the_null_of_the_transfer_check_and_the_parts_of_alpha(landscape):
+    row = landscape["4"]
+    values = summary(row)
+    assert 0 < values["transfer_p_permuted"] <= 1 and 0 < values["transfer_p_sorted"] <= 1
+    assert values["s_unrelated"] > 0
+    assert "gauss_newton" in row.mechanism_slopes or not row.mechanism_slopes
+    for name, one in row.mechanism_slopes.items():
+        if math.isfinite(one.shift):
+            assert name in values["mechanism_slopes"]

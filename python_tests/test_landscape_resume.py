@@ -54,7 +54,7 @@ def test_a_row_does_not_depend_on_the_other_layers(layers):
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, relu):
-    module = sys.modules["spectral_ext.landscape.measure"]
+    module = sys.modules["spectral_ext.landscape.run"]
     net, data = HeadFirst(torch.relu if relu else torch.tanh), [vectors()]
     whole = run(net, data, top_k=4)
     monkeypatch.setattr(module, "GROUP", 2)

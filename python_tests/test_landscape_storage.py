@@ -265,3 +265,38 @@ def test_csv_holds_every_column_with_all_digits(tmp_path):
     assert set(rows[0]) == {"name", *(column.key for column in COLUMNS)}
     assert float(rows[0]["alpha"]) == landscape["blocks.0.conv"].alpha.value
     assert rows[-1]["empty_reason"] == "its gradient is zero"
+
+
+def test_rows_under_another_name_are_not_written(tmp_path):
+    rows = dict(synthetic_landscape(3))
+    first, second = list(rows)[:2]
+    rows[second] = rows[first]
+    with pytest.raises(ValueError, match=f"row '{first}' is stored under '{second}'"):
+        Landscape(rows).save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["sigma", "sigma_all"])
+def test_a_negative_singular_value_is_refused(saved, name):
+    document = json.loads(saved.read_text())
+    document["body"]["layers"][0]["arrays"][name][-1] = -1.0
+    document["sha256"] = storage._digest(document["body"])
+    saved.write_text(json.dumps(document))
+    with pytest.raises(LandscapeFileError, match=f"layer 0.arrays: {name} holds a negative number"):
+        Landscape.load(saved)
+
+
+def test_a_repeated_key_is_refused(saved):
+    text = saved.read_text()
+    saved.write_text(text.replace('"schema":', '"schema": "spectral-ext/landscape", "schema":', 1))
+    with pytest.raises(LandscapeFileError, match="the key 'schema' stands twice"):
+        Landscape.load(saved)
+
+
+def test_an_impossible_path_names_itself_and_the_remedy(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        with pytest.raises(OSError, match=r"cannot write .*: .*; choose a folder"):
+            synthetic_landscape(1).save(folder)
+    with pytest.raises(ValueError, match="null character"):
+        synthetic_landscape(1).save("a\0b")

@@ -89,3 +89,38 @@ def test_an_optimizer_without_momentum_and_folds_are_refused():
         measure(model, LOSS, batches, directions=torch.optim.SGD(model.parameters(), 0.1), progress=False)
     with pytest.raises(ValueError, match="exclude each other"):
         measure(model, LOSS, batches, directions={"3": torch.ones(6, 96)}, folds=4, progress=False)
+
+
+def test_directional_curvature_takes_the_same_sources():
+    model, batches, optimizer = trained(lambda m: torch.optim.SGD(m.parameters(), 0.01, momentum=0.9))
+    momentum = {name: optimizer.state[p]["momentum_buffer"] for name, p in model.named_parameters() if p.dim() > 1}
+    U, _, Vh = torch.linalg.svd(momentum["0.weight"].flatten(1), full_matrices=False)
+    wanted = directional_curvature(model, LOSS, batches, directions={"0": (U[:, :4], Vh[:4].T)})["0"].h
+    for source in (
+        optimizer,
+        momentum,
+        {"0": momentum["0.weight"]},
+        {"0": momentum["0.weight"].flatten(1)},
+        {**momentum, "3.bias": torch.ones(6)},
+    ):
+        found = directional_curvature(model, LOSS, batches, directions=source, top_k=4)
+        torch.testing.assert_close(found["0"].h, wanted, rtol=1e-8, atol=1e-12)
+    assert set(directional_curvature(model, LOSS, batches, directions=momentum, top_k=4)) == {"0", "3", "5"}
+    only = directional_curvature(model, LOSS, batches, directions=optimizer, layers=["3"], top_k=4)
+    assert set(only) == {"3"}
+
+
+def test_directional_curvature_names_what_is_wrong_with_a_source():
+    model, batches = task()
+    other = nn.Linear(3, 2).double()
+    with pytest.raises(ValueError, match="has a momentum and has made a step"):
+        directional_curvature(model, LOSS, batches, directions=torch.optim.SGD(other.parameters(), 0.1, momentum=0.9))
+    with pytest.raises(ValueError, match="another model"):
+        directional_curvature(model, LOSS, batches, directions={"3.weight": torch.ones(6, 95, dtype=torch.float64)})
+    with pytest.raises(TypeError, match="optimizer or a mapping"):
+        directional_curvature(model, LOSS, batches, directions="momentum")
+    with pytest.raises(ValueError, match="every matrix is zero"):
+        directional_curvature(model, LOSS, batches, directions={"3": torch.zeros(6, 96, dtype=torch.float64)})
+    some = {"3": torch.zeros(6, 96, dtype=torch.float64), "5": torch.ones(5, 6, dtype=torch.float64)}
+    found = directional_curvature(model, LOSS, batches, directions=some)
+    assert set(found) == {"5"} and found.skipped["3"] == "its direction matrix is zero"

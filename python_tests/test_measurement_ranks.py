@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from processes import run_ranks
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 
 from spectral_ext import directional_curvature, measure
 from spectral_ext.landscape.storage import encode
@@ -89,7 +91,7 @@ def worker(rank, port, folder):
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
     group = dist.group.WORLD
     answers = {}
-    sys.modules["spectral_ext.landscape.measure"].GROUP = 1
+    sys.modules["spectral_ext.landscape.run"].GROUP = 1
     found = measure(net().double(), LOSS, as_double(cut(rank)), progress=False, top_k=4, process_group=group)
     again = [
         measure(
@@ -101,6 +103,20 @@ def worker(rank, port, folder):
     answers["landscape"] = {name: encode(row) for name, row in found.items()}
     answers["resumed"] = [{name: encode(row) for name, row in one.items()} for one in again]
     answers["meta"] = {key: found.meta[key] for key in ("samples", "batches", "loss", "notes")}
+    parts = measure(
+        net().double(), LOSS, as_double(cut(rank)), progress=False, top_k=4, process_group=group, memory_budget=60_000
+    )
+    answers["groups"] = parts.meta["memory"]["groups"]
+    answers["in groups"] = {name: encode(row) for name, row in parts.items()}
+    sharded = fully_shard(net().double())
+    try:
+        measure(sharded, LOSS, as_double(cut(rank)), progress=False, top_k=4, process_group=group)
+    except TypeError as error:
+        answers["sharded"] = str(error)
+    whole = net().double()
+    whole.load_state_dict(get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True)))
+    found = measure(whole, LOSS, as_double(cut(rank)), progress=False, top_k=4, process_group=group)
+    answers["unsharded"] = {name: encode(row) for name, row in found.items()}
     for name, different in DIFFERENT.items():
         for call in (directional_curvature, measure):
             options = dict(model=net(), loss=LOSS, batches=cut(rank), top_k=2) | different(rank)
@@ -168,3 +184,17 @@ def test_a_group_must_be_one():
     with pytest.raises(TypeError, match=r"torch\.distributed\.group\.WORLD"):
         measure(net(), LOSS, cut(0), process_group="world")
     check_group(None)
+
+
+def test_groups_of_layers_are_those_of_all_ranks(answers):
+    for one in answers:
+        assert one["groups"] > 1
+        for name, row in one["in groups"].items():
+            assert row["arrays"]["h"] == pytest.approx(one["landscape"][name]["arrays"]["h"], rel=1e-9)
+            assert row["arrays"]["h_kron"] == pytest.approx(one["landscape"][name]["arrays"]["h_kron"], rel=1e-9)
+
+
+def test_fsdp2_is_refused_and_the_remedy_works(answers):
+    for one in answers:
+        assert "is a DTensor" in one["sharded"] and "full_state_dict=True" in one["sharded"]
+        assert one["unsharded"] == one["landscape"]

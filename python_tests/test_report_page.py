@@ -11,13 +11,17 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from spectral_ext import plots
 from spectral_ext.landscape import Landscape, LayerLandscape
-from spectral_ext.landscape.columns import PAGE
+from spectral_ext.landscape.columns import BY_KEY, PAGE
+from spectral_ext.landscape.derive import advise
 from spectral_ext.landscape.synthetic import synthetic_landscape, synthetic_row
 from spectral_ext.report import Section, advice, render, sentences, training_section, write_report
+from spectral_ext.signal import GroupFit, Signal
 from spectral_ext.tracker import Track
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +86,7 @@ def test_page_shows_every_layer_every_column_every_reason(page, landscape):
     for row in landscape.values():
         assert f">{row.name}</a>" in page
     for column in PAGE:
-        assert f">{column.symbol}</button>" in page
+        assert (f">{html.escape(column.symbol)}</button>" in page) is not column.folds  # nothing was cross-fitted
     assert "not measured: its gradient is zero" in page
     assert "BatchNorm2d has no weight matrix that is measured" in page
     assert "a note of this layer" in page
@@ -235,7 +239,9 @@ def test_a_reader_uses_the_page_by_mouse_and_keyboard(tracked, landscape, tmp_pa
     first, second = "blocks.0.conv", "blocks.2.conv"
     alpha = landscape[first].alpha
     assert result["stops"] == 1
-    assert result["tip"].startswith(f"{first}: Conv2d, curvature exponent α {float(f'{alpha.value:.4g}'):g} [")
+    assert result["tip"].startswith(
+        f"{first}: Conv2d, own-batch curvature exponent α {float(f'{alpha.value:.4g}'):g} ["
+    )
     assert result["next"].startswith(second)
     assert result["target"] == f"#row{list(landscape).index(second)}"
     assert result["closed"]
@@ -257,7 +263,7 @@ AXE = next(
 
 
 @needs_browser
-@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not installed: make axe")
+@pytest.mark.skipif(AXE is None, reason="axe-core is not installed: make axe")
 @pytest.mark.parametrize("scheme", [1, 0], ids=["light", "dark"])
 def test_the_accessibility_linter_finds_nothing(tracked, tmp_path, scheme):
     axe = AXE.read_text(encoding="utf-8").replace("</script", "<\\/script")
@@ -285,13 +291,63 @@ def test_the_reasons_for_doubt_can_be_read_in_print():
 def test_advice_names_each_layer_once_and_in_its_group(landscape):
     said = dict(advice(landscape))
     assert next(iter(said)).startswith("First find out whether")
-    assert said["Use α = 2."] == ["blocks.0.conv", "blocks.2.conv"]
-    own = next(names for text, names in said.items() if text.startswith("Use the measured α"))
-    assert own == ["blocks.1.fc"]
+    own = next(names for text, names in said.items() if text.startswith("Use the own-batch α, which was not tested"))
+    assert own == ["blocks.0.conv", "blocks.1.fc", "blocks.2.conv"]
     weak = synthetic_row("noisy", noise=1.5, gamma=0.2, seed=3)
-    assert (
-        "noisy" in dict(advice(Landscape({"noisy": weak})))["Keep the fallback α = 2: the fit of α is too weak to use."]
+    assert dict(advice(Landscape({"noisy": weak})))["Do not lean on the own-batch α: its R² is below 0.8."] == ["noisy"]
+    short = synthetic_row("short", top_k=3)
+    said = dict(advice(Landscape({"short": short})))
+    assert said["Keep the fallback α = 2: too few directions carry a fit."] == ["short"]
+
+
+def judged(name, verdict, resolved, alpha=None):
+    """A row with folds, of which ``resolved`` of 20 directions hold."""
+    row = synthetic_row(name)
+    fit = (
+        GroupFit.empty(f"{resolved} of 20 directions are resolved, at least 4 are needed")
+        if alpha is None
+        else (
+            GroupFit(
+                alpha, (alpha - 0.2, alpha + 0.2), (alpha - 0.1, alpha + 0.1), (alpha - 0.2, alpha + 0.2), resolved
+            )
+        )
     )
+    k = np.ones(20)
+    row.signal = Signal(
+        8, k, k, k, k, k, list(range(resolved)), k, alpha=fit, verdict=verdict, reason=f"{resolved} of 20 hold"
+    )
+    advise(row)
+    return row
+
+
+def test_the_page_shows_signal_first_where_folds_have_measured_it():
+    rows = [judged("a", "signal", 15, 1.2), judged("b", "mixed", 2), judged("c", "noise", 0)]
+    found = Landscape({row.name: row for row in rows})
+    text = html.unescape(render(found, title="T"))
+    glance = text[text.index('<section id="glance">') : text.index('<section id="table">')]
+    assert text.index('<section id="glance">') < text.index('<section id="table">')
+    assert "signal in 1 (a); mixed in 1 (b); noise in 1 (c) of 3 layers" in glance
+    assert "signal 15/20" in glance and "mixed 2/20" in glance and "noise 0/20" in glance
+    assert "1.20 [1.00, 1.40]" in glance  # the held-out α with its interval
+    assert '<span style="width:75%">' in glance and '<span style="width:0%">' in glance
+    assert "α own batch" in glance and "α of noise" in glance
+    assert f"{rows[0].recommendation.alpha:.2f}" in glance and rows[2].recommendation.alpha == 2.0
+    said = dict(advice(found))
+    assert next(iter(said.values())) == ["c"] and "no direction holds" in next(iter(said))
+    assert any("held-out α" in text and names == ["a"] for text, names in said.items())
+    assert said["Keep the fallback α = 2: too few directions carry a fit."] == ["b"]
+    data = text[text.index('id="do"') : text.index('<section id="glance">')]
+    assert "Which α holds on other samples" in data
+
+
+def test_no_table_shows_an_own_batch_alpha_without_saying_so(landscape, page):
+    """The page, the terminal, the frame's glossary and the figures name it."""
+    assert ">α own batch</button>" in page and ">α</button>" not in page
+    assert BY_KEY["alpha"].symbol == "α own batch" and "own directions" in BY_KEY["alpha"].meaning
+    for name in ("alpha_by_depth", "decomposition"):
+        chart = plots.charts(landscape, name)[0]
+        assert "own-batch" in chart.y_label + "".join(mark.label for mark in chart.marks)
+    assert "own-batch α" in plots.charts(landscape, "power_law")[0].remark
 
 
 def test_a_page_of_thousands_of_layers_is_bounded_and_says_what_it_leaves_out(monkeypatch):
@@ -342,6 +398,6 @@ def test_the_numbers_are_written_before_the_page(tmp_path, monkeypatch):
 
 def test_one_layer_is_spoken_of_in_the_singular():
     row = synthetic_row("only")
-    assert sentences(Landscape({"only": row}))[1].startswith(
+    assert sentences(Landscape({"only": row}))[2].startswith(
         f"The own-batch curvature exponent α of only is {row.alpha.value:.2f}"
     )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from spectral_ext.signal import jackknife, jackknife_difference, own_batch_intervals
+from spectral_ext.signal.own_batch import FactorMoments
 from spectral_ext.spectra import FitError, fit_alpha, fit_gamma, fit_s
 
 K = np.arange(1, 21.0)
@@ -125,7 +126,45 @@ def test_own_batch_intervals_of_every_exponent():
         low, high = getattr(found, name)
         assert low < truth < high and high - low < 0.3
     np.testing.assert_allclose(found.h_se, h.std(0, ddof=1) / 8**0.5)
-    assert len(found.alpha_replicates) == 8
+    assert len(found.replicates["alpha"]) == 8
     assert np.isnan(own_batch_intervals(sigma, -h).alpha[0])
     with pytest.raises(ValueError, match="at least 3 groups"):
         own_batch_intervals(sigma[:2], h[:2])
+
+
+def test_intervals_of_beta_and_phi_from_moments_of_groups():
+    """Λ ∝ σ^1.5 and Φ ∝ σ^0.5 in every group up to its own error; rows of the input differ from samples."""
+    rng = np.random.default_rng(4)
+    groups = 8
+    rows = np.array([10.0, 20, 10, 20, 10, 20, 10, 20])
+
+    def moments(power):
+        return SIGMA**power * (1 + 0.05 * rng.standard_normal((groups, len(K))))
+
+    factors = FactorMoments(moments(1.2), moments(0.8), moments(1.0), moments(0.5), rows)
+    sigma, h = moments(1.0), moments(2.0)
+    found = own_batch_intervals(sigma, h, factors=factors)
+    for name, truth in (("beta", 1.5), ("phi", 0.5)):
+        low, high = getattr(found, name)
+        assert low < truth < high and high - low < 0.3
+    j = 3
+    keep = np.arange(groups) != j
+    weights = rows[keep] / rows[keep].sum()
+    eigenvalues = factors.eigen_output[keep].mean(0) * (weights @ factors.eigen_input[keep])
+    slope = np.polyfit(np.log(sigma[keep].mean(0)), np.log(eigenvalues), 1)[0]
+    assert found.replicates["beta"][j] == pytest.approx(slope, rel=1e-9)
+
+
+def test_the_interval_of_s_knows_that_other_samples_bring_other_directions():
+    """Directions scatter around the law, and the groups agree: the jackknife alone would say that s is exact."""
+    rng = np.random.default_rng(6)
+    hits, alone, runs = 0, 0, 200
+    drawn = SIGMA**2 * np.exp(0.3 * rng.standard_normal((runs, len(K))))
+    mean = np.mean([fit_s(h).value for h in drawn])
+    for h in drawn:
+        groups = h * (1 + 0.02 * rng.standard_normal((8, len(K))))
+        low, high = own_batch_intervals(np.tile(SIGMA, (8, 1)), groups).s
+        hits += low <= mean <= high
+        one = jackknife(lambda h: fit_s(h).value, groups)
+        alone += one.interval[0] <= mean <= one.interval[1]
+    assert hits / runs > 0.8 and alone / runs < 0.4

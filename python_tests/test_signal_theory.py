@@ -63,15 +63,15 @@ def test_the_exact_alpha_of_noise_is_two_where_the_model_draws_its_labels():
 
 @pytest.mark.parametrize("gamma", [1.0, 1.5, 2.0])
 def test_the_alpha_of_noise_is_two_over_gamma(gamma):
-    """C_k ∝ h_k^γ in a common eigenbasis: a noise spectrum has α = 2/γ, and the fold variance measures γ."""
+    """C_k ∝ h_k^γ in a common eigenbasis: a noise spectrum has α = 2/γ, and the variance over samples measures γ."""
     rng = np.random.default_rng(1)
     h = np.arange(1, 25.0) ** -1.5
     alphas, gammas = [], []
     for _ in range(20):
-        folds = rng.standard_normal((8, 24)) * np.sqrt(h**gamma)
+        samples = rng.standard_normal((200, 24)) * np.sqrt(h**gamma)
         sigma = np.abs(rng.standard_normal((4000, 24)) * np.sqrt(h**gamma)).mean(0)
         alphas.append(fit_alpha(sigma, h).value)
-        gammas.append(fit_noise_exponent(folds, h).value)
+        gammas.append(fit_noise_exponent(samples.var(0), h).value)
     assert np.mean(alphas) == pytest.approx(2 / gamma, abs=0.03)
     assert np.mean(gammas) == pytest.approx(gamma, abs=0.1)
 

@@ -72,15 +72,3 @@ def test_a_zero_gradient():
     cross = cross_fit([torch.zeros(4, 5)] * 4)
     found = judge(cross, np.zeros((4, 0)), np.zeros(0))
     assert found.verdict == "noise" and "no direction" in found.reason
-
-
-def test_alpha_of_noise_follows_from_the_noise_exponent():
-    rng = np.random.default_rng(3)
-    cross, _, own = layer(rank=0)
-    k = np.arange(1, 17.0)
-    cross = type(cross)(
-        rng.standard_normal((8, 16)) * k**-0.8, cross.sigma, cross.sigma_se, cross.z, cross.p, cross.resolved, 0.05
-    )
-    found = judge(cross, np.tile(k**-1.6, (8, 1)), own)
-    assert found.noise_exponent.value == pytest.approx(1.0, abs=0.25)
-    assert found.noise_alpha == pytest.approx(2 / found.noise_exponent.value)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spectral_ext.spectra import FitError, fit_tail_exponent, weight_spectrum
+from spectral_ext.spectra import FitError, fit_tail_exponent, weight_spectrum, weights
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -41,7 +41,21 @@ def test_weight_spectrum():
     assert found.s_weight.value == pytest.approx(1.4, abs=1e-8)
     assert found.s_weight.n == 20
     assert found.alpha_weight.ok
+    pair = weight_spectrum(torch.stack([weight.flatten(1), 2 * weight.flatten(1)]), top_k=20, family=True)
+    blocks = weight_spectrum(torch.block_diag(weight.flatten(1), 2 * weight.flatten(1)), top_k=20)
+    assert pair.s_weight.value == pytest.approx(blocks.s_weight.value, abs=1e-9)
     with pytest.raises(ValueError, match="NaN"):
         weight_spectrum(weight * float("nan"))
     with pytest.raises(FitError, match="at least 4"):
         weight_spectrum(torch.eye(3))
+
+
+def test_a_large_weight_goes_through_its_gram_matrix(monkeypatch):
+    weight = torch.from_numpy(np.random.default_rng(0).standard_normal((90, 40)))
+    direct = weight_spectrum(weight)
+    monkeypatch.setattr(weights, "GRAM_FROM", 1)
+    monkeypatch.setattr(weights, "TILE", 32)
+    for one in (weight, weight.mT):
+        found = weight_spectrum(one)
+        assert found.alpha_weight.value == pytest.approx(direct.alpha_weight.value, rel=1e-8)
+        assert found.s_weight.value == pytest.approx(direct.s_weight.value, rel=1e-8)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spectral_ext import reference
+from spectral_ext.ops.spectral_newton import choose_solver, dispatch, spectral_newton
 from spectral_ext.ops.spectral_newton import partial_fractions_torch as path
 from spectral_ext.ops.spectral_newton.decompositions import power_of_two_scale
 from spectral_ext.ops.spectral_newton.partial_fractions import extent_of
@@ -108,6 +109,25 @@ def test_one_solve_in_every_precision(alpha, damping):
         assert max(error_of(y, g, alpha, damping, "rms") for y, g in zip(result, G)) <= max(tolerance, 2e-7)
 
 
+@pytest.mark.parametrize("alpha, damping", [(0.1, 300.0), (0.2, 1e4), (0.3, 1e4), (0.5, 1e3)])
+def test_fits_of_tiny_y(alpha, damping):
+    for scale in (1e-30, 1.0, 1e30):
+        G = scale * torch.randn(2, 6, 9)
+        for mode in ("spectral", "rms"):
+            for tolerance in (1e-3, 1e-6) if alpha > 0.2 else (1e-3,):
+                result = run([G], alpha, damping, mode, tolerance)[0]
+                assert max(error_of(y, g, alpha, damping, mode) for y, g in zip(result, G)) <= tolerance
+
+
+def test_a_damping_beyond_float64_takes_eigh():
+    G = torch.randn(4, 6)
+    for alpha in (0.01, 0.05):
+        assert choose_solver(alpha, 1e4, "rms", device="cuda").solver == "eigh"
+        with pytest.raises(ValueError, match="range of float64"):
+            run([G[None]], alpha, 1e4)
+        assert error_of(spectral_newton(G, alpha, 1e4, damping_mode="rms"), G, alpha, 1e4, "rms") <= 1e-5
+
+
 def test_dampings_that_only_the_device_knows():
     G = torch.randn(3, 8, 12)
     dampings = torch.tensor([0.01, 0.1, 1.0], dtype=torch.float64)
@@ -165,3 +185,16 @@ def test_power_of_two_scale_is_exact():
     scaled, scale = power_of_two_scale(G)
     assert torch.equal(scaled.double() * scale.double(), G.double())
     assert (scaled[:4].abs().amax((-2, -1)) < 2.0).all() and (scaled[:4].abs().amax((-2, -1)) >= 1.0).all()
+
+
+@pytest.mark.parametrize("solver", ["auto", "svd"])
+def test_a_solver_that_waits_is_refused_in_a_capture(monkeypatch, solver):
+    """Before any work: torch would end the capture with an error of the CUDA runtime."""
+    monkeypatch.setattr(dispatch, "_is_capturing", lambda device: True)
+    G = torch.randn(2, 6, 9)
+    alpha = torch.tensor(1.5, device="meta") if solver == "auto" else 1.5
+    with pytest.raises(
+        RuntimeError, match=r"G.*: solver '(eigh|svd)' waits for the device, and a graph is being captured"
+    ):
+        spectral_newton(G.to(alpha.device) if solver == "auto" else G, alpha, 0.1, solver=solver)
+    assert spectral_newton(G, 2.0, 0.1).isfinite().all()

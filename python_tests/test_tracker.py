@@ -118,6 +118,26 @@ def test_options_are_checked(options):
         LandscapeTracker(model, LOSS, [batch], **options)
 
 
+def test_scalars_reach_a_run_of_weights_and_biases():
+    class Run:
+        def __init__(self):
+            self.logged = []
+
+        def log(self, values):
+            self.logged.append(values)
+
+    model, batch, _ = setting()
+    run = Run()
+    tracker = LandscapeTracker(model, LOSS, [batch], top_k=4, wandb=run)
+    landscape = tracker.start()
+    (values,) = run.logged
+    name, row = next((name, row) for name, row in landscape.items() if row.alpha.ok)
+    assert values["landscape/step"] == 0
+    assert values[f"landscape/alpha/{name}"] == row.alpha.value
+    with pytest.raises(TypeError, match="wandb must be a run with log"):
+        LandscapeTracker(model, LOSS, [batch], wandb="my-project")
+
+
 def test_tensorboard_writes_event_files(tmp_path):
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
     model, batch, _ = setting()

@@ -23,7 +23,8 @@ from pathlib import Path
 import toolchain
 from toolchain import ROOT
 
-HEADER_WHEEL = ["--platform", "macosx_11_0_arm64", "--python-version", "3.11", "--only-binary=:all:", "--no-deps"]
+HEADER_WHEEL = ["--platform", "macosx_11_0_arm64", "--platform", "macosx_14_0_arm64", "--python-version", "3.11"]
+HEADER_WHEEL += ["--only-binary=:all:", "--no-deps"]
 
 
 def headers_of(release: str) -> Path:

@@ -33,6 +33,8 @@ from spectral_ext import reference
 from spectral_ext.ops import input_factor
 from spectral_ext.ops.rayleigh_quotients import rayleigh_quotients
 from spectral_ext.ops.spectral_newton import spectral_newton
+from spectral_ext.ops.spectral_newton.partial_fractions import extent_of
+from spectral_ext.ops.spectral_newton.partial_fractions_torch import constants, device_fits
 from spectral_ext.optim import SpectralNewton
 
 Runs = dict[str, Callable[[], Any]]
@@ -231,6 +233,32 @@ def newton_schulz(G: Tensor) -> Tensor:
     return X if G.shape[-2] <= G.shape[-1] else X.mT
 
 
+def own_kernels(stacks: list[Tensor], alpha: float, damping: float) -> list[Tensor]:
+    """T in the mode rms, α ≤ 2, by the CUDA kernels alone: in registers up to a small side of 160, blocked beyond."""
+    results = []
+    for G in stacks:
+        n = min(G.shape[-2:])
+        fit = device_fits(alpha, extent_of(alpha, damping, "rms", n), 1e-3)[-1]
+        unit = torch.linalg.vector_norm(G, dim=(-2, -1)) / n**0.5
+        root = damping ** (1 / alpha)
+        gain = root / damping * unit ** (1 - alpha)
+        scaled = G / (root * unit)[:, None, None]
+        poles, residues = (constants(numbers, G.device).float() for numbers in (fit.poles, fit.residues))
+        out, status = torch.empty_like(G), torch.empty(len(G), dtype=torch.int32, device=G.device)
+        torch.ops.spectral_ext.spectral_newton_poles_(
+            out,
+            status,
+            scaled,
+            fit.constant * gain,
+            gain[:, None] * residues,
+            poles.expand(len(G), -1).contiguous(),
+            1.0,
+            0.0,
+        )
+        results.append(out)
+    return results
+
+
 def newton(bench: Bench) -> None:
     settings = inspect.signature(SpectralNewton).parameters
     mode, damping = settings["damping_mode"].default, settings["damping"].default
@@ -257,6 +285,12 @@ def newton(bench: Bench) -> None:
                 "cuSOLVER": library,
                 "Newton-Schulz 5, bf16, compiled": lambda stacks=stacks: [compiled(G) for G in stacks],
             }
+            if bench.cuda and alpha <= 2 and mode == "rms":
+
+                def kernels(stacks: list[Tensor] = stacks, alpha: float = alpha) -> list[Tensor]:
+                    return own_kernels(stacks, alpha, damping)
+
+                runs["own kernels, blocked beyond n = 160"] = kernels
             if name == "1B":
                 del runs["cuSOLVER"]  # minutes
             small = [(c, min(m, n), max(m, n)) for c, m, n in shapes]

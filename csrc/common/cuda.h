@@ -3,8 +3,11 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+
+#include <exception>
 
 #include "cuda/dtype.h"
 
@@ -39,6 +42,8 @@ class Device {
       STD_TORCH_CHECK(false, "spectral_ext holds no code for this GPU of compute capability ", major, ".", minor,
                       ": 8.0 or newer is needed, and TORCH_CUDA_ARCH_LIST must have named it when it was built");
     }
+    STD_TORCH_CHECK(error != cudaErrorInvalidValue && error != cudaErrorInvalidConfiguration, what,
+                    ": the sizes are beyond what one launch takes; split the batch, the groups or the directions");
     STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
   }
 
@@ -47,6 +52,18 @@ class Device {
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };
+
+// Memory that a call needs for itself, asked for before anything is launched or written.
+inline torch::stable::Tensor allocate_scratch(const torch::stable::Tensor& like, int64_t numbers,
+                                              torch::headeronly::ScalarType type, const char* what) {
+  try {
+    return torch::stable::new_empty(like, {numbers}, type);
+  } catch (const std::exception&) {  // the stable ABI drops the allocator's own words
+    const int64_t bytes = numbers * (type == torch::headeronly::ScalarType::Float ? 4 : 8);
+    STD_TORCH_CHECK(false, what, ": ", bytes,
+                    " bytes of scratch could not be allocated (out of memory); split the batch");
+  }
+}
 
 inline Dtype dtype_of(const torch::stable::Tensor& tensor) {
   using torch::headeronly::ScalarType;

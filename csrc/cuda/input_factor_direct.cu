@@ -5,23 +5,18 @@
 // adds them in order, scales, and writes a tile and its mirror image: deterministic and exactly symmetric.
 #include "cuda/device.cuh"
 #include "cuda/input_factor_direct.h"
+#include "cuda/patches.cuh"
 
 namespace spectral_ext::cuda {
 namespace {
 
 constexpr int kDepth = 16;     // rows a step
-constexpr int kThreads = 256;  // 16 × 16, each with a (kTile/16)² fragment
+constexpr int kThreads = 256;  // groups of (kTile/4)², each thread with a 4 × 4 fragment; groups share the rows
+constexpr int kFinishRows = 8, kFinishThreads = 1024;
 
-struct Column {
-  int64_t offset;  // of the channel
-  int start[3];    // tap·step + start
-  int kind;        // 0 outside the factor, 1 patch, 2 ones
-};
-
-struct Row {
-  int64_t offset;  // of the sample
-  int base[3];     // y·down
-  bool inside;
+template <typename T>
+struct alignas(16) Quad {
+  T v[4];
 };
 
 struct Tile {
@@ -35,46 +30,9 @@ __host__ __device__ inline Tile upper_tile(int index) {
   return {index - column * (column + 1) / 2, column};
 }
 
-__device__ Column decode_column(const DirectSizes& s, int group, int i) {
-  const int taps = s.axes[0].kernel * s.axes[1].kernel * s.axes[2].kernel;
-  const int patch = s.group_channels * taps;
-  Column column{0, {0, 0, 0}, i < patch ? 1 : s.bias && i == patch ? 2 : 0};
-  if (column.kind != 1) return column;
-  const int channel = s.channels_last ? i % s.group_channels : i / taps;
-  int tap = s.channels_last ? i / s.group_channels : i % taps;
-  column.offset = (static_cast<int64_t>(group) * s.group_channels + channel) * s.channel_stride;
-#pragma unroll
-  for (int a = 2; a >= 0; --a) {
-    column.start[a] = tap % s.axes[a].kernel * s.axes[a].step + s.axes[a].start;
-    tap /= s.axes[a].kernel;
-  }
-  return column;
-}
-
-__device__ Row decode_row(const DirectSizes& s, int64_t row, int64_t end) {
-  Row result{0, {0, 0, 0}, row < end};
-#pragma unroll
-  for (int a = 2; a >= 0; --a) {
-    result.base[a] = static_cast<int>(row % s.axes[a].positions) * s.axes[a].down;
-    row /= s.axes[a].positions;
-  }
-  result.offset = row * s.batch_stride;
-  return result;
-}
-
 template <typename T>
 __device__ __forceinline__ Accumulator<T> read(const T* x, const DirectSizes& s, const Row& row, const Column& column) {
-  if (!row.inside || column.kind == 0) return 0;
-  if (column.kind == 2) return 1;
-  int64_t offset = row.offset + column.offset;
-#pragma unroll
-  for (int a = 0; a < 3; ++a) {
-    const int scaled = row.base[a] + column.start[a];
-    const int h = s.axes[a].up == 1 ? scaled : scaled / s.axes[a].up;
-    if (scaled < 0 || h >= s.axes[a].size || h * s.axes[a].up != scaled) return 0;
-    offset += h * s.axis_stride[a];
-  }
-  return widen(x[offset]);
+  return read_patch<Accumulator<T>>(s, row, column, [&](int64_t offset) { return widen(x[offset]); });
 }
 
 // Grid (tiles · groups, slices).
@@ -82,12 +40,14 @@ template <typename T, int kTile>
 __global__ void __launch_bounds__(kThreads)
     accumulate(const T* x, DirectSizes s, int tiles, int64_t rows, int64_t rows_per_slice, Accumulator<T>* scratch) {
   using Acc = Accumulator<T>;
-  constexpr int kFragment = kTile / 16;
-  __shared__ Acc left[kDepth][kTile + 1], right[kDepth][kTile + 1];
+  constexpr int kSide = kTile / 4, kGroups = kThreads / (kSide * kSide);
+  // A quad more than a row holds: neighbours along the depth are stored to other banks.
+  __shared__ Quad<Acc> left[kDepth][kSide + 1], right[kDepth][kSide + 1];
   __shared__ Column left_columns[kTile], right_columns[kTile];
   __shared__ Row tile_rows[kDepth];
   const int thread = threadIdx.x, group = blockIdx.x / tiles;
   const Tile tile = upper_tile(blockIdx.x % tiles);
+  const bool diagonal = tile.row == tile.column;
   for (int i = thread; i < kTile; i += kThreads) {
     left_columns[i] = decode_column(s, group, tile.row * kTile + i);
     right_columns[i] = decode_column(s, group, tile.column * kTile + i);
@@ -96,63 +56,75 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t end = begin + rows_per_slice < rows ? begin + rows_per_slice : rows;
   // Neighbouring threads read neighbouring addresses: channels where they are contiguous, positions otherwise.
   const bool columns_fast = s.channel_stride == 1;
-  const int ty = thread / 16, tx = thread % 16;
-  Acc sum[kFragment][kFragment] = {};
+  const int own = thread / (kSide * kSide), ty = thread / kSide % kSide, tx = thread % kSide;
+  Acc sum[4][4] = {};
   for (int64_t first = begin; first < end; first += kDepth) {
     if (thread < kDepth) tile_rows[thread] = decode_row(s, first + thread, end);
     __syncthreads();  // also: nobody still reads the tiles of the step before
     for (int i = thread; i < kDepth * kTile; i += kThreads) {
       const int row = columns_fast ? i / kTile : i % kDepth, column = columns_fast ? i % kTile : i / kDepth;
-      left[row][column] = read(x, s, tile_rows[row], left_columns[column]);
-      right[row][column] = read(x, s, tile_rows[row], right_columns[column]);
+      left[row][column / 4].v[column % 4] = read(x, s, tile_rows[row], left_columns[column]);
+      if (!diagonal) right[row][column / 4].v[column % 4] = read(x, s, tile_rows[row], right_columns[column]);
     }
     __syncthreads();
 #pragma unroll
-    for (int k = 0; k < kDepth; ++k) {
-      Acc a[kFragment], b[kFragment];
+    for (int k = 0; k < kDepth; k += kGroups) {
+      const Quad<Acc> a = left[k + own][ty], b = diagonal ? left[k + own][tx] : right[k + own][tx];
 #pragma unroll
-      for (int i = 0; i < kFragment; ++i) a[i] = left[k][ty + 16 * i], b[i] = right[k][tx + 16 * i];
+      for (int i = 0; i < 4; ++i)
 #pragma unroll
-      for (int i = 0; i < kFragment; ++i)
-#pragma unroll
-        for (int j = 0; j < kFragment; ++j) sum[i][j] += a[i] * b[j];
+        for (int j = 0; j < 4; ++j) sum[i][j] += a.v[i] * b.v[j];
     }
   }
   Acc* partial = scratch + (static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * (kTile * kTile);
+  if constexpr (kGroups > 1) {
+    __shared__ Quad<Acc> others[kGroups][kSide][kTile];
 #pragma unroll
-  for (int i = 0; i < kFragment; ++i)
+    for (int i = 0; i < 4; ++i) others[own][tx][4 * ty + i] = {{sum[i][0], sum[i][1], sum[i][2], sum[i][3]}};
+    __syncthreads();
+    for (int i = thread; i < kTile * kTile; i += kThreads) {
+      Acc total = 0;
+      for (int g = 0; g < kGroups; ++g) total += others[g][i % kTile / 4][i / kTile].v[i % 4];
+      partial[i] = total;
+    }
+  } else {
 #pragma unroll
-    for (int j = 0; j < kFragment; ++j) partial[(ty + 16 * i) * kTile + tx + 16 * j] = sum[i][j];
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) partial[(4 * ty + i) * kTile + 4 * tx + j] = sum[i][j];
+  }
 }
 
-// Grid (tiles · groups, kTile/16): adds the slices of sixteen rows of a tile in order, writes them and their mirror
-// image.
+// Grid (tiles · groups, kTile/kFinishRows): adds the slices of some rows of a tile in order, writes them and their
+// mirror image.
 template <typename Acc, int kTile>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kFinishThreads)
     finish(const Acc* scratch, int tiles, int64_t slices, int n, FactorOutput out) {
-  __shared__ Acc total[16][kTile + 1];
-  const int group = blockIdx.x / tiles, first = blockIdx.y * 16;
+  constexpr int kElements = kFinishRows * kTile, kParts = kFinishThreads / kElements;
+  __shared__ Acc total[kParts][kFinishRows][kTile + 1];
+  const int group = blockIdx.x / tiles, first = blockIdx.y * kFinishRows;
   const Tile tile = upper_tile(blockIdx.x % tiles);
-  for (int i = threadIdx.x; i < 16 * kTile; i += kThreads) {
-    Acc sum = 0;
+  const int part = threadIdx.x / kElements, element = threadIdx.x % kElements;
+  Acc sum = 0;
 #pragma unroll 4
-    for (int64_t slice = 0; slice < slices; ++slice)
-      sum += scratch[(slice * gridDim.x + blockIdx.x) * (kTile * kTile) + first * kTile + i];
-    total[i / kTile][i % kTile] = sum;
-  }
+  for (int64_t slice = part; slice < slices; slice += kParts)
+    sum += scratch[(slice * gridDim.x + blockIdx.x) * (kTile * kTile) + first * kTile + element];
+  total[part][element / kTile][element % kTile] = sum;
   __syncthreads();
-  const Acc scale = static_cast<Acc>(out.scale), beta = static_cast<Acc>(out.beta);
+  if (part > 1) return;  // part 1 writes the mirror image
+  const bool mirror = part == 1;
+  if (mirror && tile.row == tile.column) return;
+  const int r = mirror ? element % kFinishRows : element / kTile, c = mirror ? element / kFinishRows : element % kTile;
+  const int row = tile.row * kTile + first + r, column = tile.column * kTile + c;
+  if (row >= n || column >= n) return;
+  sum = 0;
+#pragma unroll
+  for (int i = 0; i < kParts; ++i) sum += total[i][r][c];
+  const Acc scale = static_cast<Acc>(out.scale), beta = static_cast<Acc>(out.beta), value = scale * sum;
   Acc* target = static_cast<Acc*>(out.data) + group * out.group_stride;
-  for (int mirror = 0; mirror < (tile.row == tile.column ? 1 : 2); ++mirror)
-    for (int i = threadIdx.x; i < 16 * kTile; i += kThreads) {
-      const int r = mirror ? i % 16 : i / kTile, c = mirror ? i / 16 : i % kTile;
-      const int row = tile.row * kTile + first + r, column = tile.column * kTile + c;
-      if (row >= n || column >= n) continue;
-      const Acc value = scale * total[r][c];
-      Acc& element = mirror ? target[column * out.row_stride + row * out.column_stride]
-                            : target[row * out.row_stride + column * out.column_stride];
-      element = beta == 0 ? value : beta * element + value;
-    }
+  Acc& result = mirror ? target[column * out.row_stride + row * out.column_stride]
+                       : target[row * out.row_stride + column * out.column_stride];
+  result = beta == 0 ? value : beta * result + value;
 }
 
 struct Launch {
@@ -162,7 +134,7 @@ struct Launch {
 
 Launch plan(const DirectSizes& sizes, Dtype dtype, int multiprocessors) {
   Launch l;
-  l.tile = sizes.n() <= 32 ? 16 : 64;
+  l.tile = sizes.n() <= 32 ? 32 : 64;
   const int side = (sizes.n() + l.tile - 1) / l.tile;
   l.tiles = side * (side + 1) / 2;
   // About four blocks a multiprocessor, none with fewer than 256 rows.
@@ -186,7 +158,7 @@ cudaError_t run(const void* x, const DirectSizes& sizes, const FactorOutput& out
                                      sizes, l.tiles, sizes.rows(), l.rows_per_slice, static_cast<Acc*>(scratch));
     if (error != cudaSuccess) return error;
   }
-  return launch(finish<Acc, kTile>, dim3(grid.x, kTile / 16), dim3(kThreads), 0, stream,
+  return launch(finish<Acc, kTile>, dim3(grid.x, kTile / kFinishRows), dim3(kFinishThreads), 0, stream,
                 static_cast<const Acc*>(scratch), l.tiles, l.slices, sizes.n(), out);
 }
 
@@ -204,7 +176,7 @@ cudaError_t launch_input_factor_direct(const void* x, Dtype dtype, const DirectS
   if (l.slices > 65535 || static_cast<int64_t>(l.tiles) * sizes.groups > 0x7fffffff) return cudaErrorInvalidValue;
   return dispatch(dtype, [&](auto type) {
     using T = decltype(type);
-    return l.tile == 16 ? run<T, 16>(x, sizes, out, scratch, l, stream) : run<T, 64>(x, sizes, out, scratch, l, stream);
+    return l.tile == 32 ? run<T, 32>(x, sizes, out, scratch, l, stream) : run<T, 64>(x, sizes, out, scratch, l, stream);
   });
 }
 

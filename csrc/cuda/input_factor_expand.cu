@@ -17,6 +17,9 @@ constexpr int kMaxTaps = 343;
 constexpr int kPad = 4;  // of a staged row, against bank conflicts
 constexpr int kStage = (kMaxTaps + kPad) * kRows;
 
+// Numbers from one tap to the next in a staged row: neighbouring taps fall into different banks.
+__host__ __device__ constexpr int tap_pitch(int strip) { return strip % 2 == 0 ? strip + kPad : strip; }
+
 // Regions first + Σ_a i_a·stride_a for begin_a ≤ i_a < end_a; none where first is −1.
 struct Box {
   int first, begin[3], end[3], stride[2];
@@ -90,7 +93,7 @@ __device__ __forceinline__ void put(Acc* out, const FactorOutput& o, int64_t row
 
 // Grid (taps · ⌈channels/8⌉, ⌈channels/strip⌉, groups).
 template <typename Acc>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     expand(const Acc* state, LagSizes s, LagExpansion tables, bool channels_last, int strip, FactorOutput out) {
   __shared__ Acc stage[kStage];
   __shared__ Box boxes[kMaxTaps];
@@ -106,24 +109,35 @@ __global__ void __launch_bounds__(kThreads)
 
   for (int tap = threadIdx.x; tap < taps; tap += kThreads) boxes[tap] = find_box(tables, row_tap, tap);
   __syncthreads();
-  const int area = kRows * strip, pitch = taps * strip + kPad;
-  for (int i = threadIdx.x; i < area * taps; i += kThreads) {
-    const int tap = i / area, e = i % area;
-    const bool transposed = boxes[tap].transposed;
-    const int r = transposed ? e % kRows : e / strip, c = transposed ? e / kRows : e % strip;
-    const int row = first_row + r, column = first_column + c;
-    if (row >= s.channels || column >= s.channels) continue;
-    const int64_t element =
-        transposed ? static_cast<int64_t>(column) * s.channels + row : static_cast<int64_t>(row) * s.channels + column;
-    stage[r * pitch + tap * strip + c] = sum_box(group_state, boxes[tap], matrix, element);
+  const int tap_width = tap_pitch(strip), pitch = taps * tap_width + kPad;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  constexpr int kWarps = kThreads / 32;
+  static_assert(kWarps == kRows && kRows == 8);
+  for (int tap = warp; tap < taps; tap += kWarps) {
+    const Box box = boxes[tap];
+    // Lanes along what is contiguous: columns of the strip, or, of a transposed block, its eight rows.
+#pragma unroll 1
+    for (int i = 0; i < kRows; ++i) {
+      const int r = box.transposed ? lane % kRows : i, c = box.transposed ? lane / kRows + i * (32 / kRows) : lane;
+      const int row = first_row + r, column = first_column + c;
+      if (c >= strip || row >= s.channels || column >= s.channels) continue;
+      const int64_t element = box.transposed ? static_cast<int64_t>(column) * s.channels + row
+                                             : static_cast<int64_t>(row) * s.channels + column;
+      stage[r * pitch + tap * tap_width + c] = sum_box(group_state, box, matrix, element);
+    }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < area * taps; i += kThreads) {
-    const int r = i / (strip * taps), e = i % (strip * taps);
-    const int c = channels_last ? e % strip : e / taps, tap = channels_last ? e / strip : e % taps;
-    const int row = first_row + r, column = first_column + c;
-    if (row >= s.channels || column >= s.channels) continue;
-    put(target, out, position(row_tap, row), position(tap, column), stage[r * pitch + tap * strip + c]);
+  // Warp r writes row r: lanes along (tap, column) or (column, tap), whichever is contiguous, without a division each.
+  const int row = first_row + warp, fast_size = channels_last ? strip : taps, count = strip * taps;
+  if (row >= s.channels) return;
+  int fast = lane % fast_size, slow = lane / fast_size;
+  const int fast_step = 32 % fast_size, slow_step = 32 / fast_size;
+  for (int i = lane; i < count; i += 32) {
+    const int c = channels_last ? fast : slow, tap = channels_last ? slow : fast, column = first_column + c;
+    if (column < s.channels)
+      put(target, out, position(row_tap, row), position(tap, column), stage[warp * pitch + tap * tap_width + c]);
+    fast += fast_step, slow += slow_step;
+    if (fast >= fast_size) fast -= fast_size, ++slow;
   }
 }
 
@@ -155,8 +169,8 @@ cudaError_t launch_lag_expand(const void* state, Dtype accumulator_dtype, const 
   const int64_t taps = static_cast<int64_t>(tables.kernel[0]) * tables.kernel[1] * tables.kernel[2];
   if (taps > kMaxTaps || sizes.groups > 65535 || sizes.channels < 1) return cudaErrorInvalidValue;
   if (taps * sizes.channels > 0x7fffffff - 2 * kThreads) return cudaErrorInvalidValue;  // expand_bias counts in 32 bits
-  int strip = static_cast<int>(kMaxTaps / taps);
-  strip = strip > 32 ? 32 : strip;
+  int strip = 32;
+  while (strip > 1 && tap_pitch(strip) * taps > kMaxTaps) --strip;
   const int64_t row_blocks = taps * ((sizes.channels + kRows - 1) / kRows);
   const int strips = (sizes.channels + strip - 1) / strip;
   if (row_blocks > 0x7fffffff || strips > 65535) return cudaErrorInvalidValue;

@@ -23,8 +23,7 @@ template <int kTileSize, int kFragmentSize>
 struct Config {
   static constexpr int kTile = kTileSize, kFragment = kFragmentSize;
   static constexpr int kSide = kTile / kFragment, kThreads = kSide * kSide;
-  static constexpr int kLoaders = kThreads / kDepth;   // threads that load one row
-  static constexpr int kQuads = kTile / 4 / kLoaders;  // quads each of them loads
+  static constexpr int kLoaders = kThreads / kDepth;  // threads that load one row
   static_assert(kThreads % kDepth == 0 && kTile / 4 % kLoaders == 0 && kFragment % 4 == 0);
 };
 
@@ -51,6 +50,7 @@ __global__ void __launch_bounds__(C::kThreads, sizeof(T) == 2 ? 8 : 1)
                Accumulator<T> beta, Accumulator<T>* scratch) {
   using Acc = Accumulator<T>;
   constexpr int kQuadsOfTile = C::kTile / 4, kBlocks = C::kFragment / 4;
+  constexpr int kQuads = kQuadsOfTile / C::kLoaders;  // that a thread loads of each operand
   __shared__ Quad<Acc> left[2][kDepth][kQuadsOfTile], right[2][kDepth][kQuadsOfTile];
   const Unit unit = find_unit(s, regions, blockIdx.x, C::kTile);
   const int thread = threadIdx.x, ty = thread / C::kSide, tx = thread % C::kSide;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(C::kThreads, sizeof(T) == 2 ? 8 : 1)
   int64_t row = unit.begin + loaded_row;
   Cursor cursor{};
   if (s.batch > 0) cursor = cursor_at(row, s.batch, unit.region.extent);
-  Quad<T> next_left[C::kQuads], next_right[C::kQuads];
+  Quad<T> next_left[kQuads], next_right[kQuads];
 
   const auto fetch = [&] {
     const T* source = nullptr;
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(C::kThreads, sizeof(T) == 2 ? 8 : 1)
                cursor.pixel[2] * s.step[2];
     const T* shifted = source == nullptr ? nullptr : source + unit.region.delta;
 #pragma unroll
-    for (int q = 0; q < C::kQuads; ++q) {
+    for (int q = 0; q < kQuads; ++q) {
       const int channel = 4 * (loaded_quad + q * C::kLoaders);
       next_left[q] = load(source, unit.tile.row * C::kTile + channel, s.channels, s.vectors);
       next_right[q] = load(shifted, unit.tile.column * C::kTile + channel, s.channels, s.vectors);
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(C::kThreads, sizeof(T) == 2 ? 8 : 1)
   };
   const auto stage = [&](int buffer) {
 #pragma unroll
-    for (int q = 0; q < C::kQuads; ++q) {
+    for (int q = 0; q < kQuads; ++q) {
       left[buffer][loaded_row][loaded_quad + q * C::kLoaders] = widen_quad(next_left[q]);
       right[buffer][loaded_row][loaded_quad + q * C::kLoaders] = widen_quad(next_right[q]);
     }
@@ -126,27 +126,32 @@ __global__ void __launch_bounds__(C::kThreads, sizeof(T) == 2 ? 8 : 1)
                               4 * (tx + j / 4 * C::kSide) + j % 4, total[i][j], scale, beta, state, scratch);
 }
 
-// Adds the slices of one tile, sixteen of its rows a block. Grid (sums, tile/16, groups).
+// Adds the slices of one tile, 32 of its elements per block: lanes along elements, warps along slices. Grid
+// (sums, tile²/32, groups).
 template <typename Acc, int kTile>
 __global__ void __launch_bounds__(256)
     add_slices(const Acc* scratch, LagSizes s, const LagRegion* regions, Acc* state, Acc scale, Acc beta) {
+  __shared__ double sums[8][32];
   const int which = find_region<&LagRegion::first_sum>(regions, s.regions, blockIdx.x);
   const LagRegion region = regions[which];
-  const int side = (s.channels + kTile - 1) / kTile;
+  const int side = (s.channels + kTile - 1) / kTile, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int tiles = region.symmetric ? side * (side + 1) / 2 : side * side;
-  const int pair = static_cast<int>(blockIdx.x) - region.first_sum;
+  const int pair = static_cast<int>(blockIdx.x) - region.first_sum, element = blockIdx.y * 32 + lane;
+  const Acc* partial =
+      scratch + (blockIdx.z * s.partial_tiles + region.first_partial + pair) * (kTile * kTile) + element;
+  double total = 0;
+#pragma unroll 4
+  for (int slice = warp; slice < region.slices; slice += 8)
+    total += static_cast<double>(partial[static_cast<int64_t>(slice) * tiles * (kTile * kTile)]);
+  sums[warp][lane] = total;
+  __syncthreads();
+  if (warp != 0) return;
+  total = 0;
+  for (int i = 0; i < 8; ++i) total += sums[i][lane];
   const Tile tile = tile_of(pair, side, region.symmetric);
   Acc* matrix = state + blockIdx.z * s.group_state_size + static_cast<int64_t>(which) * s.channels * s.channels;
-  const Acc* partial = scratch + (blockIdx.z * s.partial_tiles + region.first_partial + pair) * (kTile * kTile);
-  for (int i = threadIdx.x; i < 16 * kTile; i += 256) {
-    const int r = blockIdx.y * 16 + i / kTile, c = i % kTile;
-    double total = 0;
-#pragma unroll 4
-    for (int slice = 0; slice < region.slices; ++slice)
-      total += static_cast<double>(partial[static_cast<int64_t>(slice) * tiles * (kTile * kTile) + r * kTile + c]);
-    put_element(matrix, s, region.symmetric != 0, static_cast<int64_t>(tile.row) * kTile + r,
-                static_cast<int64_t>(tile.column) * kTile + c, scale * static_cast<Acc>(total), beta);
-  }
+  put_element(matrix, s, region.symmetric != 0, static_cast<int64_t>(tile.row) * kTile + element / kTile,
+              static_cast<int64_t>(tile.column) * kTile + element % kTile, scale * static_cast<Acc>(total), beta);
 }
 
 __global__ void __launch_bounds__(kTableWords) upload(TableChunk chunk, int count, int64_t* target) {
@@ -164,15 +169,15 @@ cudaError_t run(const void* x, Dtype dtype, const LagSizes& s, const LagRegion* 
   const Acc factor = static_cast<Acc>(scale), decay = static_cast<Acc>(beta);
   cudaError_t error = cudaSuccess;
   if (s.units > 0) {
-    if constexpr (sizeof(T) == 2 && C::kTile == 64)
+    if constexpr (sizeof(T) == 2 && C::kTile >= 64)
       error = launch_lag_units_mma(x, dtype, s, regions, target, factor, decay, partials, stream);
     else
       error = launch(accumulate<T, C>, dim3(s.units, s.groups), dim3(C::kThreads), 0, stream, input, s, regions, target,
                      factor, decay, partials);
   }
   if (error == cudaSuccess && s.sums > 0)
-    error = launch(add_slices<Acc, C::kTile>, dim3(s.sums, C::kTile / 16, s.groups), dim3(256), 0, stream, partials, s,
-                   regions, target, factor, decay);
+    error = launch(add_slices<Acc, C::kTile>, dim3(s.sums, C::kTile * C::kTile / 32, s.groups), dim3(256), 0, stream,
+                   partials, s, regions, target, factor, decay);
   if (error != cudaSuccess || !s.bias) return error;
   return launch_lag_row_sums(x, dtype, s, sum_regions, state, scale, beta,
                              partials + s.partial_tiles * s.groups * (C::kTile * C::kTile), stream);
@@ -192,7 +197,11 @@ cudaError_t launch_upload(const int64_t* words, int64_t count, int64_t* target, 
   return cudaSuccess;
 }
 
-int lag_tile(int channels, Dtype) { return channels <= 32 ? 32 : 64; }
+int lag_tile(int channels, Dtype dtype) {
+  const bool sixteen_bit = dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16;
+  const int in_128 = (channels + 127) / 128 * 128;  // which reads half as much as 64, if it pads little
+  return channels <= 32 ? 32 : sixteen_bit && in_128 - channels <= channels / 10 ? 128 : 64;
+}
 
 int lag_vector(Dtype dtype) { return dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16 ? 8 : 4; }
 
@@ -205,6 +214,10 @@ cudaError_t launch_lag_sums(const void* x, Dtype dtype, const LagSizes& sizes, c
     constexpr int kFragment = sizeof(T) == 8 ? 4 : 8;  // registers: a fragment is held twice
     if (lag_tile(sizes.channels, dtype) == 32)
       return run<T, Config<32, 4>>(x, dtype, sizes, regions, sum_regions, state, scale, beta, scratch, stream);
+    if constexpr (sizeof(T) == 2) {
+      if (lag_tile(sizes.channels, dtype) == 128)
+        return run<T, Config<128, 8>>(x, dtype, sizes, regions, sum_regions, state, scale, beta, scratch, stream);
+    }
     return run<T, Config<64, kFragment>>(x, dtype, sizes, regions, sum_regions, state, scale, beta, scratch, stream);
   });
 }

@@ -64,7 +64,7 @@ cudaError_t launch_upload(const int64_t* words, int64_t count, int64_t* target, 
 int lag_tile(int channels, Dtype dtype);
 int lag_vector(Dtype dtype);
 
-// The part of launch_lag_sums that sums units, for 16-bit x and more than 32 channels (tiles of 64).
+// The part of launch_lag_sums that sums units, for 16-bit x and tiles of 64 or 128.
 cudaError_t launch_lag_units_mma(const void* x, Dtype dtype, const LagSizes& sizes, const LagRegion* regions,
                                  float* state, float scale, float beta, float* scratch, cudaStream_t stream);
 

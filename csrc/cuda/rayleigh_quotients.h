@@ -1,39 +1,44 @@
-// Second moments of two arrays of projections, along positions and samples. Torch-free.
+// Second moments of patches and errors along pairs of directions. Torch-free.
 #pragma once
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
 
 #include "cuda/dtype.h"
+#include "cuda/input_factor_direct.h"
 
 namespace spectral_ext::cuda {
 
-// p[sample, k, position] = v_k·a and q = u_k·d at element strides. Positions or k must be the fast axis for speed, not
-// for correctness.
-struct Projections {
+// Rows of numbers, read as the patches of a convolution; group g has the directions g.
+struct RayleighOperand {
   const void* data;
-  int64_t sample_stride, direction_stride, position_stride;
-  const void* shift;  // one number a direction, added to each projection on it: the bias entry of v_k; or null
+  Dtype dtype;
+  DirectSizes sizes;
+  const void* directions;  // (groups, sizes.n(), K) float64 where the projections are, else float32; contiguous
 };
 
-struct RayleighSizes {
-  int64_t samples, positions;
-  int directions;
+// x and delta have the same batch, positions and groups.
+struct RayleighProblem {
+  RayleighOperand x, delta;
+  int directions;  // K
+  bool float64;    // how projections are summed; float64 where x or delta is
 };
 
-// Partial sums a launch of rayleigh_partials makes: rows of 4·directions doubles.
-int64_t rayleigh_partial_rows(const RayleighSizes& sizes);
-
-// partials[row][0..3][k]: Σq², Σp², Σp²q², Σ_sample (Σ_position pq)² over the samples that belong to row. Rows are
-// independent of the device, so sums are the same on every run and card.
-cudaError_t launch_rayleigh_partials(const Projections& p, const Projections& q, Dtype dtype,
-                                     const RayleighSizes& sizes, double* partials, cudaStream_t stream);
-
-// out[o][k] = scale[o] Σ_row partials[row][o][k]; out is float32 or float64.
-struct RayleighScales {
-  double scale[4];
+// How the work is cut. It depends on the sizes alone, so that sums are the same on every device.
+struct RayleighPlan {
+  int width;         // directions per block: 24, 32 or 64
+  int tile_samples;  // whole samples per tile of rows; 0 where a sample has more rows than a tile
+  int64_t tiles, tiles_per_unit, units,
+      parts;                // units of tiles, one block each; units per sample, if tile_samples is 0
+  int depth_slices;         // of the sums over patch entries
+  int64_t scratch_numbers;  // of the type of the projections
+  int64_t partial_numbers;  // float64
 };
-cudaError_t launch_rayleigh_finish(const double* partials, int64_t rows, int directions, const RayleighScales& scales,
-                                   void* const (&out)[4], Dtype out_dtype, cudaStream_t stream);
+RayleighPlan rayleigh_plan(const RayleighProblem& problem);
+
+// out (4, groups, K) float64: Σ q² / B, Σ p² / (B·S), Σ p²q² / (B·S), Σ_b (Σ_s p q)² / B of the projections p of x, q
+// of delta.
+cudaError_t launch_rayleigh(const RayleighProblem& problem, const RayleighPlan& plan, void* scratch, double* partials,
+                            double* out, cudaStream_t stream);
 
 }  // namespace spectral_ext::cuda

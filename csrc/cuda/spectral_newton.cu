@@ -1,13 +1,13 @@
-// Spectral Newton for many small matrices (n ≤ 160) in three launches, exact fp32:
-//   gram      R = G Gᵀ in slices of the large side, one block a slice
-//   weights   f(R) = c I + Σ_j w_j (R + p_j I)⁻¹: the matrix lives in the registers of one block, and each inverse is n
-//   steps of
-//             Gauss–Jordan elimination, stable without pivoting for positive definite matrices: a rank-1 update a step
-//   apply     f(R) G, one block a strip of columns
+// Spectral Newton for many small matrices (n ≤ 160) in four launches, exact fp32:
+//   gram      R = G Gᵀ in slices of the large side, one block per slice and tile
+//   weights   w_j (R + p_j I)⁻¹, one block per matrix and pole, which holds it in registers
+//   add       f(R) = c I + Σ_j w_j (R + p_j I)⁻¹, in the order of the poles
+//   apply     f(R) G, one block per strip of columns
 // Matrices are padded: with zeros, and with ones on the diagonal of what is inverted. 160 is what one block's registers
 // hold.
 #include "cuda/device.cuh"
 #include "cuda/spectral_newton.h"
+#include "cuda/spectral_newton_invert.cuh"
 
 namespace spectral_ext::cuda {
 namespace {
@@ -15,21 +15,9 @@ namespace {
 constexpr int kDepth = 16;         // columns of G, or rows of f(R), a step
 constexpr int kSliceLength = 256;  // columns of G a gram block sums
 
-struct alignas(16) Quad {
-  float v[4];
-};
-
-// A thread's fragment of a kSide·kFragment square: rows index(ty, i), columns index(tx, j).
-template <int kSideSize, int kFragmentSize>
-struct Config {
-  static constexpr int kSide = kSideSize, kFragment = kFragmentSize, kBlocks = kFragment / 4;
-  static constexpr int kThreads = kSide * kSide, kPad = kSide * kFragment;
-  __device__ static __forceinline__ int index(int t, int i) { return 4 * (t + i / 4 * kSide) + i % 4; }
-};
-
 // Products of tiles: 64 × 64, 256 threads.
 constexpr int kTile = 64, kTileThreads = 256;
-using Tile = Quad[kDepth][kTile / 4];
+using Tile = Quad[kDepth][kTile / 4 + 1];  // a row more than it holds: neighbours along the depth take other banks
 
 // values(k, i) for all of a tile; neighbouring threads take neighbouring k where depth_fast, neighbouring i otherwise.
 template <typename Values>
@@ -82,95 +70,64 @@ __global__ void __launch_bounds__(kTileThreads) gram(const T* G, NewtonSizes s, 
     for (int j = 0; j < 4; ++j) target[(first_row + 4 * ty + i) * pad + first_column + 4 * tx + j] = sum[i][j];
 }
 
-// In-place inverse of a positive definite matrix held in registers. Returns 0, or 1 + the first bad pivot; same for all
-// threads.
-template <class C>
-__device__ __forceinline__ int invert(float (&a)[C::kFragment][C::kFragment], int n, int ty, int tx,
-                                      Quad (&row)[2][C::kPad / 4], Quad (&column)[2][C::kPad / 4]) {
-  int bad = 0;
-#pragma unroll
-  for (int block = 0; block < C::kBlocks; ++block)
-    for (int t = 0; t < C::kSide; ++t)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int quad = t + block * C::kSide, k = 4 * quad + e, r = 4 * block + e;
-        constexpr int kBuffers = 2;
-        const int buffer =
-            e % kBuffers;  // in turn: one barrier a step parts its writes from the reads two steps before
-        if (k >= n) continue;
-        if (ty == t) {
-#pragma unroll
-          for (int j = 0; j < C::kFragment; ++j) row[buffer][tx + j / 4 * C::kSide].v[j % 4] = a[r][j], a[r][j] = 0;
-        }
-        if (tx == t) {
-      // Where ty == t too, a[r][r] is already 0 and its value in row. −1 makes row k come out as row/pivot.
-#pragma unroll
-          for (int i = 0; i < C::kFragment; ++i)
-            column[buffer][ty + i / 4 * C::kSide].v[i % 4] = ty == t && i == r ? -1.0f : a[i][r], a[i][r] = 0;
-        }
-        __syncthreads();
-        const float pivot = row[buffer][quad].v[e];
-        if (bad == 0 && !(pivot > 0.0f && pivot < 3.0e38f)) bad = k + 1;
-        const float inverse = 1.0f / pivot;
-        Quad b[C::kBlocks];
-#pragma unroll
-        for (int j = 0; j < C::kBlocks; ++j) {
-          b[j] = row[buffer][tx + j * C::kSide];
-#pragma unroll
-          for (int v = 0; v < 4; ++v) b[j].v[v] *= inverse;
-        }
-        if (tx == t) b[block].v[e] = inverse;
-#pragma unroll
-        for (int i = 0; i < C::kBlocks; ++i) {
-          const Quad f = column[buffer][ty + i * C::kSide];
-#pragma unroll
-          for (int v = 0; v < 4; ++v)
-#pragma unroll
-            for (int j = 0; j < C::kFragment; ++j) a[4 * i + v][j] -= f.v[v] * b[j / 4].v[j % 4];
-        }
-      }
-  __syncthreads();  // the buffers may be written again
-  return bad;
-}
-
-// Grid (batch). f: (batch, pad, pad), of which the leading C::kPad rows and columns are read and written.
+// Grid (batch, terms). f: (terms, batch, pad, pad), of which the leading C::kPad rows and columns are written;
+// failures: (terms, batch).
 template <class C>
 __global__ void __launch_bounds__(C::kThreads)
     weights(const float* partials, NewtonSizes s, NewtonCoefficients coefficients, int slices, int pad, float* f,
-            int32_t* status) {
+            int32_t* failures) {
   __shared__ Quad row[2][C::kPad / 4], column[2][C::kPad / 4];
-  const int matrix = blockIdx.x, ty = threadIdx.x / C::kSide, tx = threadIdx.x % C::kSide;
+  const int matrix = blockIdx.x, term = blockIdx.y, ty = threadIdx.x / C::kSide, tx = threadIdx.x % C::kSide;
   const int64_t area = static_cast<int64_t>(pad) * pad;
-  const float* R = partials + matrix * slices * area;
-  float* target = f + matrix * area;
-  int bad = 0;
-  for (int term = 0; term < s.terms; ++term) {
-    const float pole = coefficients.poles[static_cast<int64_t>(matrix) * s.terms + term];
-    float a[C::kFragment][C::kFragment] = {};
-    for (int slice = 0; slice < slices; ++slice)
+  const int64_t coefficient = static_cast<int64_t>(matrix) * s.terms + term;
+  float a[C::kFragment][C::kFragment] = {};
+#pragma unroll 1
+  for (int slice = 0; slice < slices; ++slice) {
+    const float* R = partials + (static_cast<int64_t>(matrix) * slices + slice) * area;
 #pragma unroll
-      for (int i = 0; i < C::kFragment; ++i)
+    for (int i = 0; i < C::kFragment; ++i) {
+      const Quad* line = reinterpret_cast<const Quad*>(R + C::index(ty, i) * pad) + tx;
 #pragma unroll
-        for (int j = 0; j < C::kFragment; ++j) a[i][j] += R[slice * area + C::index(ty, i) * pad + C::index(tx, j)];
-    if (ty == tx) {
-#pragma unroll
-      for (int i = 0; i < C::kFragment; ++i) a[i][i] = C::index(ty, i) < s.n ? a[i][i] + pole : 1.0f;
+      for (int j = 0; j < C::kFragment; ++j) a[i][j] += line[j / 4 * C::kSide].v[j % 4];
     }
-    const int failed = invert<C>(a, s.n, ty, tx, row, column);
-    bad = bad == 0 ? failed : bad;
-    const float weight = coefficients.weights[static_cast<int64_t>(matrix) * s.terms + term];
-    const float constant = coefficients.constant[matrix];
+  }
+  if (ty == tx) {
 #pragma unroll
     for (int i = 0; i < C::kFragment; ++i)
-#pragma unroll
-      for (int j = 0; j < C::kFragment; ++j) {
-        const int r = C::index(ty, i), c = C::index(tx, j);
-        float& element = target[r * pad + c];
-        const float start = term > 0 ? element : r == c ? constant : 0.0f;
-        element = r < s.n && c < s.n ? start + weight * a[i][j] : 0.0f;
-      }
+      a[i][i] = C::index(ty, i) < s.n ? a[i][i] + coefficients.poles[coefficient] : 1.0f;
   }
-  if (threadIdx.x == 0) status[matrix] = bad;
+  const int failed = invert<C>(a, s.n, ty, tx, row, column);
+  const float weight = coefficients.weights[coefficient];
+  float* target = f + (static_cast<int64_t>(term) * s.batch + matrix) * area;
+#pragma unroll
+  for (int i = 0; i < C::kFragment; ++i) {
+    Quad* line = reinterpret_cast<Quad*>(target + C::index(ty, i) * pad) + tx;
+#pragma unroll
+    for (int j = 0; j < C::kBlocks; ++j)
+      line[j * C::kSide] = {
+          {weight * a[i][4 * j], weight * a[i][4 * j + 1], weight * a[i][4 * j + 2], weight * a[i][4 * j + 3]}};
+  }
+  if (threadIdx.x == 0) failures[static_cast<int64_t>(term) * s.batch + matrix] = failed;
+}
+
+// f(R) to the first term's place. Grid (pad²/256, batch).
+__global__ void __launch_bounds__(kTileThreads)
+    add(float* f, NewtonSizes s, const float* constants, int pad, const int32_t* failures, int32_t* status) {
+  const int matrix = blockIdx.y, element = static_cast<int>(blockIdx.x * kTileThreads + threadIdx.x);
+  const int64_t area = static_cast<int64_t>(pad) * pad;
+  const int r = element / pad, c = element % pad;
+  float sum = r == c ? constants[matrix] : 0.0f;
+#pragma unroll 4
+  for (int term = 0; term < s.terms; ++term)
+    if (r < s.n && c < s.n) sum += f[(static_cast<int64_t>(term) * s.batch + matrix) * area + element];
+  f[matrix * area + element] = r < s.n && c < s.n ? sum : 0.0f;
+  if (element != 0) return;
+  int bad = 0;
+  for (int term = s.terms - 1; term >= 0; --term) {
+    const int failed = failures[static_cast<int64_t>(term) * s.batch + matrix];
+    bad = failed != 0 ? failed : bad;
+  }
+  status[matrix] = bad;
 }
 
 // Grid (⌈length/64⌉, pad/64, batch).
@@ -218,18 +175,22 @@ cudaError_t run(const void* G, void* out, const NewtonSizes& s, const NewtonCoef
                 float beta, int32_t* status, float* scratch, cudaStream_t stream) {
   const int slices = static_cast<int>(slices_of(s)), pad = pad_of(s.n), tiles = pad / kTile;
   float* f = scratch + static_cast<int64_t>(s.batch) * slices * pad * pad;
+  int32_t* failures = reinterpret_cast<int32_t*>(f + static_cast<int64_t>(s.batch) * s.terms * pad * pad);
   const T* input = static_cast<const T*>(G);
   cudaError_t error =
       launch(gram<T>, dim3(slices, tiles * tiles, s.batch), dim3(kTileThreads), 0, stream, input, s, pad, scratch);
   if (error != cudaSuccess) return error;
   const auto invert_all = [&](auto config) {
     using C = decltype(config);
-    return launch(weights<C>, dim3(s.batch), dim3(C::kThreads), 0, stream, scratch, s, coefficients, slices, pad, f,
-                  status);
+    return launch(weights<C>, dim3(s.batch, s.terms), dim3(C::kThreads), 0, stream, scratch, s, coefficients, slices,
+                  pad, f, failures);
   };
   error = pad == 64    ? invert_all(Config<16, 4>{})
           : pad == 128 ? invert_all(Config<16, 8>{})
                        : invert_all(Config<20, 8>{});
+  if (error != cudaSuccess) return error;
+  error = launch(add, dim3(pad * pad / kTileThreads, s.batch), dim3(kTileThreads), 0, stream, f, s,
+                 coefficients.constant, pad, failures, status);
   if (error != cudaSuccess) return error;
   const dim3 grid(static_cast<unsigned>((s.length + kTile - 1) / kTile), tiles, s.batch);
   return launch(apply<T>, grid, dim3(kTileThreads), 0, stream, input, f, s, pad, status, scale, beta,
@@ -240,14 +201,15 @@ cudaError_t run(const void* G, void* out, const NewtonSizes& s, const NewtonCoef
 
 int64_t newton_scratch(const NewtonSizes& s) {
   const int64_t pad = pad_of(s.n);
-  return s.batch * (slices_of(s) + 1) * pad * pad;
+  return s.batch * ((slices_of(s) + s.terms) * pad * pad + s.terms);
 }
 
 cudaError_t launch_spectral_newton(const void* G, void* out, Dtype dtype, const NewtonSizes& sizes,
                                    const NewtonCoefficients& coefficients, float scale, float beta, int32_t* status,
                                    float* scratch, cudaStream_t stream) {
   if (sizes.batch == 0 || sizes.n == 0 || sizes.length == 0) return cudaSuccess;
-  if (sizes.n > kNewtonMaxSide || sizes.terms < 1 || sizes.batch > 65535 || sizes.length > (int64_t{1} << 30))
+  if (sizes.n > kNewtonMaxSide || sizes.terms < 1 || sizes.terms > 65535 || sizes.batch > 65535 ||
+      sizes.length > (int64_t{1} << 30))
     return cudaErrorInvalidValue;
   switch (dtype) {
     case Dtype::kFloat32:

@@ -8,7 +8,8 @@
 
 namespace spectral_ext::cuda {
 
-constexpr int kNewtonMaxSide = 160;
+constexpr int kNewtonMaxSide = 160;           // of launch_spectral_newton
+constexpr int kNewtonBlockedMaxSide = 16384;  // of launch_spectral_newton_blocked
 
 // Element (matrix, i on the small side, k on the large side) at these strides.
 struct NewtonStrides {
@@ -16,7 +17,7 @@ struct NewtonStrides {
 };
 
 struct NewtonSizes {
-  int batch, n;    // n: small side, 1 … kNewtonMaxSide
+  int batch, n;    // n: small side
   int64_t length;  // large side
   int terms;
   NewtonStrides input, output;
@@ -30,6 +31,7 @@ struct NewtonCoefficients {
 
 // Floats of scratch.
 int64_t newton_scratch(const NewtonSizes& sizes);
+int64_t newton_blocked_scratch(const NewtonSizes& sizes);
 
 // out = beta·out + scale·f(R) G; out is not read where beta is 0. status[matrix]: 0, or 1 + the first pivot that was
 // not positive and finite; then f(R) is taken as 0. dtype (float32, bfloat16, float16) is that of G and out; R and f(R)
@@ -37,5 +39,10 @@ int64_t newton_scratch(const NewtonSizes& sizes);
 cudaError_t launch_spectral_newton(const void* G, void* out, Dtype dtype, const NewtonSizes& sizes,
                                    const NewtonCoefficients& coefficients, float scale, float beta, int32_t* status,
                                    float* scratch, cudaStream_t stream);
+
+// The same with products of operands split into two bfloat16 numbers: relative error 3·2⁻¹⁸ a product.
+cudaError_t launch_spectral_newton_blocked(const void* G, void* out, Dtype dtype, const NewtonSizes& sizes,
+                                           const NewtonCoefficients& coefficients, float scale, float beta,
+                                           int32_t* status, float* scratch, cudaStream_t stream);
 
 }  // namespace spectral_ext::cuda

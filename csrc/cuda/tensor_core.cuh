@@ -1,8 +1,37 @@
-// The two warp instructions that 16-bit matrix products need (sm_80 and newer).
+// The instructions that 16-bit matrix products need (sm_80 and newer).
 #pragma once
 #include "cuda/device.cuh"
 
 namespace spectral_ext::cuda {
+
+// cp.async: sixteen bytes, both addresses aligned to them, from global to shared memory while the thread goes on.
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+#ifdef __CUDACC__
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+#else
+  cuda_emulator::copy_async(shared, global);
+#endif
+}
+
+// Ends a group of the copies that this thread has begun.
+__device__ __forceinline__ void end_copies() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+  cuda_emulator::end_copies();
+#endif
+}
+
+// Waits for this thread's groups but the last kLeft.
+template <int kLeft>
+__device__ __forceinline__ void wait_for_copies() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+#else
+  cuda_emulator::wait_for_copies(kLeft);
+#endif
+}
 
 // ldmatrix.x4.trans. Lane l names row l%8, of eight 16-bit numbers in shared memory, 16-byte aligned, of matrix l/8. Of
 // each matrix M the lane gets M[2(l%4)][l/4] and M[2(l%4) + 1][l/4].
@@ -15,6 +44,19 @@ __device__ __forceinline__ void load_transposed(uint32_t (&matrices)[4], const v
                : "memory");
 #else
   cuda_emulator::load_transposed(matrices, row);
+#endif
+}
+
+// ldmatrix.x4. As above, but of each matrix M the lane gets M[l/4][2(l%4)] and M[l/4][2(l%4) + 1].
+__device__ __forceinline__ void load_matrices(uint32_t (&matrices)[4], const void* row) {
+#ifdef __CUDACC__
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+               : "r"(address)
+               : "memory");
+#else
+  cuda_emulator::load_matrices(matrices, row);
 #endif
 }
 

@@ -8,6 +8,7 @@
 #include "cuda/lag_tables.h"
 #include "cuda/transpose.h"
 #include "ops/input_geometry.h"
+#include "ops/patch_sizes.h"
 
 namespace spectral_ext {
 namespace {
@@ -44,7 +45,7 @@ class LagSums {
       : x_(channels_last(x, device)), device_(device), tables_(make(plan)), words_(upload(x)) {}
 
   void accumulate(void* state, double beta, double scale) const {
-    const Tensor scratch = torch::stable::new_empty(x_, {tables_.scratch_numbers()}, accumulator_of(x_));
+    const Tensor scratch = cuda::allocate_scratch(x_, tables_.scratch_numbers(), accumulator_of(x_), "lag sums");
     cuda::Device::check(cuda::launch_lag_sums(x_.const_data_ptr(), cuda::dtype_of(x_), tables_.sizes,
                                               tables_.regions(device_words()), tables_.sum_regions(device_words()),
                                               state, scale, beta, scratch.mutable_data_ptr(), device_.stream()),
@@ -84,30 +85,13 @@ class LagSums {
   }
 };
 
-cuda::DirectSizes direct_sizes(const Tensor& x, const Geometry& g, bool channels_last_order) {
-  cuda::DirectSizes s{};
-  s.batch = g.batch, s.groups = static_cast<int>(g.groups), s.group_channels = static_cast<int>(g.group_channels());
-  s.batch_stride = x.stride(0), s.channel_stride = x.stride(1);
-  s.bias = g.bias, s.channels_last = channels_last_order;
-  const int64_t dims = x.dim() - 2;
-  for (int64_t a = 0; a < kAxes; ++a) {
-    const Axis& axis = g.axes[a];
-    const int64_t step = axis.kernel > 1 ? axis.offset(1) - axis.offset(0) : 0;
-    s.axes[a] = {static_cast<int>(axis.size),     static_cast<int>(axis.kernel), static_cast<int>(axis.positions()),
-                 static_cast<int>(axis.up()),     static_cast<int>(axis.down()), static_cast<int>(step),
-                 static_cast<int>(axis.offset(0))};
-    s.axis_stride[a] = a >= kAxes - dims ? x.stride(2 + a - (kAxes - dims)) : 0;
-  }
-  return s;
-}
-
 void direct(const Tensor& x, const Geometry& g, bool channels_last_order, const cuda::FactorOutput& out,
             const cuda::Device& device) {
-  const cuda::DirectSizes sizes = direct_sizes(x, g, channels_last_order);
+  const cuda::DirectSizes sizes = patch_sizes(x, g, channels_last_order);
   const cuda::Dtype dtype = cuda::dtype_of(x);
   const int multiprocessors = device.multiprocessors();
-  const Tensor scratch = torch::stable::new_empty(x, {cuda::input_factor_direct_scratch(sizes, dtype, multiprocessors)},
-                                                  accumulator_of(x));
+  const Tensor scratch = cuda::allocate_scratch(x, cuda::input_factor_direct_scratch(sizes, dtype, multiprocessors),
+                                                accumulator_of(x), "input_factor");
   cuda::Device::check(cuda::launch_input_factor_direct(x.const_data_ptr(), dtype, sizes, out,
                                                        scratch.mutable_data_ptr(), multiprocessors, device.stream()),
                       "input_factor");
@@ -125,7 +109,7 @@ void accumulate(Tensor& out, const Tensor& x, const Geometry& g, bool channels_l
     return direct(x, g, channels_last_order, target, device);
   const LagSums sums(x, plan, device);
   if (g.taps() == 1 && plan.regions == 1 && !g.bias) return sums.accumulate(target.data, beta, scale);
-  const Tensor state = torch::stable::new_empty(x, {plan.state_size()}, accumulator_of(x));
+  const Tensor state = cuda::allocate_scratch(x, plan.state_size(), accumulator_of(x), "input_factor");
   sums.accumulate(state.mutable_data_ptr(), 0, 1);
   sums.expand(state.const_data_ptr(), channels_last_order, target);
 }

@@ -1,11 +1,11 @@
-// spectral_newton for batches of small matrices on CUDA, from the coefficients of a partial fraction.
+// spectral_newton on CUDA, from the coefficients of a partial fraction: in the registers of a block up to a small side
+// of 160, blocked on the tensor cores beyond.
 #include "cuda/spectral_newton.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <limits>
 #include <utility>
 
 #include "common/cuda.h"
@@ -15,6 +15,9 @@ namespace spectral_ext {
 namespace {
 
 using torch::stable::Tensor;
+
+constexpr int64_t kMostProblems = 65535;            // of a grid's second axis
+constexpr int64_t kLargestSide = int64_t{1} << 30;  // the kernels count tiles of it in 32 bits
 
 // G (B, m, N); constant (B), weights and poles (B, terms); status (B) int32: 0, or 1 + the pivot that failed (out is
 // then 0).
@@ -42,15 +45,19 @@ void spectral_newton_poles_(Tensor out, Tensor status, const Tensor& G, const Te
   for (const auto& [t, name] :
        {std::pair<const Tensor&, const char*>{constant, "constant"}, {weights, "weights"}, {poles, "poles"}})
     check_no_overlap(out, "out", t, name);
-  STD_TORCH_CHECK(batch <= std::numeric_limits<int32_t>::max() && terms <= std::numeric_limits<int32_t>::max(),
-                  "G: more matrices than this kernel counts");
   const cuda::Dtype dtype = cuda::dtype_of(G);
   if (G.numel() == 0) return;
   const int small = G.size(1) <= G.size(2) ? 1 : 2, large = 3 - small;
-  STD_TORCH_CHECK(G.size(small) <= cuda::kNewtonMaxSide, "spectral_newton: this kernel takes a small side of at most ",
-                  cuda::kNewtonMaxSide, ", not ", G.size(small));
+  STD_TORCH_CHECK(terms > 0, "weights must have at least one pole per matrix");
+  const int64_t n = G.size(small), problems = batch * terms;
+  const bool blocked = n > cuda::kNewtonMaxSide;
+  STD_TORCH_CHECK(n <= cuda::kNewtonBlockedMaxSide, "G: a small side of at most ", cuda::kNewtonBlockedMaxSide,
+                  " can be solved on CUDA, not ", n);
+  STD_TORCH_CHECK(problems <= kMostProblems, "G: ", batch, " matrices of ", terms,
+                  " poles are more than one call takes, ", kMostProblems, " products of both: split the batch");
+  STD_TORCH_CHECK(G.size(large) <= kLargestSide, "G: a large side of at most ", kLargestSide, ", not ", G.size(large));
   const cuda::NewtonSizes sizes{static_cast<int>(batch),
-                                static_cast<int>(G.size(small)),
+                                static_cast<int>(n),
                                 G.size(large),
                                 static_cast<int>(terms),
                                 {G.stride(0), G.stride(small), G.stride(large)},
@@ -59,11 +66,12 @@ void spectral_newton_poles_(Tensor out, Tensor status, const Tensor& G, const Te
                                    static_cast<const float*>(weights.const_data_ptr()),
                                    static_cast<const float*>(poles.const_data_ptr())};
   const cuda::Device device(G);
-  const Tensor scratch = torch::stable::new_empty(G, {cuda::newton_scratch(sizes)}, ScalarType::Float);
-  cuda::Device::check(cuda::launch_spectral_newton(G.const_data_ptr(), out.mutable_data_ptr(), dtype, sizes, c,
-                                                   static_cast<float>(scale), static_cast<float>(beta),
-                                                   static_cast<int32_t*>(status.mutable_data_ptr()),
-                                                   static_cast<float*>(scratch.mutable_data_ptr()), device.stream()),
+  const int64_t floats = blocked ? cuda::newton_blocked_scratch(sizes) : cuda::newton_scratch(sizes);
+  const Tensor scratch = cuda::allocate_scratch(G, floats, ScalarType::Float, "spectral_newton");
+  const auto launch = blocked ? cuda::launch_spectral_newton_blocked : cuda::launch_spectral_newton;
+  cuda::Device::check(launch(G.const_data_ptr(), out.mutable_data_ptr(), dtype, sizes, c, static_cast<float>(scale),
+                             static_cast<float>(beta), static_cast<int32_t*>(status.mutable_data_ptr()),
+                             static_cast<float*>(scratch.mutable_data_ptr()), device.stream()),
                       "spectral_newton");
 }
 

@@ -36,7 +36,7 @@ def claims(lab: Laboratory) -> list[Claim]:
     made = []
     for study, without in PAIRS:
         share = min(resolved_share(lab.records(name), KINDS) for name in (study, without))
-        title = study.split("_")[0].upper()
+        title = "GPT" if study == "gpt" else "ViT"
         alpha, flat = (_change(lab, study, without, key) for key in ("alpha", "rho_A_slope"))
         chi = _change(lab, study, without, "chi_slope")
         made += [

@@ -1,6 +1,6 @@
 """Which directions hold on other samples, by layer type and stage: what the paper's own-batch α is an estimate of."""
 
-from experiments.claims import Claim, Table, layers_of, mean, middle, number, number_claim, over_seeds
+from experiments.claims import Claim, Table, layers_of, mean, middle, number, number_claim, over_seeds, resolved_share
 from experiments.studies import Laboratory
 
 TITLE = "Signal and noise: held-out directions by stage"
@@ -44,19 +44,33 @@ def tables(lab: Laboratory) -> list[Table]:
 
 
 def claims(lab: Laboratory) -> list[Claim]:
-    records = lab.records("resnet")
-    gap = over_seeds(
-        mean(abs(number(one, "alpha") - number(one, "held_out")) for one in layers_of(record)) for record in records
-    )
-    made = [
-        number_claim(
-            "§2",
-            "one batch is enough: α of other samples is the same",
-            "B = 2,048–4,096",
-            0.0,
-            0.15,
-            gap,
-            note="mean |own − held out| over the layers that have both",
+    made = []
+    for study in ("resnet", "vgg"):
+        gap = over_seeds(
+            mean(abs(number(one, "alpha") - number(one, "held_out")) for one in layers_of(record))
+            for record in lab.records(study, "early")
         )
-    ]
+        end = lab.records(study)
+        title = lab.studies[study].title
+        made += [
+            number_claim(
+                "§2", f"{title}, early: α of other samples is that of the batch", "one batch", 0.0, 0.15, gap,
+                note="mean |own − held out| over the layers that have both",
+            ),
+            number_claim(
+                "§3", f"{title}, trained: the singular directions hold on other samples", "assumed", 0.5, 1.0,
+                over_seeds(resolved_share([record]) for record in end), note="share of directions",
+            ),
+            number_claim(
+                "§5", f"{title}, trained: α of noise alone, 2/γ, is another than α", "assumed", 0.3, 5.0,
+                over_seeds(
+                    abs(
+                        middle(number(one, "alpha") for one in layers_of(record))
+                        - middle(number(one, "noise_alpha") for one in layers_of(record))
+                    )
+                    for record in end
+                ),
+                note="difference of the medians over layers",
+            ),
+        ]  # fmt: skip
     return made

@@ -27,6 +27,7 @@ COMMON = [
     "-fPIC",
     "-fno-strict-aliasing",
     "-w",
+    "-DSPECTRAL_EXT_CHUNK_FLOATS=300000",  # two matrices or poles of two tiles per side
     f"-I{HERE}",
     f"-I{ROOT / 'csrc'}",
     f"-I{TORCH / 'include'}",

@@ -13,7 +13,8 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __shared__ thread_local  // one copy for all fibers of a block; implies static
+#define __shared__ \
+  thread_local  // implies static; nothing else here is, so that run_block() can fill all of it with NaN
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
@@ -45,7 +46,10 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
 
-extern thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+// The least that a supported device allows: sm_86, sm_89 and sm_120 have 99 KiB for a block, of which more than 48 must
+// be asked for.
+constexpr size_t kSharedBytesUnasked = 48 * 1024, kSharedBytesOptIn = 99 * 1024;
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace cuda_emulator {
 void run(const cudaLaunchConfig_t& config, const std::function<void()>& thread);
@@ -54,6 +58,9 @@ void warp_barrier();
 uint64_t exchange(uint64_t value, int source_lane);  // what lane `source_lane` of this warp passed in
 int lane();
 void* dynamic_shared();
+void copy_async(void* shared, const void* global);  // done as late as allowed; until then the target holds NaN
+void end_copies();
+void wait_for_copies(int groups_left);
 void show(const void* mine);  // to the other lanes of this warp, from the next warp_barrier() to the one after
 const void* shown_by(int lane);
 }  // namespace cuda_emulator
@@ -81,44 +88,51 @@ T __shfl_down_sync(unsigned mask, T value, unsigned offset, int width = 32) {
 }
 
 namespace cuda_emulator {
-inline void load_transposed(uint32_t (&matrices)[4], const void* row) {
+// The four 8 × 8 matrices that the lanes name: element (row, column) of matrix m.
+template <typename Use>
+void with_matrices(const void* row, const Use& use) {
   uint16_t mine[8];  // read by the lane that named it: the race check sees the access
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) __builtin_trap();
   std::memcpy(mine, row, sizeof(mine));
-  const int column = lane() / 4, first = 2 * (lane() % 4);
   show(mine);
   warp_barrier();
-  for (int m = 0; m < 4; ++m) {
-    const auto* low = static_cast<const uint16_t*>(shown_by(8 * m + first));
-    const auto* high = static_cast<const uint16_t*>(shown_by(8 * m + first + 1));
-    matrices[m] = low[column] | static_cast<uint32_t>(high[column]) << 16;
-  }
+  use([](int m, int row, int column) -> uint32_t {
+    return static_cast<const uint16_t*>(shown_by(8 * m + row))[column];
+  });
   warp_barrier();
 }
+inline void load_transposed(uint32_t (&matrices)[4], const void* row) {
+  const int column = lane() / 4, first = 2 * (lane() % 4);
+  with_matrices(row, [&](const auto& at) {
+    for (int m = 0; m < 4; ++m) matrices[m] = at(m, first, column) | at(m, first + 1, column) << 16;
+  });
+}
+inline void load_matrices(uint32_t (&matrices)[4], const void* row) {
+  const int line = lane() / 4, first = 2 * (lane() % 4);
+  with_matrices(row, [&](const auto& at) {
+    for (int m = 0; m < 4; ++m) matrices[m] = at(m, line, first) | at(m, line, first + 1) << 16;
+  });
+}
+
+// What a lane brings to mma: its numbers, where 2w and 2w + 1 are those of word w of a, b0, b1; and its sums.
+struct TensorCoreLane {
+  float numbers[12];
+  float* sum;
+};
+void tensor_core(TensorCoreLane& mine);
 
 template <typename T>
 void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  const auto number = [&](int lane, int word, int half) {
-    const auto bits = static_cast<uint16_t>(static_cast<const uint32_t*>(shown_by(lane))[word] >> 16 * half);
+  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  TensorCoreLane mine;
+  mine.sum = sum;
+  for (int i = 0; i < 12; ++i) {
+    const auto bits = static_cast<uint16_t>(words[i / 2] >> 16 * (i % 2));
     T value;
     std::memcpy(&value, &bits, sizeof(bits));
-    return static_cast<double>(static_cast<float>(value));
-  };
-  const int g = lane() / 4, t = lane() % 4;
-  show(mine);
-  warp_barrier();
-  for (int e = 0; e < 4; ++e) {
-    const int row = g + e / 2 * 8, column = 2 * t + e % 2;
-    double total = sum[e];
-    for (int k = 0; k < 16; ++k) {
-      const int in_pair = k % 8 / 2;
-      total +=
-          number(row % 8 * 4 + in_pair, row / 8 + k / 8 * 2, k % 2) * number(column * 4 + in_pair, 4 + k / 8, k % 2);
-    }
-    sum[e] = static_cast<float>(total);
+    mine.numbers[i] = static_cast<float>(value);
   }
-  warp_barrier();
+  tensor_core(mine);
 }
 }  // namespace cuda_emulator
 
@@ -156,12 +170,17 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     case cudaDevAttrComputeCapabilityMinor:
       return *value = old ? 5 : 0, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      return *value = 163 * 1024, cudaSuccess;
+      return *value = static_cast<int>(kSharedBytesOptIn), cudaSuccess;
   }
   return cudaErrorInvalidValue;
 }
+namespace cuda_emulator {
+size_t& shared_bytes_allowed(const void* kernel);
+}
 template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
+  if (bytes < 0 || static_cast<size_t>(bytes) > kSharedBytesOptIn) return cudaErrorInvalidValue;
+  cuda_emulator::shared_bytes_allowed(reinterpret_cast<const void*>(kernel)) = static_cast<size_t>(bytes);
   return cudaSuccess;
 }
 
@@ -169,8 +188,11 @@ template <typename... Formal, typename... Actual>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Formal...), Actual&&... arguments) {
   const auto threads = uint64_t(config->blockDim.x) * config->blockDim.y * config->blockDim.z;
   const auto blocks = uint64_t(config->gridDim.x) * config->gridDim.y * config->gridDim.z;
-  if (threads == 0 || threads > 1024 || blocks == 0 || config->gridDim.y > 65535 || config->gridDim.z > 65535)
+  if (threads == 0 || threads > 1024 || config->blockDim.z > 64 || blocks == 0 || config->gridDim.x > 0x7fffffff ||
+      config->gridDim.y > 65535 || config->gridDim.z > 65535)
     return cudaErrorInvalidConfiguration;
+  if (config->dynamicSmemBytes > cuda_emulator::shared_bytes_allowed(reinterpret_cast<const void*>(kernel)))
+    return cudaErrorInvalidValue;
   if (std::getenv("CUDA_EMULATOR_OLD_GPU") != nullptr) return cudaErrorNoKernelImageForDevice;
   cuda_emulator::run(*config, [&] { kernel(static_cast<Formal>(arguments)...); });
   return cudaSuccess;

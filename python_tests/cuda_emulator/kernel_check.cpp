@@ -189,50 +189,59 @@ void transposition(int64_t batch, int64_t rows, int64_t columns) {
         expect(out[(b * columns + c) * rows + r] == x[(b * rows + r) * columns + c], "transpose");
 }
 
-void rayleigh(int64_t samples, int64_t positions, int K, bool positions_last) {
-  const RayleighSizes sizes{samples, positions, K};
-  const int64_t count = samples * positions * K, sample = positions * K;
-  const std::vector<float> p = random_numbers<float>(count), q = random_numbers<float>(count);
-  const std::vector<float> shift = random_numbers<float>(K);
-  const int64_t k_stride = positions_last ? positions : 1, s_stride = positions_last ? 1 : K;
-  const int64_t rows = rayleigh_partial_rows(sizes);
-  double* partials = guarded<double>(rows * 4 * K);
+// A linear layer: rows of n and m numbers.
+void rayleigh(int64_t samples, int positions, int n, int m, int K) {
+  const int64_t rows = samples * positions;
+  const std::vector<float> x = random_numbers<float>(rows * n), delta = random_numbers<float>(rows * m);
+  const std::vector<float> U = random_numbers<float>(m * K), V = random_numbers<float>(n * K);
+  const auto operand = [&](const std::vector<float>& numbers, int features, const std::vector<float>& directions) {
+    DirectSizes s{};
+    s.batch = samples, s.groups = 1, s.group_channels = features;
+    s.batch_stride = static_cast<int64_t>(positions) * features, s.channel_stride = 1, s.axis_stride[2] = features;
+    for (DirectAxis& axis : s.axes) axis = {1, 1, 1, 1, 1, 0, 0};
+    s.axes[2].size = s.axes[2].positions = positions;
+    return RayleighOperand{to_device(numbers), Dtype::kFloat32, s, to_device(directions)};
+  };
+  const RayleighProblem problem{operand(x, n, V), operand(delta, m, U), K, false};
+  const RayleighPlan plan = rayleigh_plan(problem);
   double* out = guarded<double>(4 * K);
-  check(launch_rayleigh_partials({to_device(p), sample, k_stride, s_stride, to_device(shift)},
-                                 {to_device(q), sample, k_stride, s_stride, nullptr}, Dtype::kFloat32, sizes, partials,
-                                 nullptr));
-  void* const outputs[4] = {out, out + K, out + 2 * K, out + 3 * K};
-  check(launch_rayleigh_finish(partials, rows, K, {{1, 2, 3, 4}}, outputs, Dtype::kFloat64, nullptr));
+  check(launch_rayleigh(problem, plan, guarded<float>(plan.scratch_numbers), guarded<double>(plan.partial_numbers), out,
+                        nullptr));
   const std::vector<double> found = to_host(out, 4 * K);
   for (int k = 0; k < K; ++k) {
     double want[4] = {};
     for (int64_t b = 0; b < samples; ++b) {
       double inner = 0;
-      for (int64_t s = 0; s < positions; ++s) {
-        const double a = static_cast<double>(p[b * sample + k * k_stride + s * s_stride]) + shift[k];
-        const double d = q[b * sample + k * k_stride + s * s_stride];
-        want[0] += d * d, want[1] += a * a, want[2] += d * d * a * a, inner += d * a;
+      for (int64_t row = b * positions; row < (b + 1) * positions; ++row) {
+        double p = 0, q = 0;
+        for (int i = 0; i < n; ++i) p += static_cast<double>(x[row * n + i]) * V[i * K + k];
+        for (int i = 0; i < m; ++i) q += static_cast<double>(delta[row * m + i]) * U[i * K + k];
+        want[0] += q * q, want[1] += p * p, want[2] += q * q * p * p, inner += q * p;
       }
       want[3] += inner * inner;
     }
-    for (int o = 0; o < 4; ++o) expect_close(found[o * K + k], (o + 1) * want[o], 1e-12, "Rayleigh quotients");
+    const double B = static_cast<double>(samples), BS = static_cast<double>(rows);
+    const double scale[4] = {1 / B, 1 / BS, 1 / BS, 1 / B};
+    for (int o = 0; o < 4; ++o) expect_close(found[o * K + k], scale[o] * want[o], 2e-5, "Rayleigh quotients");
   }
 }
 
 // The residual of (R + p)·T = w·G + c·(R + p)·G for one term.
-void newton(int n, int64_t length) {
+void newton(int n, int64_t length, bool blocked) {
+  const int matrices = blocked ? 1 : 2;
   const NewtonStrides strides{n * length, length, 1};
-  const NewtonSizes sizes{2, n, length, 1, strides, strides};
-  const std::vector<float> G = random_numbers<float>(2 * n * length);
+  const NewtonSizes sizes{matrices, n, length, 1, strides, strides};
+  const std::vector<float> G = random_numbers<float>(matrices * n * length);
   const std::vector<float> constant(2, 0.25f), weight(2, 2.0f), pole(2, static_cast<float>(length));
-  float* out = guarded<float>(2 * n * length);
-  int32_t* codes = guarded<int32_t>(2);
-  check(launch_spectral_newton(to_device(G), out, Dtype::kFloat32, sizes,
-                               {to_device(constant), to_device(weight), to_device(pole)}, 1, 0, codes,
-                               guarded<float>(newton_scratch(sizes)), nullptr));
-  const std::vector<float> found = to_host(out, 2 * n * length);
-  const std::vector<int32_t> status = to_host(codes, 2);
-  for (int b = 0; b < 2; ++b) {
+  float* out = guarded<float>(matrices * n * length);
+  int32_t* codes = guarded<int32_t>(matrices);
+  const auto launch_newton = blocked ? launch_spectral_newton_blocked : launch_spectral_newton;
+  float* scratch = guarded<float>(blocked ? newton_blocked_scratch(sizes) : newton_scratch(sizes));
+  check(launch_newton(to_device(G), out, Dtype::kFloat32, sizes,
+                      {to_device(constant), to_device(weight), to_device(pole)}, 1, 0, codes, scratch, nullptr));
+  const std::vector<float> found = to_host(out, matrices * n * length);
+  const std::vector<int32_t> status = to_host(codes, matrices);
+  for (int b = 0; b < matrices; ++b) {
     expect(status[b] == 0, "Newton status");
     const float *g = G.data() + b * n * length, *t = found.data() + b * n * length;
     for (int64_t c = 0; c < length; c += 1 + length / 4)
@@ -255,6 +264,32 @@ __global__ void missing_barrier(int* out) {
   out[threadIdx.x] = value[31 - threadIdx.x];
 }
 
+#ifndef __CUDACC__
+__global__ void unwritten(float* out) {
+  __shared__ float value[32];
+  if (threadIdx.x == 0) value[0] = 1;
+  __syncthreads();
+  out[threadIdx.x] = value[threadIdx.x];
+}
+
+// What the emulator promises: shared memory that nobody wrote is NaN in every block, and no launch exceeds a device.
+void emulator() {
+  float* out = guarded<float>(32);
+  for (int run = 0; run < 2; ++run) {
+    std::memset(out, 0, 32 * sizeof(float));
+    check(launch(unwritten, dim3(2), dim3(32), 0, nullptr, out));
+    expect(out[0] == 1 && std::isnan(out[1]), "static shared memory is not NaN at a block's start");
+  }
+  expect(launch(unwritten, dim3(1), dim3(1056), 0, nullptr, out) != cudaSuccess, "more than 1024 threads");
+  expect(launch(unwritten, dim3(1, 65536), dim3(32), 0, nullptr, out) != cudaSuccess, "a grid beyond its limits");
+  expect(launch(unwritten, dim3(1), dim3(32), 100 * 1024, nullptr, out) != cudaSuccess, "more shared memory than is");
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(1), config.blockDim = dim3(32), config.dynamicSmemBytes = 64 * 1024;
+  expect(cudaLaunchKernelEx(&config, missing_barrier, reinterpret_cast<int*>(out)) != cudaSuccess,
+         "more than 48 KiB of shared memory, and nobody asked for it");
+}
+#endif
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -262,14 +297,18 @@ int main(int argc, char** argv) {
     check(launch(missing_barrier, dim3(1), dim3(32), 0, nullptr, guarded<int>(32)));
     return 0;
   }
+#ifndef __CUDACC__
+  emulator();
+#endif
   factor(3, 1, 2), factor(33, 2, 1), factor(18, 1, 20);
   factor_of_rows<__nv_bfloat16>(70, 72, Dtype::kBFloat16, 1);
+  factor_of_rows<__half>(140, 128, Dtype::kFloat16, 1);
   factor_of_rows<__half>(300, 66, Dtype::kFloat16, 20);
   factor_of_rows<float>(70, 68, Dtype::kFloat32, 1);
   factor_of_rows<float>(600, 35, Dtype::kFloat32, 20);
   factor_of_rows<float>(37, 19, Dtype::kFloat32, 1);
   transposition(2, 33, 70), transposition(1, 5, 3);
-  rayleigh(35, 33, 5, true), rayleigh(9, 7, 33, false), rayleigh(600, 1, 3, false);
-  newton(3, 300), newton(66, 70), newton(129, 20);
+  rayleigh(3, 140, 5, 4, 5), rayleigh(9, 7, 70, 33, 27), rayleigh(30, 1, 90, 70, 40);
+  newton(3, 300, false), newton(66, 70, false), newton(129, 20, false), newton(130, 20, true);
   std::puts("every kernel ran");
 }

@@ -5,11 +5,12 @@ does no harm. Nothing is kept beyond the batch: each layer's (x, d) is visited d
 The error d is B times the hook's gradient of the mean loss, B the samples of the batch.
 """
 
-from spectral_ext.capture.factors import Capture, LayerFactors, capture_factors, sum_factors
+from spectral_ext.capture.factors import Capture, FactorSums, LayerFactors, capture_factors, sum_factors
 from spectral_ext.capture.quotients import Quotients, QuotientSums, capture_quotients, sum_quotients
 
 __all__ = [
     "Capture",
+    "FactorSums",
     "LayerFactors",
     "QuotientSums",
     "Quotients",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,17 +14,38 @@ from spectral_ext.capture.skips import has_skip
 from spectral_ext.layers import Layer, layer_name
 from spectral_ext.measurement.batches import Batch, LossFunction, batch_loss, first_tensor
 from spectral_ext.measurement.checks import check_loss
+from spectral_ext.measurement.masks import RowMask
 from spectral_ext.ops import output_factor
 
-Visitor = Callable[[str, Tensor, Tensor, Hashable], None]
-"""(name, x, d, source): layers with the same source were called with the same x."""
+
+@dataclass
+class Call:
+    """One call of a layer: input and error with the samples first, zero in rows that do not count."""
+
+    x: Tensor
+    d: Tensor
+    source: Hashable
+    """Layers with the same source were called with the same x, and the same rows count."""
+    keep: Tensor | None = None
+    """(B, S), bool: the rows that count; None where all do."""
+
+    @property
+    def left_out(self) -> int:
+        return 0 if self.keep is None else self.keep.numel() - int(self.keep.sum())
+
+    def kept(self, tensor: Tensor) -> Tensor:
+        """The rows of x or d that count, (N, n)."""
+        return tensor.reshape(-1, tensor.shape[-1]) if self.keep is None else tensor[self.keep]
+
+
+Visitor = Callable[[str, Call], None]
 
 
 class Calls:
     """What the forward pass of one batch did with each layer."""
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, Layer], samples: int) -> None:
-        self.samples = samples
+    def __init__(self, model: nn.Module, layers: Mapping[str, Layer], batch: Batch, mask: RowMask | None) -> None:
+        self.samples, self.error_scale, self.mask = batch.samples, batch.count, mask
         self.count = dict.fromkeys(layers, 0)
         self.last = ""
         """The last module with a weight of two or more dimensions that was called, hooked as a layer or not."""
@@ -49,8 +71,8 @@ class Calls:
             return "the loss does not depend on its output"
         return None
 
-    def block_factors(self, layers: Mapping[str, Layer]) -> dict[str, tuple[str, Tensor, int]]:
-        """The sum Σ d dᵀ at the output of the nearest block with as many channels: (block, sum, samples)."""
+    def block_factors(self, layers: Mapping[str, Layer]) -> dict[str, tuple[str, Tensor]]:
+        """Of the nearest block with as many channels: (block, the rows d at its output), or of a convolution Σ d dᵀ."""
         found = {}
         factors: dict[tuple[str, bool], Tensor] = {}
         for name, layer in layers.items():
@@ -63,9 +85,11 @@ class Calls:
                 if error.shape[1 if layer.is_convolution else -1] != layer.matrix_shape[0] or error.dim() < 2:
                     continue
                 key = block, layer.is_convolution
-                if key not in factors:
-                    factors[key] = output_factor(error, convolution=layer.is_convolution, scale="sum")
-                found[name] = block, factors[key], error.shape[0]
+                if key not in factors and layer.is_convolution:
+                    factors[key] = output_factor(error, convolution=True, scale="sum")
+                elif key not in factors:
+                    factors[key] = error.reshape(-1, error.shape[-1])
+                found[name] = block, factors[key]
                 break
         return found
 
@@ -84,9 +108,11 @@ def _enclosing_blocks(model: nn.Module, name: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def recording(model: nn.Module, layers: Mapping[str, Layer], samples: int, visit: Visitor) -> Iterator[Calls]:
+def recording(
+    model: nn.Module, layers: Mapping[str, Layer], batch: Batch, mask: RowMask | None, visit: Visitor
+) -> Iterator[Calls]:
     """Hooks for one forward and backward pass, which :func:`pass_over` runs."""
-    calls = Calls(model, layers, samples)
+    calls = Calls(model, layers, batch, mask)
 
     def layer_hook(name: str, layer: Layer) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
@@ -123,7 +149,9 @@ def recording(model: nn.Module, layers: Mapping[str, Layer], samples: int, visit
             if tensor is None or not tensor.requires_grad or tensor.dim() < 2:
                 return
             if has_skip(first_tensor(args), tensor):
-                tensor.register_hook(lambda gradient: calls.block_errors.__setitem__(block, _error(gradient, samples)))
+                tensor.register_hook(
+                    lambda gradient: calls.block_errors.__setitem__(block, _error(gradient, batch.count))
+                )
 
         return hook
 
@@ -184,16 +212,16 @@ def pass_over(
     return loss.item(), dict(zip(layers, found, strict=True))
 
 
-def _error(gradient: Tensor, samples: int) -> Tensor:
+def _error(gradient: Tensor, count: float) -> Tensor:
     wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
-    return wide.detach() * samples
+    return wide.detach() * count
 
 
 def _visit(
     calls: Calls, visit: Visitor, name: str, layer: Layer, x: Tensor, gradient: Tensor, source: Hashable
 ) -> None:
     """Bring (x, d) to the ops' form: samples first, at least single precision."""
-    d = _error(gradient, calls.samples)
+    d = _error(gradient, calls.error_scale)
     x = x.to(d.dtype)
     if layer.is_convolution:
         if x.dim() < layer.weight.dim():
@@ -203,7 +231,11 @@ def _visit(
     if d.shape[0] != calls.samples:
         x, d = _samples_first(calls, name, layer, x, d)
     with torch.no_grad():
-        visit(name, x, d, source)
+        keep = None if calls.mask is None or layer.is_convolution else calls.mask.rows_that_count(x, d)
+        if keep is not None:
+            x, d = x * keep.unsqueeze(-1), d * keep.unsqueeze(-1)
+            source = source, keep.cpu().numpy().tobytes()
+        visit(name, Call(x, d, source, keep))
 
 
 def _samples_first(calls: Calls, name: str, layer: Layer, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:

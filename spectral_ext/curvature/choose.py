@@ -6,7 +6,7 @@ weight is used once → double_backward_weight → finite_difference where an op
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from spectral_ext.curvature.chunks import Plan
@@ -41,8 +41,20 @@ def check_method(method: str) -> None:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
 
 
-def check_sampling(method: str, draws: int, seed: int, self_check: bool | None = None) -> Sampling:
-    """How labels are drawn; raises ValueError where ``draws`` gives no standard error, or a check is asked for."""
+def check_sampling(
+    method: str,
+    draws: int,
+    seed: int,
+    residuals: str | Iterable[str] | None,
+    layers: Iterable[str],
+    self_check: bool | None = None,
+) -> Sampling:
+    """How labels are drawn for ``layers``, and which of them have their residual measured.
+
+    Raises:
+        ValueError: ``draws`` gives no standard error, a check is asked for, or ``residuals`` belongs to another method.
+        KeyError: a pattern of ``residuals`` fits no layer.
+    """
     if method == SAMPLED and draws < 2:
         raise ValueError(f"draws must be at least 2, not {draws}: the standard error of h is that between draws")
     if method == SAMPLED and self_check:
@@ -50,7 +62,13 @@ def check_sampling(method: str, draws: int, seed: int, self_check: bool | None =
             f"self_check=True compares exact methods, and {SAMPLED} is an estimate: leave it out, and read "
             "standard_error"
         )
-    return Sampling(int(draws), int(seed))
+    patterns = [residuals] if isinstance(residuals, str) else list(residuals or ())
+    if patterns and method != SAMPLED:
+        raise ValueError(f"residuals belongs to method={SAMPLED!r}: other methods give all parts of h with split=True")
+    for pattern in patterns:
+        if not any(Sampling(residuals=(pattern,)).with_residual(name) for name in layers):
+            raise KeyError(f"residuals: no measured layer matches {pattern!r}; there are {', '.join(list(layers)[:8])}")
+    return Sampling(int(draws), int(seed), tuple(patterns))
 
 
 def choose(

@@ -33,6 +33,8 @@ class Plan:
     layers: Mapping[str, Layer]
     memory_budget: int | None
     self_check: bool
+    holds_gradients: bool = True
+    """Whether the budget is for the gradients of all layers too."""
     programs: dict[Any, Program | UntraceableError] = field(default_factory=dict)
     estimates: dict[Any, MemoryEstimate] = field(default_factory=dict)
 
@@ -53,7 +55,7 @@ class Plan:
             try:
                 found = trace(self.model, self.loss_fn, batch)
                 key = id(batch) if found.of_one_batch else key
-                self.estimates[key] = estimate(found, self.model, self.layers, batch.samples)
+                self.estimates[key] = estimate(found, self.model, self.layers, batch.samples, self.holds_gradients)
             except UntraceableError as why:
                 found = why
             self.programs[key] = found
@@ -67,19 +69,22 @@ class Plan:
         if not isinstance(raised, Program):
             raised = precision.in_float64(program)
             self.programs[key, torch.float64] = raised
-            self.estimates[key, torch.float64] = estimate(raised, self.model, self.layers, samples)
+            self.estimates[key, torch.float64] = estimate(
+                raised, self.model, self.layers, samples, self.holds_gradients
+            )
         return raised
 
     def _key(self, batch: Batch) -> Any:
         return id(batch) if id(batch) in self.programs else signature(batch)
 
-    def _estimate(self, batch: Batch, in_float64: bool = False) -> MemoryEstimate:
+    def estimate(self, batch: Batch, in_float64: bool = False) -> MemoryEstimate:
+        """What a batch takes that :meth:`program` has traced."""
         key = self._key(batch)
         return self.estimates[(key, torch.float64) if in_float64 else key]
 
     def directions_at_once(self, name: str, batch: Batch, in_float64: bool = False) -> int:
         """How many directions of a layer to push at a time."""
-        estimate, budget = self._estimate(batch, in_float64), self.memory_budget
+        estimate, budget = self.estimate(batch, in_float64), self.memory_budget
         device, most = self.layers[name].weight.device, 1 << 30
         if device.type == "cpu":
             most = max(2, CACHE // max(estimate.per_direction[name], 1))
@@ -108,9 +113,11 @@ class Plan:
             self.program(piece.batch, in_float64)
         except UntraceableError:
             return [piece]
-        estimate = self._estimate(piece.batch, in_float64)
+        estimate = self.estimate(piece.batch, in_float64)
         need = max(estimate.total(), estimate.self_check if self.self_check and not in_float64 else 0)
-        return [piece] if need <= self.memory_budget else self._cut(piece, need)
+        if need <= self.memory_budget:
+            return [piece]
+        return [part for cut in self._cut(piece, need) for part in self.fitting(cut, in_float64)]
 
     def _cut(self, piece: Piece, need: int) -> list[Piece]:
         size = piece.batch.samples

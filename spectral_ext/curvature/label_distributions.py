@@ -62,6 +62,8 @@ def label_distributions(program: Program, env: Environment) -> list[LabelDistrib
     """
     reached = set(program.outputs) | program.loss_operations
     curved = [n for n in program.nodes if n in program.loss_operations and has_second_derivative(n, reached)]
+    # What no measured weight reaches is a constant here.
+    curved = [node for node in curved if _first(env[node]).requires_grad]
     if not curved:
         raise NotApplicableError(
             "the loss is linear in the model's output, so that its Gauss–Newton part is zero: the model must return "

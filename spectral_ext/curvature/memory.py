@@ -6,16 +6,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from spectral_ext.curvature.rules import RULES, operands
 from spectral_ext.curvature.sites import Site, has_second_derivative, site_of
+from spectral_ext.curvature.softmax_head import TILE_BYTES, find_heads
 from spectral_ext.curvature.trace import Program, trace
 from spectral_ext.layers import Layer, find_layers
 from spectral_ext.measurement.batches import LossFunction, as_batches
 from spectral_ext.measurement.environment import measurement, unwrapped
 from spectral_ext.measurement.singular_directions import DOUBLE_BELOW
+
+aten = torch.ops.aten
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "select",
           "slice", "unbind", "split", "split_with_sizes", "alias", "detach"}  # fmt: skip
@@ -69,24 +73,30 @@ class MemoryEstimate:
 def estimate_memory(
     model: nn.Module, loss_fn: LossFunction, batch: Any, *, layers: str | Iterable[str] | None = None
 ) -> MemoryEstimate:
-    """What a measurement would take on this batch, from a trace of it.
+    """What the curvature would take on this batch, from a trace of it. Model and batch may be on the meta device.
 
     Raises:
         UntraceableError: the model or loss cannot be traced.
     """
     model = unwrapped(model)
-    with measurement(model):
+    with measurement(model, values=False):
         chosen, _ = find_layers(model, layers)
         (one,) = as_batches([batch], model)
         program = trace(model, loss_fn, one)
         return estimate(program, model, chosen, one.samples)
 
 
-def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], samples: int) -> MemoryEstimate:
+def estimate(
+    program: Program, model: nn.Module, layers: Mapping[str, Layer], samples: int, gradients: bool = True
+) -> MemoryEstimate:
+    """``gradients``: whether the gradients of the layers, the sum and a piece's, are held beside the curvature."""
     sites = {name: site_of(program, model, layer) for name, layer in layers.items()}
     reached = {node for site in sites.values() for node in (site.seed_node, *site.schedule)}
+    seeds = {site.seed_node for site in sites.values()}
+    heads = find_heads(program, reached, seeds)
+    absorbed = {node for head in heads for node in head.absorbed}
     needed = set(program.nodes)
-    base = weights = sum(2 * _bytes(layer.weight) for layer in layers.values())  # the gradients: the sum, and a piece's
+    base = weights = sum(2 * _bytes(layer.weight) for layer in layers.values()) if gradients else 0
     if program.raised:  # the weights and buffers in float64
         base += sum(_bytes(node.meta["val"]) for node in program.placeholders if node in needed)
     values = 0
@@ -97,11 +107,17 @@ def estimate(program: Program, model: nn.Module, layers: Mapping[str, Layer], sa
         size = sizes[node]
         base += size
         values += size
-        if node in reached:
+        if node in absorbed:  # of a head: the adjoint and the weighted probabilities
+            base += 2 * size if node.target is aten._log_softmax.default else 0
+        elif node in reached:
             # The adjoint and two constants of an operation with a second derivative; the slope or mask of any other,
             # unless it is a product.
             base += 3 * size if has_second_derivative(node, reached) else size if _has_slope(node) else 0
-    per_direction = {name: _per_direction(site, sizes) for name, site in sites.items()}
+    per_direction = {name: _per_direction(site, sizes, absorbed) for name, site in sites.items()}
+    for head in heads:  # tiles; the input's adjoint and W p, and with directions in W the input and the gradient
+        seeded = head.product in seeds
+        base += 2 * min(TILE_BYTES, allocated(head.product)) + (2 + seeded) * _bytes(head.input.meta["val"])
+        base += seeded * _bytes(head.weight.meta["val"])
     most = max(per_direction.values(), default=0)
     return MemoryEstimate(
         base, per_direction, samples, self_check=weights + 5 * values, gradients=weights,
@@ -130,7 +146,11 @@ def allocated(node: fx.Node) -> int:
     """Bytes that an operation allocates for its output; a view allocates none."""
     if getattr(node.target, "_opname", getattr(node.target, "__name__", "")) in {*_VIEWS, "getitem"}:
         return 0
-    return sum(_bytes(value) for value in pytree.tree_leaves(node.meta.get("val")))
+    return sum(_bytes(value) for value in _values(node))
+
+
+def _values(node: fx.Node) -> list[Any]:
+    return pytree.tree_leaves(node.meta.get("val"))
 
 
 def _bytes(value: Any) -> int:
@@ -142,12 +162,18 @@ def _has_slope(node: fx.Node) -> bool:
     return rule is not None and rule.build.__name__ == "piecewise_linear"
 
 
-def _per_direction(site: Site, sizes: Mapping[fx.Node, int]) -> int:
-    """The high-water mark of live tangents, with two temporaries of an operation's own size."""
-    start = sum(_bytes(v) for v in pytree.tree_leaves(site.seed_node.meta.get("val")))
+def _per_direction(site: Site, sizes: Mapping[fx.Node, int], absorbed: set[fx.Node]) -> int:
+    """The high-water mark of live tangents, with two temporaries of an operation's own size.
+
+    No tangent passes the ``absorbed`` nodes of a head: its product copies the input's tangents at most.
+    """
+    start = 0 if site.seed_node in absorbed else sum(_bytes(v) for v in _values(site.seed_node))
     live, total = {site.seed_node: start}, start
     peak = 2 * start
     for node in site.schedule:
+        if node in absorbed:
+            peak = max(peak, total + 2 * max(live.get(i, 0) for i in operands(node)))
+            continue
         size = sizes[node]
         inside = max([size, *(live.get(i, 0) for i in operands(node))])
         peak = max(peak, total + size + 2 * inside)

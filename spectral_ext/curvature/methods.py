@@ -40,6 +40,8 @@ class MethodResult:
     """Σ weight² · variance of the estimated h; of sampled_gauss_newton only."""
     summed: bool = False
     """Whether sampled_gauss_newton adds up the samples of a piece before the square."""
+    exact_residual: bool = False
+    """Whether sampled_gauss_newton has the residual of h too, by tangent_adjoint."""
     note: str | None = None
     """Why double backward in the output does not apply to the layer."""
     custom: set[str] = field(default_factory=set)
@@ -149,6 +151,17 @@ def sampled_gauss_newton(
             held.variance = variance if held.variance is None else held.variance + variance
             held.summed |= estimate.terms < piece.batch.samples
             done(name)
+    exact = {name: along for name, along in directions.items() if sampling.with_residual(name)}
+    for index, piece in enumerate(plan.pieces if exact else []):
+        chosen = {name: plan.layers[name] for name in exact}
+        residual = TangentAdjoint(plan.program(piece.batch), plan.model, piece.batch, chosen, residual_only=True)
+        for name, along in exact.items():
+            at_once, held = plan.directions_at_once(name, piece.batch), found[name]
+            parts = _joined([residual.curvature(name, part) for part in _chunks(along, at_once)]).parts
+            for kind, value in parts.items():
+                held.parts[kind] = held.parts.get(kind, torch.zeros_like(value)) + piece.weight * value
+                held.by_piece[index] = held.by_piece[index] + value
+            held.exact_residual = True
     return found
 
 

@@ -62,9 +62,12 @@ class Session:
         self.measured: dict[str, MethodResult] = {}
         self.checks: dict[str, SelfCheck] = {}
 
-    def cut(self, data: list[Batch], memory_budget: int | None) -> None:
-        """Cut the data into pieces that fit the memory budget."""
-        self.plan = Plan(self.model, self.loss_fn, pieces_of(data), self.layers, memory_budget, self.check)
+    def cut(self, data: list[Batch], memory_budget: int | None, holds_gradients: bool = True) -> None:
+        """Cut the data into pieces that fit the memory budget, which is for the gradients of all layers too unless
+        ``holds_gradients`` is False.
+        """
+        pieces = pieces_of(data)
+        self.plan = Plan(self.model, self.loss_fn, pieces, self.layers, memory_budget, self.check, holds_gradients)
         if self.method == "auto" or self.method in TRACED:
             self.plan.cut_samples()
 
@@ -87,12 +90,12 @@ class Session:
         self.samples, self.loss = round(total), loss / total
         found: Found = {}
         for name, layer in self.layers.items():
+            if given is not None and name not in given:
+                continue
             own = local.gradients[name]
             used = all_sum(torch.tensor([0.0 if own is None else 1.0], device=self.device), self.group)
             share = torch.zeros_like(layer.weight) if own is None else own.reshape(layer.weight.shape)
             gradient = share if self.group is None else all_sum(share * (weight / total), self.group)
-            if given is not None and name not in given:
-                continue
             if not used.item():
                 self.skipped[name] = "the loss does not depend on its weight"
             elif not bool(gradient.isfinite().all()):
@@ -276,7 +279,8 @@ class Session:
             parts, reason, standard_error = None, choice.reason, None
             notes = list(self.notes.get(name, []))
             if choice.method == SAMPLED:
-                kinds = {"gauss_newton": kinds["gauss_newton"]}
+                if not measured.exact_residual:
+                    kinds = {"gauss_newton": kinds["gauss_newton"]}
                 variance = all_sum(zero if measured.variance is None else measured.variance, self.group)
                 standard_error = (variance.sqrt() / self.samples).to(self.dtype)
                 notes.append(self._sampling_note(measured))
@@ -292,7 +296,12 @@ class Session:
         return DirectionalCurvature(results, self.skipped, self.loss, self.samples, mode)
 
     def _sampling_note(self, measured: MethodResult) -> str:
-        note = f"h is its Gauss–Newton part alone, estimated from {self.sampling.draws} draws of labels per sample"
+        what = (
+            "exact but for its Gauss–Newton part, which is"
+            if measured.exact_residual
+            else "its Gauss–Newton part alone,"
+        )
+        note = f"h is {what} estimated from {self.sampling.draws} draws of labels per sample"
         if measured.summed:
             note += (
                 "; its samples influence each other, or it is used several times or not sample by sample, so that a "

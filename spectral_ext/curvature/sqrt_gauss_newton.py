@@ -89,7 +89,8 @@ class SqrtGaussNewton:
         """``(h (K,), L̇ (K,))`` of every layer, float64."""
         with torch.no_grad():
             inputs = {
-                name: Projection(site, self.env, directions[name], self.samples) for name, site in self.sites.items()
+                name: Projection(site, self.env, directions[name].stored, self.samples)
+                for name, site in self.sites.items()
             }
         gradient, vectors, signs = self._loss_factor()
         slopes = {name: inputs[name](delta).sum(0) for name, delta in self._back(gradient).items()}

@@ -103,7 +103,7 @@ class KroneckerAccumulator:
     Every sample weighs the same, whatever the size of its micro-batch: the factors of any split of a batch are the
     factors of the batch. With ``decay``, each :meth:`step` multiplies what came before by it, w_t = decay^age:
     an exponential average without bias towards its start. For a convolution whose lag sums are smaller than C_A, those
-    are what is kept; they are expanded only when a factor is asked for.
+    are what is kept; they are expanded only when a factor is asked for::
 
         accumulator = KroneckerAccumulator.for_module(layer, decay=0.95)
         for x, delta in micro_batches:          # delta: per-sample errors

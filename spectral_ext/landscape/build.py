@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from spectral_ext.capture import LayerFactors, Quotients
 from spectral_ext.curvature.result import LayerCurvature
-from spectral_ext.factors.eigen import top_eigenpairs
 from spectral_ext.landscape.derive import derive
 from spectral_ext.landscape.mechanisms import (
     layer_norm_diagnostic,
@@ -25,8 +23,6 @@ from spectral_ext.spectra.participation import EffectiveRank
 from spectral_ext.spectra.regression import FitError
 from spectral_ext.spectra.weights import weight_spectrum
 
-FULL_SPECTRUM = 2048
-"""Factors up to this size are decomposed fully; of larger ones the top eigenvalues are computed."""
 NORM_SPECTRUM = 4096
 """Behind a norm all eigenvalues of Ĉ are computed up to this size."""
 
@@ -79,12 +75,12 @@ def build_row(
         arrays.output_quotient, arrays.input_quotient = _numpy(quotients.output), _numpy(quotients.input)
         if quotients.gauss_newton is not None:
             arrays.gn_sample = _numpy(quotients.gauss_newton)
-        delta, A = eigenvalues(factors.C_delta, k), eigenvalues(factors.C_A, k)
+        delta, A = (_numpy(factor.eigenvalues(k)) for factor in (factors.C_delta, factors.C_A))
     else:
         row.notes.append(f"no Kronecker factors, and nothing that follows from them: {missing}")
     derive(row, eigenvalues_delta=delta, eigenvalues_A=A, level=level, seed=seed)
     try:
-        row.weight = weight_spectrum(layer.matrix(layer.weight.detach()), top_k=max(k, 20))
+        row.weight = weight_spectrum(layer.matrices(layer.weight.detach()), top_k=max(k, 20), family=True)
     except FitError as error:
         row.notes.append(f"weight spectrum: {error}")
     if factors is not None and delta is not None and A is not None:
@@ -100,17 +96,8 @@ def _ranks_of_large_factors(row: LayerLandscape, factors: LayerFactors, delta: n
             row.notes.append(
                 f"{name} is {size} × {size}: top {len(values)} eigenvalues, no entropy rank, no predicted spectrum"
             )
-            squares = float(factor.norm(dtype=torch.float64)) ** 2
-            rank = EffectiveRank(participation=float(factor.trace()) ** 2 / squares, count=size)
+            rank = EffectiveRank(participation=(factor.trace() / factor.norm()) ** 2, count=size)
             setattr(row, "effective_rank_delta" if name == "C_δ" else "effective_rank_A", rank)
-
-
-def eigenvalues(C: Tensor, k: int) -> np.ndarray:
-    """Decreasing eigenvalues of a factor: all up to ``FULL_SPECTRUM``, else the max(k, 100) largest."""
-    size = C.shape[0]
-    if size <= FULL_SPECTRUM:
-        return torch.linalg.eigvalsh(C.double() if size <= 1024 else C).flip(0).cpu().double().numpy()
-    return top_eigenpairs(C, max(k, 100)).values.cpu().double().numpy()
 
 
 def _split(row: LayerLandscape, curvature: LayerCurvature) -> None:
@@ -129,7 +116,7 @@ def _mechanisms(row: LayerLandscape, factors: LayerFactors, A: np.ndarray) -> No
     defined = np.isfinite(arrays.rho_A) & np.isfinite(arrays.rho_delta)
     sigma, rho_A, rho_delta = (values[defined] for values in (arrays.sigma, arrays.rho_A, arrays.rho_delta))
     spectrum, reason = _norm_spectrum(factors, A)
-    row.layer_norm = layer_norm_diagnostic(sigma, rho_A, spectrum, behind_norm=factors.behind_norm, reason=reason)
+    row.layer_norm = layer_norm_diagnostic(sigma, rho_A, spectrum, behind_norm=factors.norm is not None, reason=reason)
     if factors.C_delta_out is not None:
         row.residual = residual_diagnostic(
             factors.C_delta, factors.C_delta_out, sigma, rho_delta, k=min(10, len(arrays.sigma)), block=factors.block
@@ -140,17 +127,18 @@ def _mechanisms(row: LayerLandscape, factors: LayerFactors, A: np.ndarray) -> No
 
 def _norm_spectrum(factors: LayerFactors, A: np.ndarray) -> tuple[np.ndarray, str]:
     """The eigenvalues that the LayerNorm diagnostic is about, or none and the reason."""
-    n = factors.C_A.shape[0]
-    if not factors.behind_norm:
+    n = factors.C_A.size
+    if factors.norm is None:
         return (A, "") if len(A) == n else (np.zeros(0), f"only the largest eigenvalues of C_A are known (n = {n})")
-    if factors.C_normalized is None:
+    if factors.C_A.matrix is not None and n > NORM_SPECTRUM:
+        return np.zeros(0), f"all {n} eigenvalues would take too long; {NORM_SPECTRUM} is the limit"
+    normalized = factors.normalized()
+    if normalized is None:
         return np.zeros(0), (
             "the norm is over other dimensions than the layer's input, or its weight and bias leave too few digits of "
             "the normalized input in C_A"
         )
-    if n > NORM_SPECTRUM:
-        return np.zeros(0), f"all {n} eigenvalues would take too long; {NORM_SPECTRUM} is the limit"
-    return normalized_spectrum(factors.C_normalized, centred=factors.centred), ""
+    return normalized_spectrum(normalized, centred=factors.centred), ""
 
 
 def _numpy(values: Tensor) -> np.ndarray:

@@ -10,7 +10,12 @@ import numpy as np
 
 from spectral_ext.landscape.recommendation import recommend
 from spectral_ext.landscape.row import Closure, LayerLandscape
+from spectral_ext.signal.exponent import fit_noise_exponent
+from spectral_ext.signal.mechanism_slopes import slopes_by_mechanism
 from spectral_ext.signal.noise_spectrum import NoiseLevel, noise_level, sample_correlation
+from spectral_ext.signal.own_batch import DataIntervals
+from spectral_ext.signal.unrelated import s_of_scatter, transfer_null
+from spectral_ext.signal.verdict import Signal
 from spectral_ext.spectra.alignment import curvature_ratio, kronecker_products, rayleigh_ratio
 from spectral_ext.spectra.couillet_hachem import predict_singular_values
 from spectral_ext.spectra.curvature_exponent import alpha_by_quartile, fit_alpha, fit_gamma, fit_s
@@ -63,10 +68,32 @@ def derive(
         if not arrays.residual_missing:
             row.r2_h_gn = _r2(row, arrays.h, arrays.h_gauss_newton)
         row.log_correlation = _attempt(row, lambda: log_correlation(arrays.h_kron, sigma2), lambda _: math.nan)
-        row.recommendation = recommend(
-            row.alpha, arrays.concentration[np.isfinite(arrays.concentration)], arrays.h[np.isfinite(arrays.h)]
-        )
+        advise(row)
     return row
+
+
+def advise(row: LayerLandscape) -> None:
+    """Set the recommendation, from the row's ``signal`` where it has one."""
+    arrays = row.arrays
+    row.recommendation = recommend(
+        row.alpha,
+        arrays.concentration[np.isfinite(arrays.concentration)],
+        arrays.h[np.isfinite(arrays.h)],
+        signal=row.signal,
+        data_interval=row.data_intervals.alpha if row.data_intervals else (math.nan, math.nan),
+    )
+
+
+def take_signal(row: LayerLandscape, signal: Signal, intervals: DataIntervals | None) -> None:
+    """Enter what the folds have found, and what follows from it."""
+    row.signal, row.data_intervals = signal, intervals
+    if row.num_nonpositive and intervals is not None:
+        other = intervals.alpha_all
+        found = f"is {other}" if other.ok else f"finds no law ({other.reason})"
+        row.notes.append(
+            f"own-batch α of a fit over the groups that keeps the h_k ≤ 0 {found}; without them: {row.alpha}"
+        )
+    advise(row)
 
 
 def _attempt(row: LayerLandscape, what: Callable[[], T], otherwise: Callable[[str], T]) -> T:
@@ -132,10 +159,23 @@ def _exponents(row: LayerLandscape, level: float, seed: int) -> None:
         lambda: check_transfer(sigma, h, level=level, seed=seed),
         TransferCheck.empty,
     )
+    if row.transfer.ok:
+        row.transfer_null = _attempt(row, lambda: transfer_null(sigma, h, seed=seed), lambda _: None)
+        row.s_unrelated = _attempt(row, lambda: s_of_scatter(sigma, h, seed=seed), lambda _: math.nan)
     row.alpha_quartiles = _attempt(row, lambda: alpha_by_quartile(sigma, h, level=level), lambda _: [])
     row.rank_models = _attempt(row, lambda: fit_rank_models(sigma), RankModels.empty)
+    arrays = row.arrays
+    if len(arrays.gn_sample):
+        variance = arrays.gn_sample - sigma**2
+        row.noise_exponent = _attempt(row, lambda: fit_noise_exponent(variance, h, level=level), Fit.empty)
+    if len(arrays.h_gauss_newton):
+        parts = {"gauss_newton": arrays.h_gauss_newton, **arrays.h_residual}
+        row.mechanism_slopes = _attempt(row, lambda: slopes_by_mechanism(sigma, h, parts, level=level), lambda _: {})
     if row.num_nonpositive:
-        row.notes.append(f"{row.num_nonpositive} of {len(h)} h_k are ≤ 0: kept, left out of the log fits")
+        row.notes.append(
+            f"{row.num_nonpositive} of {len(h)} h_k are ≤ 0: kept, left out of the log fits. Where noise made them "
+            "negative, α comes out too small, since the fit keeps only the other half of the noise"
+        )
 
 
 def _decomposition(row: LayerLandscape, level: float) -> None:

@@ -155,7 +155,9 @@ def read_document(path: Path, schema: str = SCHEMA) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise LandscapeFileError(f"{path} is not a regular file: give the folder or file that Landscape.save wrote")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        document = json.loads(
+            path.read_text(encoding="utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats
+        )
     except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8, and integers too long
         raise LandscapeFileError(
             f"{path} is not complete JSON (truncated?): {error}: restore it from a copy, or measure again"
@@ -184,12 +186,30 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {ascii(repeated)[:60]} stands twice in one object")
+    return found
+
+
 def _digest(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def encode_landscape(landscape: Any) -> dict[str, Any]:
-    """Body of the file; floats keep all their digits, so that loading gives the same numbers."""
+    """Body of the file; floats keep all their digits, so that loading gives the same numbers.
+
+    Raises:
+        ValueError: two rows have the same name, or a row is not stored under its name.
+    """
+    for key, row in landscape.items():
+        if key != row.name:
+            raise ValueError(
+                f"the row {row.name!r} is stored under {key!r}, and a file knows rows by their names: set row.name"
+            )
     return {
         "meta": encode(landscape.meta),
         "skipped": landscape.skipped,

@@ -23,11 +23,24 @@ def write_atomically(path: str | Path, content: str | bytes) -> Path:
         ``path``.
 
     Raises:
-        OSError: the folder cannot be made or written to, or the disk is full.
+        OSError: the folder cannot be made or written to, or the disk is full; of the kind that the system reports, and
+            the message names the path and the remedy.
+        ValueError: the path holds a null character.
         UnicodeEncodeError: the text holds half of a surrogate pair.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise ValueError(f"the path {str(path)!r} holds a null character, which no path can: choose another one")
     data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        _write(path, data)
+    except OSError as error:
+        what = f"cannot write {path}: {error.strerror or error}; choose a folder on a disk that can be written to"
+        raise type(error)(error.errno, what) from error
+    return path
+
+
+def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{secrets.token_hex(8)}.partial"
     # O_EXCL: a name that exists, also as a planted link, is refused. Mode 666 without the umask, as open() has it;
@@ -44,7 +57,6 @@ def write_atomically(path: str | Path, content: str | bytes) -> Path:
             temporary.unlink()
         raise
     _sync_folder(path.parent)
-    return path
 
 
 def _sync_folder(folder: Path) -> None:

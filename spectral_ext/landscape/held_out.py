@@ -11,18 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spectral_ext.capture import LayerFactors, QuotientSums, sum_quotients
 from spectral_ext.curvature.directions import given_directions
 from spectral_ext.curvature.sampled_gauss_newton import Sampling
 from spectral_ext.curvature.session import Session
+from spectral_ext.factors.second_moment import SecondMoment
 from spectral_ext.layers import Layer
-from spectral_ext.measurement.batches import LossFunction
+from spectral_ext.measurement.batches import Batch, LossFunction
 from spectral_ext.measurement.gradients import GradientPass, gradient_pass, pieces_of
 from spectral_ext.measurement.singular_directions import SingularDirections
 from spectral_ext.signal.cross_fitting import MIN_GROUPS, cross_fit, fold_directions
 from spectral_ext.signal.groups import Groups
-from spectral_ext.signal.own_batch import DataIntervals, own_batch_intervals
+from spectral_ext.signal.own_batch import DataIntervals, FactorMoments, own_batch_intervals
 from spectral_ext.signal.verdict import Signal, judge, too_few_groups
 
 
@@ -80,13 +83,19 @@ def cross_fitted(
 
 
 def own_intervals(
-    signal: Signal, by_piece: list[Tensor], piece_weights: list[float], weights: list[int], level: float
+    signal: Signal,
+    by_piece: list[Tensor],
+    piece_weights: list[float],
+    weights: list[int],
+    level: float,
+    factors: FactorMoments | None = None,
 ) -> DataIntervals | None:
     """The interval of the data of a layer, from h on each piece of the measurement; None where it was not kept.
 
     Args:
         by_piece, piece_weights: h (K,) of each piece, and its samples; the pieces of a group follow each other.
         weights: samples of each group.
+        factors: the factors' moments per group, for β and φ.
     """
     if len(weights) < MIN_GROUPS or len(by_piece) != len(piece_weights) or not signal.own_folds:
         return None
@@ -95,7 +104,61 @@ def own_intervals(
     for j, weight, values in zip(group_of, piece_weights, by_piece, strict=True):
         if j < len(weights):  # beyond are the samples of no group
             h[j] += weight / weights[j] * values.double().cpu().numpy()
-    return own_batch_intervals(np.stack(signal.own_folds), h, weights=weights, level=level)
+    return own_batch_intervals(np.stack(signal.own_folds), h, weights=weights, factors=factors, level=level)
+
+
+def second_moments(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: list[Batch],
+    groups: Groups | None,
+    layers: dict[str, Layer],
+    pairs: dict[str, tuple[Tensor, Tensor]],
+    factors: dict[str, LayerFactors],
+    *,
+    on_batch: Callable[[], None],
+) -> tuple[dict[str, QuotientSums], dict[str, FactorMoments]]:
+    """:func:`~spectral_ext.capture.sum_quotients` over all batches, and with three or more groups the moments of each.
+
+    It is one pass. Where a layer's factors are single matrices of the size of its directions, the moments along the
+    factors' eigenvectors are taken in the same pass; only such layers have :class:`FactorMoments`.
+    """
+    if not layers:
+        return {}, {}
+    if groups is None or len(groups.batches) < MIN_GROUPS:
+        return sum_quotients(model, loss_fn, data, layers, pairs, on_batch=on_batch), {}
+    wide = dict(pairs)
+    for name in layers:
+        (U, V), found = pairs[name], factors[name]
+        count = U.shape[1]
+        if (found.C_delta.size, found.C_A.size) == (len(U), len(V)):
+            W_delta, W_A = (_eigenvectors(C, count).to(U) for C in (found.C_delta, found.C_A))
+            wide[name] = torch.cat([U, W_delta], 1), torch.cat([V, W_A], 1)
+    by_group = [
+        sum_quotients(model, loss_fn, batches, layers, wide, on_batch=on_batch)
+        for batches in [*groups.batches, *([groups.rest] if groups.rest else [])]
+    ]
+    sums, moments = {}, {}
+    for name in layers:
+        count, total = pairs[name][0].shape[1], wide[name][0].shape[1]
+        held = [one[name] for one in by_group]
+        sums[name] = sum(held[1:], held[0])[:count]
+        labelled = [one.reduced() for one in held[: len(groups.batches)]]
+        if total > count:
+            output, inputs = (
+                np.stack([getattr(q, key).cpu().numpy() for q in labelled]) for key in ("output", "input")
+            )
+            rows = np.array([one.rows for one in held[: len(groups.batches)]], dtype=np.float64)
+            moments[name] = FactorMoments(
+                output[:, :count], inputs[:, :count], output[:, count:], inputs[:, count:], rows
+            )
+    return sums, moments
+
+
+def _eigenvectors(C: SecondMoment, count: int) -> Tensor:
+    """The top eigenvectors (n, count); zero beyond the rank, where the moment along every eigenvector is zero."""
+    found = C.eigenspace(count)
+    return F.pad(found, (0, count - found.shape[1]))
 
 
 def _matrix(one: GradientPass, name: str, layer: Layer) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectral_ext.factors.second_moment import SecondMoment
 from spectral_ext.spectra.regression import Fit, FitError, as_vector, fit_power_law
 
 
@@ -55,7 +56,7 @@ class SoftmaxDiagnostic:
 
     classes: int
     rank: int
-    """Eigenvalues of C_δ above 1e-6 λ_1."""
+    """Eigenvalues of C_δ above 1e-6 λ_1; at least as many where only the largest ones are computed."""
     inside: float
     """Geometric mean of u'C_δu/λ_1 over k ≤ rank."""
     outside: float
@@ -92,25 +93,34 @@ def layer_norm_diagnostic(
     return LayerNormDiagnostic(condition, len(kept), _slope(sigma, rho_A, "rho_A"), behind_norm, reason)
 
 
-def normalized_spectrum(C: Tensor, *, centred: bool) -> np.ndarray:
+def normalized_spectrum(C: Tensor | SecondMoment, *, centred: bool) -> np.ndarray:
     """All eigenvalues of Ĉ (n, n) in decreasing order, in float64; with ``centred`` those on the complement of the
     constant vector, n − 1 of them.
     """
-    C = C.double()
-    n = C.shape[0]
+    C = _moment(C)
+    n = C.size
+    if C.matrix is None:  # rows: those of a LayerNorm are made to sum to zero, as they do but for rounding
+        centre = SecondMoment(n)
+        centre.scale, centre.rows = C.scale, [rows - rows.mean(1, keepdim=True) if centred else rows for rows in C.rows]
+        return centre.eigenvalues(n)[: n - centred].cpu().numpy()
+    matrix = C.dense().double()
     if centred:
         # The reflection that exchanges 1/√n and −e_1: its other columns are a basis of the complement.
-        v = torch.full((n,), n**-0.5, dtype=torch.float64, device=C.device)
+        v = torch.full((n,), n**-0.5, dtype=torch.float64, device=matrix.device)
         v[0] += 1
         v /= v.norm()
-        Cv = C @ v
-        C = (C - 2 * (torch.outer(v, Cv) + torch.outer(Cv, v)) + 4 * (v @ Cv) * torch.outer(v, v))[1:, 1:]
-    return torch.linalg.eigvalsh(C).flip(0).cpu().numpy()
+        Cv = matrix @ v
+        matrix = (matrix - 2 * (torch.outer(v, Cv) + torch.outer(Cv, v)) + 4 * (v @ Cv) * torch.outer(v, v))[1:, 1:]
+    return torch.linalg.eigvalsh(matrix).flip(0).cpu().numpy()
+
+
+def _moment(C: Tensor | SecondMoment) -> SecondMoment:
+    return C if isinstance(C, SecondMoment) else SecondMoment.of(C)
 
 
 def residual_diagnostic(
-    C_delta: Tensor,
-    C_delta_out: Tensor,
+    C_delta: Tensor | SecondMoment,
+    C_delta_out: Tensor | SecondMoment,
     sigma: Any,
     rho_delta: Any,
     *,
@@ -122,26 +132,28 @@ def residual_diagnostic(
     Raises:
         ValueError: shapes differ.
     """
-    if C_delta.shape != C_delta_out.shape:
-        raise ValueError(f"C_delta {tuple(C_delta.shape)} and C_delta_out {tuple(C_delta_out.shape)} differ in shape")
-    C_delta, C_delta_out = C_delta.double(), C_delta_out.double()
-    norm = float(C_delta.norm() * C_delta_out.norm())
-    alignment = float((C_delta * C_delta_out).sum()) / norm if norm > 0 else math.nan
-    k = min(k, C_delta.shape[0])
-    ours, theirs = (torch.linalg.eigh(C)[1][:, -k:] for C in (C_delta, C_delta_out))
-    overlap = float((ours.mT @ theirs).square().sum()) / k
+    ours, theirs = _moment(C_delta), _moment(C_delta_out)
+    if ours.size != theirs.size:
+        raise ValueError(f"C_delta ({ours.size}) and C_delta_out ({theirs.size}) differ in shape")
+    norm = ours.norm() * theirs.norm()
+    alignment = ours.inner(theirs) / norm if norm > 0 else math.nan
+    bases = [one.eigenspace(min(k, ours.size)) for one in (ours, theirs)]
+    k = min(basis.shape[1] for basis in bases)
+    overlap = float((bases[0][:, :k].mT @ bases[1][:, :k]).square().sum()) / k
     return ResidualDiagnostic(alignment, overlap, k, _slope(sigma, rho_delta, "rho_delta"), block)
 
 
-def softmax_diagnostic(C_delta: Tensor, output_quotient: Any, *, classes: int | None = None) -> SoftmaxDiagnostic:
+def softmax_diagnostic(
+    C_delta: Tensor | SecondMoment, output_quotient: Any, *, classes: int | None = None
+) -> SoftmaxDiagnostic:
     """Rank of C_δ (m, m) and the drop of u_k'C_δu_k beyond it (Proposition 6, J.2).
 
     ρ_k^δ itself is undefined beyond the rank, where λ_k = 0, so the drop is measured on u_k'C_δu_k/λ_1.
     """
-    C = C_delta.double()
-    eigenvalues = torch.linalg.eigvalsh(C).flip(0).cpu().numpy()
-    top = float(eigenvalues[0])
+    C = _moment(C_delta)
     quotient = as_vector(output_quotient, "output_quotient")
+    eigenvalues = C.eigenvalues(len(quotient)).cpu().numpy()
+    top = float(eigenvalues[0])
     rank = int((eigenvalues > 1e-6 * top).sum()) if top > 0 else 0
     logs = (
         np.log(np.maximum(quotient / top, np.finfo(np.float64).tiny)) if top > 0 else np.full(len(quotient), math.nan)
@@ -150,8 +162,8 @@ def softmax_diagnostic(C_delta: Tensor, output_quotient: Any, *, classes: int | 
     def mean(part: np.ndarray) -> float:
         return float(np.exp(part.mean())) if len(part) else math.nan
 
-    zero_sum = float(C.sum()) / (C.shape[0] * top) if top > 0 else math.nan
-    return SoftmaxDiagnostic(classes or C.shape[0], rank, mean(logs[:rank]), mean(logs[rank:]), zero_sum)
+    zero_sum = C.sum() / (C.size * top) if top > 0 else math.nan
+    return SoftmaxDiagnostic(classes or C.size, rank, mean(logs[:rank]), mean(logs[rank:]), zero_sum)
 
 
 def _slope(sigma: Any, rho: Any, what: str) -> Fit:

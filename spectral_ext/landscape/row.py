@@ -9,8 +9,10 @@ import numpy as np
 
 from spectral_ext.landscape.mechanisms import LayerNormDiagnostic, ResidualDiagnostic, SoftmaxDiagnostic
 from spectral_ext.landscape.recommendation import Recommendation
+from spectral_ext.signal.mechanism_slopes import MechanismSlope
 from spectral_ext.signal.noise_spectrum import NoiseLevel
 from spectral_ext.signal.own_batch import DataIntervals
+from spectral_ext.signal.unrelated import TransferNull
 from spectral_ext.signal.verdict import Signal
 from spectral_ext.spectra.couillet_hachem import SpectrumPrediction
 from spectral_ext.spectra.participation import EffectiveRank
@@ -92,6 +94,9 @@ class DirectionArrays:
         wrong = [f"{name} has {length}" for name, length in lengths.items() if length not in (0, k)]
         if k and not len(self.h):
             wrong.append("h has none")
+        for name in ("sigma", "sigma_all"):
+            if bool((getattr(self, name) < 0).any()):
+                return f"{name} holds a negative number, which no singular value is"
         return f"sigma has {k} values, but {', '.join(wrong)}" if wrong else ""
 
 
@@ -142,7 +147,15 @@ class LayerLandscape:
     s: Fit = field(default_factory=_empty_fit)
     transfer: TransferCheck = field(default_factory=lambda: TransferCheck.empty("not measured"))
     """αγ, its error against s and a bootstrap interval."""
+    transfer_null: TransferNull | None = None
+    """How often a permuted, and a sorted unrelated h has as small an error of s = αγ."""
+    s_unrelated: float = _NAN
+    """s of an h that is unrelated to σ and scatters as the measured one does around its law."""
     alpha_quartiles: list[Fit] = field(default_factory=list)
+    noise_exponent: Fit = field(default_factory=_empty_fit)
+    """γ of C_k ∝ h_k^γ, C_k the variance of a sample's gradient along direction k (arXiv 2602.05600)."""
+    mechanism_slopes: dict[str, MechanismSlope] = field(default_factory=dict)
+    """Part of h → how much it moves α: the slope of h without it."""
 
     rank_models: RankModels = field(default_factory=lambda: RankModels.empty("not measured"))
     """Laws of σ_k in rank."""
@@ -194,6 +207,11 @@ class LayerLandscape:
     @property
     def alpha_gamma(self) -> float:
         return self.transfer.alpha_gamma
+
+    @property
+    def noise_alpha(self) -> float:
+        """2/γ of the noise: the α that a gradient of pure sampling noise has in this layer."""
+        return 2 / self.noise_exponent.value if self.noise_exponent.ok and self.noise_exponent.value > 0 else _NAN
 
     @property
     def weight_tail_below_s(self) -> bool | None:

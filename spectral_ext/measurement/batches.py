@@ -12,12 +12,15 @@ The caller gives *batches*, each of them
 
 ``loss_fn`` must be a *mean* over the samples of the batch. The loss of all data is the mean of the batches' losses,
 each weighted by its number of samples, and per-sample errors are gradients times that number.
+
+One file: each part of a batch (arguments, samples, count, mask) is read from the same forms of input.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -27,6 +30,8 @@ from torch.utils import _pytree as pytree
 
 LossFunction = Callable[..., Tensor]
 BatchSize = int | Callable[[Any], int]
+Count = Callable[[Any], Any]
+Mask = str | Callable[[Any], Tensor]
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")
 """Entries of a mapping that are compared with the inputs as a target is."""
 
@@ -50,7 +55,14 @@ class Batch:
     target: Any
     """None where the batch was a mapping: then the loss takes ``kwargs``."""
     samples: int
-    """How many samples the loss is a mean over."""
+    """How many samples it holds."""
+    count: float = 0.0
+    """What its loss is a mean over, and what it weighs among the batches; 0 takes ``samples``."""
+    mask: Tensor | None = None
+    """(B, S), bool: which rows (tokens) count in the Kronecker factors, as the caller gave it; None: not given."""
+
+    def __post_init__(self) -> None:
+        self.count = self.count or float(self.samples)
 
     def take(self, samples: list[int] | range) -> Batch:
         """Some of the samples: every tensor that has the samples in a dimension is indexed there.
@@ -64,7 +76,8 @@ class Batch:
         args, kwargs, target = (
             _take(tree, index, self.samples, sequence_first) for tree in (self.args, self.kwargs, self.target)
         )
-        return Batch(args, kwargs, target, len(index))
+        mask = None if self.mask is None else self.mask[index.to(self.mask.device)]
+        return Batch(args, kwargs, target, len(index), self.count * len(index) / max(self.samples, 1), mask)
 
 
 def _unflattened(parts: Iterable[Any], samples: int) -> Batch:
@@ -91,6 +104,8 @@ def as_batches(
     model: nn.Module | None = None,
     *,
     batch_size: BatchSize | None = None,
+    count: Count | None = None,
+    mask: Mask | None = None,
     device: torch.device | None = None,
 ) -> list[Batch]:
     """The batches as a list of :class:`Batch`, so that they can be read several times; see the head of this module.
@@ -100,6 +115,11 @@ def as_batches(
         model: tells one argument from several, and whether the names of a mapping are arguments of ``model.forward``.
         batch_size: the number of samples of each batch, or a function that tells it of a batch as the caller gave it.
             None compares the inputs with the target, see :func:`count_samples`.
+        count: what the loss of a batch is a mean over, as a function of the batch as the caller gave it: the number of
+            labelled tokens for a token mean. The batches weigh by it. None: by their samples.
+        mask: which rows (tokens) count in the Kronecker factors: a function of the batch as the caller gave it that
+            returns a tensor (B, S), true or non-zero where a row counts, or the name of such an entry of a mapping.
+            None: see :func:`spectral_ext.measurement.masks.row_mask`.
         device: where the tensors are moved to.
 
     Raises:
@@ -116,7 +136,15 @@ def as_batches(
         raise ValueError("batches is empty: pass at least one batch, and a list rather than an iterator already used")
     if len(found) == 2 and isinstance(found[1], Tensor):
         raise TypeError("batches must be an iterable of batches, and this looks like one pair: pass [(inputs, target)]")
-    return [_as_batch(batch, f"batch {i}", model, batch_size, device) for i, batch in enumerate(found)]
+    made = [_as_batch(batch, f"batch {i}", model, batch_size, device) for i, batch in enumerate(found)]
+    for index, (batch, raw) in enumerate(zip(made, found, strict=True)):
+        if isinstance(raw, Batch):
+            continue
+        if count is not None:
+            batch.count = _given_count(count, raw, f"batch {index}")
+        if mask is not None:
+            batch.mask = _given_mask(mask, raw, batch.samples, f"batch {index}").to(device)
+    return made
 
 
 def _as_batch(
@@ -200,6 +228,34 @@ def _given_size(batch_size: BatchSize, raw: Any, label: str) -> int:
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise ValueError(f"batch_size must be a number of samples, or a function that returns it; {label}: {size!r}")
     return size
+
+
+def _given_count(count: Count, raw: Any, label: str) -> float:
+    if not callable(count):
+        raise TypeError(f"count must be a function of a batch that returns a number, not {count!r}")
+    found = count(raw)
+    value = float(found) if isinstance(found, (int, float, Tensor)) and not isinstance(found, bool) else math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"count must return what the loss is a mean over, a positive number; {label}: {found!r}")
+    return value
+
+
+def _given_mask(mask: Mask, raw: Any, samples: int, label: str) -> Tensor:
+    if isinstance(mask, str):
+        if not isinstance(raw, Mapping) or mask not in raw:
+            raise KeyError(f"mask={mask!r} names an entry of a batch, and {label} has none of that name")
+        found = raw[mask]
+    elif callable(mask):
+        found = mask(raw)
+    else:
+        raise TypeError(f"mask must be a function of a batch, or the name of an entry of a batch, not {mask!r}")
+    if not isinstance(found, Tensor) or found.dim() != 2 or found.shape[0] != samples:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"mask must give a tensor (B, S) with B = {samples} for {label}, not {shape}")
+    found = found.detach() != 0
+    if not bool(found.any()):
+        raise ValueError(f"mask: no row of {label} counts: leave the batch out")
+    return found
 
 
 def _parameters(model: nn.Module) -> list[inspect.Parameter] | None:

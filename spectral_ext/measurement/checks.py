@@ -24,7 +24,8 @@ REDUCTION_NOTES = {
     "unknown": "the loss is neither mean nor sum of its samples' losses (masked tokens, class weights or coupled "
     "samples?), and "
     "batches weigh by their number of samples: h and σ are those of that weighted mean and depend on how the data are "
-    "cut into batches, and d = B × hook gradient is a per-sample error only up to that coupling",
+    "cut into batches, and d = B × hook gradient is a per-sample error only up to that coupling; for a mean over "
+    "tokens pass count=, the number of labelled tokens of a batch",
     "unchecked": "that the loss is a mean over samples could not be checked on these batches",
 }
 
@@ -159,10 +160,15 @@ def check_reduction(model: nn.Module, loss_fn: LossFunction, batches: list[Batch
     """
     found = set()
     with _evaluation_mode(model), torch.no_grad():
-        first = _some(batches[0])
+        counted = any(batch.count != batch.samples for batch in batches)
+        # A part of a batch has an unknown count: where counts are given, whole batches are joined.
+        first = batches[0] if counted else _some(batches[0])
         for batch in batches:
+            if counted and batch is first:
+                continue
             try:
-                found.add(_compare(model, loss_fn, first, _some(batch), batch is batches[0]))
+                other = batch if counted else _some(batch)
+                found.add(_compare(model, loss_fn, first, other, batch is batches[0], counted))
             except _SumError:
                 raise ValueError(
                     "loss_fn is a sum over samples (the loss of a batch is the sum of its parts' losses): divide by "
@@ -180,18 +186,18 @@ class _SumError(Exception):
     pass
 
 
-def _compare(model: nn.Module, loss_fn: LossFunction, first: Batch, other: Batch, same: bool) -> str:
+def _compare(model: nn.Module, loss_fn: LossFunction, first: Batch, other: Batch, same: bool, counted: bool) -> str:
     whole = None if same else _joined(first, other)
     if whole is None:
         half = other.samples // 2
-        if half == 0:
+        if half == 0 or counted:
             return "unchecked"
         whole, parts = other, [other.take(range(half)), other.take(range(half, other.samples))]
     else:
         parts = [first, other]
     together, *apart = (batch_loss(model, loss_fn, batch).item() for batch in (whole, *parts))
-    total = sum(part.samples for part in parts)
-    mean = sum(part.samples * loss for part, loss in zip(parts, apart, strict=True)) / total
+    total = sum(part.count for part in parts)
+    mean = sum(part.count * loss for part, loss in zip(parts, apart, strict=True)) / total
     scale = REDUCTION_TOLERANCE * max(abs(together), *map(abs, apart))
     if abs(together - mean) <= scale:
         return "mean"

@@ -22,6 +22,8 @@ def digest(tree: Any) -> str:
             sha.update(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         elif isinstance(item, Batch):
             feed((item.args, item.kwargs, item.target, item.samples))
+            if item.count != item.samples or item.mask is not None:
+                feed((item.count, item.mask))
         elif isinstance(item, Mapping):
             for key, value in item.items():
                 sha.update(f"{key}:".encode())

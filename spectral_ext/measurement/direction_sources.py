@@ -42,6 +42,11 @@ def direction_matrices(source: Any, layers: Mapping[str, Layer]) -> dict[str, Te
     return {name: _matrix(name, tensor, layers[name]) for name, tensor in given.items()}
 
 
+def is_matrix(tensor: Tensor, layer: Layer) -> bool:
+    """Whether the tensor has the shape of the layer's weight or of its matrix (m, n), not of K directions."""
+    return tuple(tensor.shape) in (layer.matrix_shape, tuple(layer.weight.shape))
+
+
 def _momentum(state: Mapping[str, Any]) -> Tensor | None:
     return next((state[key] for key in MOMENTA if isinstance(state.get(key), Tensor)), None)
 
@@ -49,8 +54,7 @@ def _momentum(state: Mapping[str, Any]) -> Tensor | None:
 def _matrix(name: str, tensor: Any, layer: Layer) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"directions[{name!r}] must be a tensor, not {type(tensor).__name__}")
-    m, n = layer.matrix_shape
-    if tuple(tensor.shape) not in ((m, n), tuple(layer.weight.shape)):
+    if not is_matrix(tensor, layer):
         raise ValueError(
             f"directions[{name!r}] has shape {tuple(tensor.shape)}, and the weight {tuple(layer.weight.shape)}: they "
             "belong to another model"

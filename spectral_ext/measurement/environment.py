@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
@@ -35,12 +36,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def measurement(model: nn.Module) -> Iterator[set[str]]:
+def measurement(model: nn.Module, *, values: bool = True) -> Iterator[set[str]]:
     """:func:`.preserved`, and inside the block: attention by the math kernel (the fused ones have no second
     derivative), the fused transformer-encoder path off, TF32 off, float32 matrix products at "highest" precision,
-    compiled parts run uncompiled (compiled code has no second derivative), autocast blocks that the forward pass enters
-    have no effect (they would mix precisions), gradients on, and batch norm in train mode
-    leaves its running statistics alone. Enter it before anything reads a weight.
+    compiled parts run uncompiled (compiled code has no second derivative), reentrant activation checkpoints call their
+    function directly, autocast blocks that the forward pass enters have no effect (they would mix precisions),
+    gradients on, and batch norm in train mode leaves its running statistics alone. Enter it before anything reads a
+    weight. ``values=False`` allows a model on the meta device, of which only shapes are asked.
 
     Yields:
         the devices whose autocast a forward pass has tried to switch on so far.
@@ -51,12 +53,13 @@ def measurement(model: nn.Module) -> Iterator[set[str]]:
             the model is wrapped by FSDP, or dropout is in train mode; the message names the module or parameter.
     """
     refuse_autocast()
-    refuse_unusable_parameters(model)
+    refuse_unusable_parameters(model, values)
     refuse_dropout(model)
     with (
-        preserved(model),
+        preserved(model) if values else contextlib.nullcontext(),
         _uncompiled(),
         _without_autocast() as tried,
+        _without_reentrant_checkpoints(),
         sdpa_kernel(SDPBackend.MATH),
         torch.inference_mode(False),
         batch_norm_needs_samples(model),
@@ -103,6 +106,24 @@ def _without_autocast() -> Iterator[set[str]]:
 
 
 @contextlib.contextmanager
+def _without_reentrant_checkpoints() -> Iterator[None]:
+    """Reentrant activation checkpoints call their function directly: ``torch.autograd.grad`` cannot pass them."""
+    module: Any = torch.utils.checkpoint
+    function = module.CheckpointFunction
+    module.CheckpointFunction = _CalledDirectly
+    try:
+        yield
+    finally:
+        module.CheckpointFunction = function
+
+
+class _CalledDirectly:
+    @staticmethod
+    def apply(function: Callable, preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+@contextlib.contextmanager
 def batch_norm_needs_samples(model: nn.Module) -> Iterator[None]:
     """Inside the block, batch norm in train mode over one value per channel raises an error that names the module."""
 
@@ -133,7 +154,7 @@ def refuse_autocast() -> None:
         )
 
 
-def refuse_unusable_parameters(model: nn.Module) -> None:
+def refuse_unusable_parameters(model: nn.Module, values: bool = True) -> None:
     for name, module in model.named_modules():
         if type(module).__name__ == "FullyShardedDataParallel":
             raise TypeError(
@@ -155,7 +176,7 @@ def refuse_unusable_parameters(model: nn.Module) -> None:
             raise ValueError(
                 f"{name!r} was made under torch.inference_mode, so that it has no gradient: build the model outside"
             )
-        if tensor.is_meta:
+        if tensor.is_meta and values:
             raise ValueError(f"{name!r} is on the meta device and has no values: load the weights first")
 
 

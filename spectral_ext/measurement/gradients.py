@@ -19,7 +19,7 @@ class Piece:
 
     batch: Batch
     weight: float
-    """Its number of samples."""
+    """Its count: the number of samples or tokens that its loss is a mean over."""
     label: str
 
 
@@ -29,20 +29,21 @@ class GradientPass:
 
     loss: float
     samples: int
+    """The sum of the weights of the pieces."""
     gradients: dict[str, Tensor | None]
     """Layer → the gradient of the mean loss in the layer's weight, in the weight's shape or flattened to (m, n), in the
     weight's dtype; None where the loss does not depend on the weight."""
 
 
 def pieces_of(batches: list[Batch]) -> list[Piece]:
-    """One piece per batch, weighted by its samples."""
-    return [Piece(batch, float(batch.samples), f"batch {i}") for i, batch in enumerate(batches)]
+    """One piece per batch, weighted by its count."""
+    return [Piece(batch, batch.count, f"batch {i}") for i, batch in enumerate(batches)]
 
 
 def gradient_pass(
     model: nn.Module, loss_fn: LossFunction, pieces: list[Piece], layers: Mapping[str, Layer]
 ) -> GradientPass:
-    """The mean loss and the mean gradients over this process's pieces, each weighted by its samples.
+    """The mean loss and the mean gradients over this process's pieces, each by its weight.
 
     Raises:
         ValueError: a loss is not a finite scalar or has no gradient.

@@ -87,5 +87,6 @@ _CHECKS = {
     "progress": _flag,
     "memory_budget": _memory_budget,
     "layers": _patterns,
+    "residuals": _patterns,
     "resume": _folder,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -29,3 +30,8 @@ class Progress:
     def bar(self, name: str, total: int) -> Any:
         """A bar that is a context manager and has ``update()``."""
         return tqdm(total=total, desc=name, disable=not self.shown, leave=False)
+
+    def say(self, line: str) -> None:
+        """A line beside the bars."""
+        if self.shown:
+            tqdm.write(line, file=sys.stderr)

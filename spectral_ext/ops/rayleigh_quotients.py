@@ -41,8 +41,9 @@ def rayleigh_quotients(
         gauss_newton    Σ_b (Σ_s (u_k·d_bs)(v_k·a_bs))² / B         u_kᵀ G_b v_k squared, G_b the gradient of sample b
 
     Definition: :func:`spectral_ext.reference.rayleigh_quotients`. On CPU neither patches nor the N × K projections
-    exist: extra memory is ``scratch_bytes`` per thread and a copy of U and V. The result does not depend on the number
-    of threads, bit by bit. No gradient is recorded.
+    exist: extra memory is ``scratch_bytes`` per thread and a copy of U and V. On CUDA x and delta are read in place, in
+    their own dtype, once per 64 directions, and the projections stay on chip but for few rows, where some MiB of them
+    are written. The result does not depend on the number of threads, bit by bit. No gradient is recorded.
 
     Args:
         x: the layer's input. Linear layer: (B, …, n), its S positions are the product of the middle dimensions.

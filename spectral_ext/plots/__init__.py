@@ -41,6 +41,7 @@ PANEL_TITLES = {
 }
 
 SUMMARIES: dict[str, Callable[[Landscape], list[Chart]]] = {
+    "signal_by_depth": _summary.signal_by_depth,
     "alpha_by_depth": _summary.alpha_by_depth,
     "transfer_triangle": _summary.transfer_triangle,
     "decomposition": _summary.decomposition,

@@ -37,7 +37,7 @@ def alpha_comparison(layers: Sequence[str], runs: Mapping[str, Sequence[Fit]]) -
     return [
         Chart(
             x_label="" if few else "depth index of the layer",
-            y_label="curvature exponent α",
+            y_label="own-batch curvature exponent α",
             marks=marks,
             x_ticks=list(enumerate(layers)) if few else (),
             x_range=(-0.6, len(layers) - 0.4),

@@ -37,7 +37,7 @@ def power_law(row: LayerLandscape) -> Chart:
         where = sigma[hidden]
         level = np.full(len(where), h[positive].min() * 0.5)
         marks.append(Marks("dot", where, level, "orange", "h ≤ 0", marker="v", hollow=True))
-    text = f"α = {_value(row.alpha)}"
+    text = f"own-batch α = {_value(row.alpha)}"
     if row.num_nonpositive:
         text += f"\n{row.num_nonpositive} of {len(h)} h ≤ 0 (▽)"
     return Chart(
@@ -138,13 +138,13 @@ def quartiles(row: LayerLandscape) -> Chart:
         return _empty(row, "too few directions in each quarter")
     marks = [dots_of_fits(usable, [fits[index] for index in usable])]
     if row.alpha.ok:
-        marks.append(Marks("level", y=[row.alpha.value], role="red", label="α of all directions"))
+        marks.append(Marks("level", y=[row.alpha.value], role="red", label="all directions"))
     centre = [fits[index].value for index in usable]
     spread = max(1.0, 1.5 * (max(centre) - min(centre)))
     names = ["top", *[""] * (len(fits) - 2), "bottom"]
     return Chart(
         x_label="quarter of the rank index k",
-        y_label="α",
+        y_label="own-batch α",
         marks=marks,
         x_ticks=list(enumerate(names)),
         x_range=(-0.5, len(fits) - 0.5),

@@ -16,6 +16,15 @@ MAX_NAMES = 40
 """Up to this many layers are named on the depth axis; beyond it, the axis counts them."""
 
 
+VERDICTS = {
+    "signal": ("green", ""),
+    "mixed": ("orange", "///"),
+    "noise": ("red", "..."),
+    "too few groups": ("muted", "xxx"),
+}
+"""Colour and hatch of each verdict of the folds."""
+
+
 def alpha_by_depth(landscape: Landscape) -> list[Chart]:
     """α and its interval in order of depth; the band is the paper's [1.85, 2.15], hollow markers have R² < 0.8."""
     rows = [row for row in landscape.values() if row.alpha.ok]
@@ -42,7 +51,50 @@ def alpha_by_depth(landscape: Landscape) -> list[Chart]:
         max(float(values.min()), float(centre.min()) - 2) - 0.15,
         min(float(values.max()), float(centre.max()) + 2) + 0.15,
     )
-    return [_by_depth(landscape, "curvature exponent α", marks, y_range=span)]
+    return [_by_depth(landscape, "own-batch curvature exponent α", marks, y_range=span)]
+
+
+def signal_by_depth(landscape: Landscape) -> list[Chart]:
+    """α by depth: held out with its interval over the resolved directions, of the own batch, and of noise alone; and
+    which part of the directions is resolved.
+    """
+    rows = [row for row in landscape.values() if not row.empty_reason]
+    noise = [row for row in rows if np.isfinite(row.noise_alpha) and 0 < row.noise_alpha < 6]
+    own = [row for row in rows if row.alpha.ok]
+    tested = [(row, row.signal) for row in rows if row.signal is not None]
+    held = [(row, signal) for row, signal in tested if signal.alpha.ok]
+    if not (own or held):
+        return [_nothing("no layer has an α")]
+    marks = [
+        Marks("dot", [row.depth for row in noise], [row.noise_alpha for row in noise], "red", "of noise, 2/γ", "_",
+              names=_names(noise)),
+        Marks("dot", [row.depth for row in own], [row.alpha.value for row in own], "muted", "own batch", "o",
+              names=_names(own), hollow=True),
+    ]  # fmt: skip
+    if held:
+        low, high = np.array([signal.alpha.interval for _, signal in held]).T
+        value = np.array([signal.alpha.value for _, signal in held])
+        marks.append(
+            Marks("dot", [row.depth for row, _ in held], value, "blue", "held out", "D",
+                  low=np.where(np.isfinite(low), low, value), high=np.where(np.isfinite(high), high, value),
+                  names=_names([row for row, _ in held]))
+        )  # fmt: skip
+    values = np.concatenate([np.asarray(mark.y, dtype=float) for mark in marks])
+    span = (float(values.min()) - 0.5, float(values.max()) + 0.5)
+    alphas = _by_depth(landscape, "curvature exponent α", marks, y_range=span)
+    if not tested:
+        return [alphas]
+    bars = []
+    for verdict, (role, hatch) in VERDICTS.items():
+        chosen = [(row, signal) for row, signal in tested if signal.verdict == verdict]
+        if chosen:
+            share = np.array([100 * signal.resolved / max(len(signal.sigma), 1) for _, signal in chosen])
+            # A layer without a resolved direction has a bar that can still be seen.
+            bars.append(
+                _bars([row for row, _ in chosen], np.zeros(len(share)), np.maximum(share, 1.0), role,
+                      f"{verdict} ({len(chosen)})", hatch)
+            )  # fmt: skip
+    return [alphas, _by_depth(landscape, "resolved directions, %", bars, y_range=(0, 100))]
 
 
 def transfer_triangle(landscape: Landscape) -> list[Chart]:
@@ -145,7 +197,7 @@ def decomposition(landscape: Landscape) -> list[Chart]:
         below += value.clip(max=0)
     depth = [row.depth for row in rows]
     marks.append(Marks("level", y=[0.0], role="muted"))
-    marks.append(Marks("dot", depth, [row.alpha.value for row in rows], "ink", "α", "D", names=_names(rows)))
+    marks.append(Marks("dot", depth, [row.alpha.value for row in rows], "ink", "own-batch α", "D", names=_names(rows)))
     return [_by_depth(landscape, "slope against log σ", marks)]
 
 

@@ -30,7 +30,10 @@ def track_charts(track: Track, unit: str = "step") -> dict[str, list[Chart]]:
         raise ValueError(f"unit must be 'step' or 'epoch', not {unit!r}")
     times = dict(zip(track.steps, track.steps if unit == "step" else track.epochs))
     series: dict[str, dict[str, list[float]]] = {}
-    for symbol, quantity in (("α", "alpha"), ("γ", "gamma"), ("s", "s")):
+    quantities = [("α, own batch", "alpha"), ("γ", "gamma"), ("s", "s")]
+    if any(row.signal is not None for landscape in track for row in landscape.values()):
+        quantities[:0] = [("resolved directions", "resolved"), ("α, held out", "alpha_held_out")]
+    for symbol, quantity in quantities:
         series[symbol] = {}
         for layer, (steps, values) in track.series(quantity).items():
             known = dict(zip(steps, values))
@@ -75,18 +78,19 @@ def exponents_over_time(
 
     Args:
         steps: when each snapshot was taken.
-        series: exponent name (``"α"``, ``"γ"``, ``"s"``) to layer name to one value per step (NaN where there is none).
+        series: exponent name (``"α, own batch"``, ``"γ"``, …) to layer name to one value per step (NaN where there is
+            none).
         unit: of ``steps``.
     """
     charts = []
-    for (name, layers), role in zip(series.items(), ("blue", "orange", "green", "purple") * 4):
+    for (name, layers), role in zip(series.items(), ("blue", "orange", "green", "purple", "red") * 4):
         values = np.array([list(one) for one in layers.values()], dtype=float)
         shown = list(layers)[:: math.ceil(max(len(values), 1) / DRAWN_LAYERS)]
         marks = [Marks("line", steps, list(layers[layer]), role, names=[layer]) for layer in shown]
         if len(values) and np.isfinite(values).any():
             middle = [np.nanmedian(column) if np.isfinite(column).any() else np.nan for column in values.T]
             marks.append(Marks("line", steps, middle, "ink", "median of all layers", bold=True))
-        if name == "α":
+        if name.startswith("α"):
             marks.append(Marks("level", y=[2.0], role="muted"))
         charts.append(Chart(x_label=unit, y_label=name, marks=marks, size=(2.6, 3.3)))
     return charts or [Chart(empty="no exponent was tracked", size=(5.6, 3.3))]

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 
 from spectral_ext import plots
 from spectral_ext.landscape import Landscape, LayerLandscape, write_atomically
@@ -18,6 +20,8 @@ from spectral_ext.landscape.columns import BY_KEY
 from spectral_ext.plots.chart import Chart, as_json
 from spectral_ext.plots.comparison import alpha_comparison, overlay
 from spectral_ext.report.templating import render_template
+from spectral_ext.signal import Jackknife, jackknife_difference
+from spectral_ext.signal.cross_fitting import MIN_GROUPS
 from spectral_ext.spectra import Fit
 
 
@@ -28,34 +32,91 @@ class Pair:
     name: str
     before: LayerLandscape
     after: LayerLandscape
+    same_groups: bool = False
+    """Whether both were measured with ``folds`` on the same groups of samples, so that their errors go together."""
 
     @property
     def change(self) -> float:
-        """Δα = α(after) − α(before)."""
+        """Δα = α(after) − α(before), own batch."""
         return self.after.alpha.value - self.before.alpha.value
 
     @property
+    def kind(self) -> str:
+        """Where the interval of Δα comes from: ``"data, paired"``, ``"data, independent"`` or ``"fit"``."""
+        before, after = self._replicates
+        if len(before) < MIN_GROUPS or len(after) < MIN_GROUPS:
+            return "fit"
+        return "data, paired" if self.same_groups and len(before) == len(after) else "data, independent"
+
+    @property
     def half_width(self) -> float:
-        """Half-width of the interval of Δα: √(a² + b²) of the two half-widths, for independent fits."""
-        return math.hypot(_half(self.before.alpha), _half(self.after.alpha))
+        """Half-width of the interval of Δα.
+
+        Of the data where both sides were measured with ``folds``: on the same groups a jackknife of the difference,
+        which knows the covariance of the two; otherwise √(a² + b²) of the two half-widths. Of the fit where they were
+        not: √(a² + b²), as if the two fits were independent.
+        """
+        if self.kind == "data, paired":
+            before, after = (
+                Jackknife(row.alpha.value, math.nan, (math.nan, math.nan), values, row.alpha.level)
+                for row, values in zip((self.before, self.after), self._replicates, strict=True)
+            )
+            return _half(jackknife_difference(before, after).interval)
+        if self.kind == "data, independent":
+            return math.hypot(*(_half(row.data_intervals.alpha) for row in (self.before, self.after)))  # type: ignore[union-attr]
+        return math.hypot(_half(self.before.alpha.interval), _half(self.after.alpha.interval))
 
     @property
     def clear(self) -> bool:
         """Whether the interval of Δα leaves out 0."""
         return abs(self.change) > self.half_width
 
+    @property
+    def held_out(self) -> tuple[float, float]:
+        """The change of the held-out α and the half-width of its interval; NaN where a side has none.
 
-def _half(fit: Fit) -> float:
-    return (fit.interval[1] - fit.interval[0]) / 2
+        On the same groups the influence of each group on the two sides is paired; the scatter of the directions around
+        the two laws is added as independent.
+        """
+        if self.before.signal is None or self.after.signal is None:
+            return math.nan, math.nan
+        before, after = self.before.signal.alpha, self.after.signal.alpha
+        if not (before.ok and after.ok):
+            return math.nan, math.nan
+        groups = len(before.influence)
+        if not self.same_groups or groups != len(after.influence) or groups < MIN_GROUPS:
+            half = math.hypot(_half(before.interval), _half(after.interval))
+        else:
+            moved = after.influence - before.influence
+            data = float(stats.t.ppf(0.5 + before.level / 2, groups - 1))
+            data *= math.sqrt(groups / (groups - 1) * float(moved @ moved))
+            half = math.hypot(data, _half(before.fit_interval), _half(after.fit_interval))
+        return after.value - before.value, half
+
+    @property
+    def _replicates(self) -> tuple[np.ndarray, np.ndarray]:
+        before, after = (
+            row.data_intervals.replicates.get("alpha", np.zeros(0)) if row.data_intervals else np.zeros(0)
+            for row in (self.before, self.after)
+        )
+        return before, after
+
+
+def _half(interval: tuple[float, float]) -> float:
+    return (interval[1] - interval[0]) / 2
 
 
 def compare(before: Landscape, after: Landscape) -> list[Pair]:
     """The layers that both landscapes hold, by name, in the order of the first.
 
+    Two landscapes with ``folds`` on the same groups of samples are paired: the interval of Δα uses their covariance.
+
     Raises:
         ValueError: they have no layer in common.
     """
-    pairs = [Pair(name, row, after[name]) for name, row in before.items() if name in set(after)]
+    groups = before.meta.get("groups"), after.meta.get("groups")
+    same = groups[0] is not None and groups[0] == groups[1]
+    pairs = [Pair(name, row, after[name], same) for name, row in before.items() if name in set(after)]
     if not pairs:
         raise ValueError(
             f"the landscapes have no layer in common: one has {_first(before)}, the other {_first(after)}. "
@@ -71,23 +132,31 @@ def _first(landscape: Landscape, limit: int = 3) -> str:
 
 COMPARED = tuple(
     BY_KEY[key]
-    for key in ("alpha", "gamma", "s", "rank_model", "pr_curvature", "concentration", "gauss_newton_share",
+    for key in ("signal", "alpha", "gamma", "s", "rank_model", "pr_curvature", "concentration", "gauss_newton_share",
                 "recommended_alpha")
 )  # fmt: skip
 """The columns that a comparison shows, before and after."""
 
 
+INTERVALS = {
+    "data, paired": "interval of the data; both sides were measured on the same groups, and it uses their covariance",
+    "data, independent": "interval of the data, from both sides as if they were independent",
+    "fit": "interval of the difference of two independent fits; measure both sides with folds=8 on the same data for "
+    "the interval of the data",
+}
+
+
 def rows(pairs: Sequence[Pair]) -> list[list[Cell]]:
-    """A table row per pair: name, Δα with its interval, then before and after for each of ``COMPARED``."""
+    """A table row per pair: name, Δα held out and own batch with intervals, then before and after for ``COMPARED``."""
     table = []
     for pair in pairs:
-        if math.isfinite(pair.change):
-            text = f"{pair.change:+.2f} ± {pair.half_width:.2f}".replace("-", "−")
-            delta = Cell(text, pair.change, "interval of the difference of independent fits", not pair.clear)
-        else:
-            reason = pair.before.empty_reason or pair.after.empty_reason or "no fit on one side"
-            delta = Cell("–", title=reason)
-        cells = [Cell(pair.name, pair.name), delta]
+        reason = pair.before.empty_reason or pair.after.empty_reason or "no fit on one side"
+        change, half = pair.held_out
+        cells = [
+            Cell(pair.name, pair.name),
+            _change(change, half, "over the resolved directions of each side", "no held-out α on one side"),
+            _change(pair.change, pair.half_width, INTERVALS[pair.kind], reason),
+        ]
         for column in COMPARED:
             for row in (pair.before, pair.after):
                 one = column.cell(row)
@@ -96,14 +165,26 @@ def rows(pairs: Sequence[Pair]) -> list[list[Cell]]:
     return table
 
 
+def _change(change: float, half: float, title: str, reason: str) -> Cell:
+    if not math.isfinite(change):
+        return Cell("–", title=reason)
+    return Cell(f"{change:+.2f} ± {half:.2f}".replace("-", "−"), change, title, not abs(change) > half)
+
+
 def summary(pairs: Sequence[Pair], names: tuple[str, str]) -> str:
     fitted = [pair for pair in pairs if math.isfinite(pair.change)]
     up = sum(pair.clear and pair.change > 0 for pair in fitted)
     down = sum(pair.clear and pair.change < 0 for pair in fitted)
-    return (
-        f"From {names[0]} to {names[1]}: α rises clearly in {up} and falls clearly in {down} of {len(fitted)} common "
-        f"layers; in the other {len(fitted) - up - down} the interval of the difference contains 0."
+    text = (
+        f"From {names[0]} to {names[1]}: the own-batch α rises clearly in {up} and falls clearly in {down} of "
+        f"{len(fitted)} common layers; in the other {len(fitted) - up - down} the interval of the difference contains "
+        "0."
     )
+    held = [pair.held_out for pair in pairs if math.isfinite(pair.held_out[0])]
+    if held:
+        clear = sum(abs(change) > half for change, half in held)
+        text += f" The held-out α is there on both sides in {len(held)} layers, and differs clearly in {clear}."
+    return text
 
 
 def print_comparison(
@@ -118,16 +199,18 @@ def print_comparison(
     pairs = compare(before, after)
     table = Table(title=f"{names[0]} → {names[1]}", title_justify="left")
     table.add_column("layer", no_wrap=True)
-    table.add_column("Δα", justify="right", no_wrap=True)
-    for heading in ("α", "γ", "s"):
+    held_out = any(math.isfinite(pair.held_out[0]) for pair in pairs)
+    for heading in (*(("Δα held out",) if held_out else ()), "Δα own batch", "α own batch", "γ", "s"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("law in rank")
+    start = 5  # behind the name, two changes and the signal of both sides
     for cells in rows(pairs):
+        law = cells[start + 6 : start + 8]
         table.add_row(
             cells[0].text,
-            cells[1].text,
-            *(f"{cells[i].text} → {cells[i + 1].text}" for i in (2, 4, 6)),
-            cells[8].text if cells[8].text == cells[9].text else f"{cells[8].text} → {cells[9].text}",
+            *(cell.text for cell in cells[1 if held_out else 2 : 3]),
+            *(f"{cells[i].text} → {cells[i + 1].text}" for i in range(start, start + 6, 2)),
+            law[0].text if law[0].text == law[1].text else f"{law[0].text} → {law[1].text}",
         )
     console.print(table)
     console.print(summary(pairs, names))

@@ -15,6 +15,15 @@ class Term:
 
 
 TERMS = {
+    "signal": Term(
+        "signal, α held out",
+        "Directions are taken from some groups of samples and judged on the others. A direction is resolved if the "
+        "gradient of other samples has it too, at an error rate of 5 % over the layer's directions. The held-out α is "
+        "the slope over the resolved directions, on samples that had no part in their choice; its interval covers what "
+        "other samples and other directions would change.",
+        "The own-batch α takes directions, σ and h from the same samples. Where no direction is resolved it describes "
+        "the noise of that batch, and noise alone has an α of 2/γ (“α of noise”), often near 2.",
+    ),
     "sigma": Term(
         "σₖ, γ",
         "Singular values of the layer's gradient G = UΣVᵀ, largest first. γ is how fast they fall with rank: σₖ ~"
@@ -29,26 +38,28 @@ TERMS = {
         " batch norm changes h.",
     ),
     "alpha": Term(
-        "α",
-        "Curvature exponent: hₖ ≈ c·σₖ^α. α ≈ 2 is what independent samples with aligned Kronecker factors give; "
-        "it says how strongly to damp large singular values.",
+        "α own batch",
+        "Curvature exponent: hₖ ≈ c·σₖ^α over this batch's own directions. α ≈ 2 is what independent samples with "
+        "aligned Kronecker factors give, and what sampling noise gives; it says how strongly to damp large singular "
+        "values.",
         "Only as good as its R² and interval. Below R² 0.8 h is no clear power of σ; with few directions, or σ "
-        "spanning less than a decade, the slope is decided by a few points. The interval assumes independent "
-        "residuals.",
+        "spanning less than a decade, the slope is decided by a few points. The interval is that of the "
+        "data where folds have measured it, else that of the fit, which assumes independent residuals.",
     ),
     "decomposition": Term(
         "β, φ, χ",
-        "α = β + φ + d log χ/d log σ. β: how the factors' eigenvalues fall. φ: how well the gradient's directions"
-        " line up with them. χₖ = hₖ/hₖ(Kron): what the Kronecker model misses.",
+        "The own-batch α = β + φ + d log χ/d log σ. β: how the factors' eigenvalues fall. φ: how well the gradient's "
+        "directions line up with them. χₖ = hₖ/hₖ(Kron): what the Kronecker model misses.",
         "The size of χ depends on the scale convention named below; no slope does. ρₖ compares the k-th direction"
         " with the k-th eigenvalue, so it changes abruptly where two eigenvalues are nearly equal.",
     ),
     "transfer": Term(
         "s, αγ",
-        "s is how fast the sorted positive hₖ fall with rank. If both laws were exact, s = αγ.",
+        "s is how fast the sorted positive hₖ fall with rank. If both laws were exact, s = αγ, with the own-batch α.",
         "Slopes multiply exactly only where log σ is linear in log k; a small error is partly arithmetic. "
         "“holds”: the bootstrap interval of s − αγ contains 0 and stays within 10 % of s; “not refuted”: it "
-        "contains 0 but is wide.",
+        "contains 0 but is wide. “s unrelated” is what sorting alone makes of an h with the same scatter, and “p "
+        "sorted” says how often an unrelated sorted h fits the identity as well.",
     ),
     "law": Term(
         "law in rank",
@@ -90,8 +101,9 @@ TERMS = {
     ),
     "advice": Term(
         "advice",
-        "α for T(σ; α) = σ/(σ^α + d), whether a Kronecker preconditioner is justified, and how many directions "
-        "carry 95 % of the curvature among those measured.",
+        "α for T(σ; α) = σ/(σ^α + d): the held-out α where the layer was tested, drawn towards 2 by its error; "
+        "2 where no law holds on other samples. Further whether a Kronecker preconditioner is justified, and how many "
+        "directions carry 95 % of the curvature among those measured.",
         "It describes this layer on this batch at this moment of training. Measure again later, or with another seed.",
     ),
 }

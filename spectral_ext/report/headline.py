@@ -12,6 +12,9 @@ from spectral_ext.landscape.columns import gauss_newton_share
 from spectral_ext.signal.verdict import VERDICTS
 from spectral_ext.spectra.rank_models import MODEL_NAMES
 
+NEAR_NOISE = 0.2
+"""An own-batch α this close to 2/γ counts as near the α of noise."""
+
 
 def sentences(landscape: Landscape) -> list[str]:
     """What the landscape says, most important first; each sentence gives its counts."""
@@ -20,6 +23,8 @@ def sentences(landscape: Landscape) -> list[str]:
         return ["No layer could be measured; the reasons are listed below."]
     found = [
         _signal(rows),
+        _use(rows),
+        _noise(rows),
         _alpha(rows),
         _doubt(rows),
         _transfer(rows),
@@ -43,20 +48,21 @@ def advice(landscape: Landscape) -> list[tuple[str, list[str]]]:
         text = "First find out whether these exponents hold on other samples: measure again with folds=8 (--folds 8)."
         found.append((text, []))
     elif noise:
-        found.append(("Do not use the measured α here: no direction holds on other samples. Take more samples.", noise))
-    given = [(row, row.recommendation) for row in rows if row.recommendation is not None and row.name not in noise]
-    weak = [row.name for row, one in given if not one.trust]
-    own = [(row.name, one.alpha) for row, one in given if one.trust and one.alpha not in (1.0, 2.0)]
-    if own:
-        low, high = min(value for _, value in own), max(value for _, value in own)
-        text = f"Use the measured α, from {low:.2f} to {high:.2f}: its interval contains neither 1 nor 2."
-        found.append((text, [name for name, _ in own]))
-    for value in (2.0, 1.0):
-        names = [row.name for row, one in given if one.trust and one.alpha == value]
-        if names:
-            found.append((f"Use α = {value:g}.", names))
+        text = "Do not use the measured α here: no direction holds on other samples. Take more samples, or α = 2."
+        found.append((text, noise))
+    given = [(row.name, row.recommendation) for row in rows if row.recommendation and row.name not in noise]
+    for source, what in (("held out", "the held-out α"), ("own batch", "the own-batch α, which was not tested")):
+        values = {name: one.alpha for name, one in given if one.source == source and one.trust}
+        if values:
+            low, high = min(values.values()), max(values.values())
+            span = f"{low:.2f} to {high:.2f}" if f"{low:.2f}" != f"{high:.2f}" else f"{low:.2f}"
+            found.append((f"Use {what}, drawn towards 2 by its error: {span}.", list(values)))
+    weak = [name for name, one in given if not one.trust and one.source != "fallback"]
     if weak:
-        found.append(("Keep the fallback α = 2: the fit of α is too weak to use.", weak))
+        found.append((f"Do not lean on the own-batch α: its R² is below {WEAK_R2}.", weak))
+    without = [name for name, one in given if one.source == "fallback"]
+    if without:
+        found.append(("Keep the fallback α = 2: too few directions carry a fit.", without))
     return found
 
 
@@ -84,6 +90,38 @@ def _signal(rows: list[LayerLandscape]) -> str:
     return text
 
 
+def _use(rows: list[LayerLandscape]) -> str:
+    """Which α the advice rests on."""
+    given = [row for row in rows if row.recommendation is not None]
+    if not any(row.signal for row in given):
+        return ""
+    counts = Counter(row.recommendation.source for row in given if row.recommendation)
+    parts = [
+        f"the {source.replace(' ', '-')} α in {counts[source]}"
+        for source in ("held out", "own batch")
+        if counts[source]
+    ]
+    text = f"The advised α rests on {' and '.join(parts)} of {len(given)} layers" if parts else "The advised α is 2"
+    if not counts["fallback"]:
+        return f"{text}."
+    if not parts:
+        return f"{text} in all {len(given)} layers, since no law holds on other samples."
+    return f"{text}; in {counts['fallback']} it is 2, since no law holds on other samples."
+
+
+def _noise(rows: list[LayerLandscape]) -> str:
+    """Whether the own-batch α is what sampling noise gives."""
+    known = [row for row in rows if row.alpha.ok and np.isfinite(row.noise_alpha)]
+    if not known:
+        return ""
+    near = [row.name for row in known if abs(row.alpha.value - row.noise_alpha) <= NEAR_NOISE]
+    return (
+        f"Sampling noise alone would give an own-batch α of {np.median([row.noise_alpha for row in known]):.2f} at the "
+        f"median (2/γ of the noise). In {len(near)} of {len(known)} layers the own-batch α lies within {NEAR_NOISE} of "
+        "its layer's value."
+    )
+
+
 def _alpha(rows: list[LayerLandscape]) -> str:
     fitted = [row for row in rows if row.alpha.ok]
     if not fitted:
@@ -99,8 +137,8 @@ def _alpha(rows: list[LayerLandscape]) -> str:
     level = f"{100 * fitted[0].alpha.level:.0f} %"
     return (
         f"The own-batch curvature exponent α runs from {low.alpha.value:.2f} ({low.name}) to {high.alpha.value:.2f} "
-        f"({high.name}), median {middle:.2f}. The {level} interval contains 2 in {two} of {len(fitted)} layers, "
-        f"and 1 in {one}."
+        f"({high.name}), median {middle:.2f}. The {level} interval of the fit contains 2 in {two} of {len(fitted)} "
+        f"layers, and 1 in {one}."
     )
 
 
@@ -110,10 +148,11 @@ def _doubt(rows: list[LayerLandscape]) -> str:
     parts = []
     if weak:
         parts.append(
-            f"In {_some(weak)} R² is below {WEAK_R2}: there h is no clear power of σ, and α should not be used."
+            f"In {_some(weak)} R² is below {WEAK_R2}: there h is no clear power of σ, and the own-batch α should not "
+            "be used."
         )
     if without:
-        parts.append(f"α could not be fitted in {_some(without)}.")
+        parts.append(f"The own-batch α could not be fitted in {_some(without)}.")
     return " ".join(parts)
 
 
@@ -126,7 +165,18 @@ def _transfer(rows: list[LayerLandscape]) -> str:
     return (
         f"The identity s = αγ holds within 10 % in {counts['holds']} of {len(checked)} layers, is not refuted in "
         f"{counts['not refuted']}, and deviates in {counts['deviates']}; the median error over all of them is "
-        f"{100 * np.median(errors):.1f} %."
+        f"{100 * np.median(errors):.1f} %. {_unrelated(checked)}"
+    ).rstrip()
+
+
+def _unrelated(rows: list[LayerLandscape]) -> str:
+    tested = [row.transfer_null for row in rows if row.transfer_null is not None]
+    if not tested:
+        return ""
+    as_good = sum(null.p_sorted > 0.05 for null in tested)
+    return (
+        f"In {as_good} of {len(tested)} an h that is unrelated to σ, sorted, has as small an error in more than 5 % of "
+        "the draws, so that the identity says nothing there."
     )
 
 

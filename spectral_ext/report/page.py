@@ -13,7 +13,7 @@ import numpy as np
 from spectral_ext import plots
 from spectral_ext.landscape import Landscape, LayerLandscape, write_atomically
 from spectral_ext.landscape.cells import WEAK_R2
-from spectral_ext.landscape.columns import COLUMNS, PAGE
+from spectral_ext.landscape.columns import BY_KEY, COLUMNS, PAGE, page_columns
 from spectral_ext.landscape.table import layer_label
 from spectral_ext.plots.chart import Chart, as_json
 from spectral_ext.report.glossary import TERMS
@@ -35,10 +35,16 @@ LISTED = 500
 MOMENTS = 60
 """The slider over training has at most so many places, evenly spaced."""
 
+GLANCE_LAYERS = 40
+"""At most so many layers stand in the short table at the top, evenly spaced in depth."""
+GLANCE = ("signal", "alpha_held_out", "alpha", "noise_alpha", "beyond_noise", "recommended_alpha")
+"""The columns of the short table."""
+
 CAPTIONS = {
-    "alpha_by_depth": ("α against depth", "alpha"),
+    "signal_by_depth": ("Which α holds on other samples", "signal"),
+    "alpha_by_depth": ("Own-batch α against depth", "alpha"),
     "transfer_triangle": ("s against αγ", "transfer"),
-    "decomposition": ("What α is made of", "decomposition"),
+    "decomposition": ("What the own-batch α is made of", "decomposition"),
     "mechanism_split": ("Where the curvature comes from", "split"),
     "kronecker_slack": ("Kronecker slack against |α − 2|", "concentration"),
     "participation_ratios": ("How many directions count", "participation"),
@@ -84,7 +90,8 @@ def training_section(track: Track, unit: str = "step") -> Section:
     figures = list(plots.track_charts(track, unit).values())
     text = (
         f"{len(track)} landscapes of the same data while the model trained: which law describes the gradient's "
-        "spectrum best, by BIC, and α, γ and s of every layer. A change of law between two snapshots may be a close "
+        "spectrum best, by BIC, and the exponents of every layer; α is that of the measured batch unless it says held "
+        "out. A change of law between two snapshots may be a close "
         "call that went the other way."
     )
     return Section("Over training", text, figures=figures, moments=_moments(track, unit))
@@ -134,12 +141,17 @@ def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()
             labels, charts = section.moments.labels, as_json(section.moments.charts, place)
             tracks.append({"moments": list(labels), "charts": charts})
     names = [layer_label(row) for row in tabled.values()]
+    tested = any(row.signal is not None for row in landscape.values())
+    # The first one stands at the top: without folds there is no α of other samples to show.
+    captions = sorted(CAPTIONS.items(), key=lambda item: item[0] != ("signal_by_depth" if tested else "alpha_by_depth"))
     data = dict(names=names, figures=figures, layers=layers, tracks=tracks, csv=tabled.to_csv())
     return render_template(
         "page.html",
         title=title,
         advice=advice(landscape),
         sentences=sentences(landscape),
+        glance=list(_glance(plots.evenly_spaced(landscape, GLANCE_LAYERS))),
+        tested=tested,
         measured=[row for row in landscape.values() if not row.empty_reason],
         landscape=landscape,
         tabled=tabled,
@@ -150,10 +162,10 @@ def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()
         layers=layers,
         titles=len(tabled) <= TITLES,
         doubts=doubts,
-        columns=sorted(PAGE, key=lambda column: column.key != "recommended_alpha"),
+        columns=sorted(page_columns(landscape.values()), key=lambda column: column.key != "recommended_alpha"),
         every_column=COLUMNS,
         sections=sections,
-        captions=[(name, heading, TERMS[term]) for name, (heading, term) in CAPTIONS.items()],
+        captions=[(name, heading, TERMS[term]) for name, (heading, term) in captions],
         cards=list(carded.values()),
         skipped=list(landscape.skipped.items())[:LISTED],
         terms=TERMS,
@@ -161,6 +173,17 @@ def render(landscape: Landscape, *, title: str, sections: Sequence[Section] = ()
         notes=landscape.meta.get("notes", []),
         data=data,
     )
+
+
+def _glance(landscape: Landscape) -> Any:
+    """(label, name, verdict, share of resolved directions in per cent, cells) of each measured layer."""
+    for name, row in landscape.items():
+        if row.empty_reason:
+            continue
+        verdict = row.signal.verdict if row.signal else ""
+        share = 100 * row.signal.resolved / max(len(row.signal.sigma), 1) if row.signal else 0.0
+        style = verdict.split()[0] if verdict else ""
+        yield layer_label(row), name, style, share, [BY_KEY[key].cell(row) for key in GLANCE]
 
 
 def doubts(row: LayerLandscape) -> list[str]:

@@ -145,24 +145,21 @@ def fit_alpha_from_groups(sigma: Any, h: Any, *, weights: Any = None, level: flo
     )
 
 
-def fit_noise_exponent(folds: Any, h: Any, *, level: float = 0.95) -> Fit:
-    """γ_noise of C_k ∝ h_k^γ: the slope of log var_j(u_kᵀG_jv_k) on log h_k, C_k the variance of the sampled gradient.
+def fit_noise_exponent(variance: Any, h: Any, *, level: float = 0.95) -> Fit:
+    """γ of C_k ∝ h_k^γ: the slope of log C_k on log h_k, C_k the variance of a sample's gradient along direction k.
 
-    Zhang, Yang and Tu (arXiv 2602.05600) find C_ii ∝ H_ii^γ with 1 ≤ γ ≤ 2. A gradient that is pure noise has
-    σ² ∝ C, so that its α is 2/γ. The variance over J groups has a relative error of √(2/(J − 1)), the same for all
-    directions: it widens the interval and does not bias the slope.
+    Zhang, Yang and Tu (arXiv 2602.05600) find C_ii ∝ H_ii^γ with 1 ≤ γ ≤ 2. A mean gradient that is pure noise has
+    σ_k² ∝ C_k, so that its α is 2/γ.
 
     Args:
-        folds: (J, K) values u_jkᵀ G_j v_jk.
-        h: (K,) held-out curvature.
+        variance: (K,), for instance mean_b⟨D_k, G_b⟩² − σ_k² from the gradients G_b of single samples.
+        h: (K,) curvature along the same directions.
 
     Raises:
         FitError: fewer than four directions with positive h and positive variance.
     """
-    values = np.asarray(folds, dtype=np.float64)
-    curvature = np.asarray(h, dtype=np.float64)
-    variance = values.var(axis=0, ddof=1)
-    keep = (curvature > 0) & (variance > 0)
+    variance, curvature = np.asarray(variance, dtype=np.float64), np.asarray(h, dtype=np.float64)
+    keep = (curvature > 0) & (variance > 0) & np.isfinite(curvature) & np.isfinite(variance)
     return fit_line(
         np.log(curvature[keep]),
         np.log(variance[keep]),

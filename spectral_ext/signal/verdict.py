@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from spectral_ext.signal.cross_fitting import MIN_GROUPS, CrossFit
-from spectral_ext.signal.exponent import GroupFit, fit_alpha_from_groups, fit_noise_exponent
-from spectral_ext.spectra.regression import MIN_POINTS, Fit, FitError, as_vector
+from spectral_ext.signal.exponent import GroupFit, fit_alpha_from_groups
+from spectral_ext.spectra.regression import MIN_POINTS, FitError, as_vector
 
 VERDICTS = ("signal", "mixed", "noise", "too few groups")
 SIGNAL_SHARE = 0.5
@@ -48,8 +48,6 @@ class Signal:
     """Bound on the probability that any of the K directions without signal counts as resolved."""
     alpha: GroupFit = field(default_factory=lambda: GroupFit.empty("not measured"))
     """α over the resolved directions, from held-out values."""
-    noise_exponent: Fit = field(default_factory=lambda: Fit.empty("not measured"))
-    """γ_noise of C_k ∝ h_k^γ; a spectrum of noise has α = 2/γ_noise."""
     sigma_folds: list[np.ndarray] = field(default_factory=list, repr=False)
     """J arrays (K,): u_jkᵀG_jv_jk."""
     h_folds: list[np.ndarray] = field(default_factory=list, repr=False)
@@ -84,11 +82,6 @@ class Signal:
     def median_share(self) -> float:
         known = self.share[np.isfinite(self.share)]
         return float(np.median(known)) if len(known) else math.nan
-
-    @property
-    def noise_alpha(self) -> float:
-        """2/γ_noise, the α that noise alone would have here."""
-        return 2 / self.noise_exponent.value if self.noise_exponent.ok and self.noise_exponent.value > 0 else math.nan
 
 
 def judge(
@@ -130,10 +123,6 @@ def judge(
         notes=list(notes),
     )
     found.alpha = _alpha(cross, H, weights, level)
-    try:
-        found.noise_exponent = fit_noise_exponent(cross.folds, h, level=level)
-    except FitError as error:
-        found.noise_exponent = Fit.empty(str(error), level=level)
     found.verdict, found.reason = _verdict(found)
     return found
 

@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import norm
+from torch import Tensor
 
 from spectral_ext.spectra.curvature_exponent import fit_gamma
 from spectral_ext.spectra.regression import MIN_POINTS, Fit, FitError, as_vector
+
+GRAM_FROM = 2**20
+"""Entries from which on λ is computed as an eigenvalue of the Gram matrix."""
+TILE = 4096
+"""Rows that are converted to float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +33,40 @@ class WeightSpectrum:
     """Minus the slope of log λ_k on log k over the top k."""
 
 
-def weight_spectrum(weight: Any, *, top_k: int = 20) -> WeightSpectrum:
-    """Both exponents of a weight W (flattened to two dimensions), from the eigenvalues λ = singular values squared.
+def weight_spectrum(weight: Any, *, top_k: int = 20, family: bool = False) -> WeightSpectrum:
+    """Both exponents of a weight W, from the eigenvalues λ = singular values squared.
+
+    Args:
+        weight: (m, …), flattened to two dimensions. A matrix of ``GRAM_FROM`` entries or more goes through WᵀW or WWᵀ
+            in float64, whichever is smaller.
+        top_k: the ranks of ``s_weight``.
+        family: the weight holds E matrices (E, m, n); their eigenvalues are taken together.
 
     Raises:
         FitError: fewer than four positive eigenvalues.
         ValueError: the weight holds NaN.
     """
-    matrix = (
-        weight.detach().cpu().double().numpy() if hasattr(weight, "detach") else np.asarray(weight, dtype=np.float64)
-    )
-    matrix = matrix.reshape(matrix.shape[0], -1)
-    if not np.isfinite(matrix).all():
+    W = weight.detach() if isinstance(weight, Tensor) else torch.as_tensor(np.asarray(weight, dtype=np.float64))
+    W = W if family else W.reshape(1, W.shape[0], -1)
+    if not bool(W.isfinite().all()):
         raise ValueError("the weight holds NaN or Inf")
-    eigenvalues = np.linalg.svd(matrix, compute_uv=False) ** 2
+    eigenvalues = np.concatenate([_eigenvalues(one) for one in W])
+    eigenvalues = np.sort(eigenvalues)[::-1]
     eigenvalues = eigenvalues[eigenvalues > 1e-12 * eigenvalues.max(initial=0.0)]
     alpha, x_min, distance = fit_tail_exponent(eigenvalues)
     return WeightSpectrum(alpha, x_min, distance, fit_gamma(eigenvalues[:top_k]))
+
+
+def _eigenvalues(W: Tensor) -> np.ndarray:
+    """The squared singular values of a matrix, float64."""
+    if W.numel() < GRAM_FROM:
+        return torch.linalg.svdvals(W.double()).square().cpu().numpy()
+    W = W if W.shape[0] >= W.shape[1] else W.mT
+    gram = W.new_zeros(W.shape[1], W.shape[1], dtype=torch.float64)
+    for rows in W.split(TILE):
+        rows = rows.double()
+        gram.addmm_(rows.mT, rows)
+    return torch.linalg.eigvalsh(gram).clamp_min(0).cpu().numpy()
 
 
 def fit_tail_exponent(values: Any, *, level: float = 0.95) -> tuple[Fit, float, float]:

@@ -19,6 +19,7 @@ from spectral_ext.measurement.batches import Batch, LossFunction, as_batches
 from spectral_ext.measurement.environment import unwrapped
 from spectral_ext.measurement.preserve import preserved
 from spectral_ext.ops.spectral_newton import MAX_ALPHA
+from spectral_ext.tracker.following import OPTIONS, along_momentum
 from spectral_ext.tracker.track import PREFIX, Track
 
 
@@ -43,9 +44,10 @@ class LandscapeTracker:
 
         tracker = LandscapeTracker(model, loss_fn, batches, every=100, unit="step", optimizer=optimizer)
 
-    Then the singular directions are those of its momentum, to which T(σ; α) is applied, and each landscape that was
-    due is handed to the optimizer. What it changed is in ``meta["track"]["handed"]``, and the state of the optimizer
-    carries it: a training that goes on from a checkpoint has the same α.
+    Then a landscape that is due is a short one, of σ, h and α alone: along the singular directions of the momentum, to
+    which T(σ; α) is applied, by ``sampled_gauss_newton``. It is handed to the optimizer. What that changed is in
+    ``meta["track"]["handed"]``, and the state of the optimizer carries it: a training that goes on from a checkpoint
+    has the same α. ``start`` and ``measure`` still measure the whole landscape, of the gradient, and hand nothing over.
 
     Args:
         model: the model that trains (the module itself, not a wrapper that changes names).
@@ -59,23 +61,25 @@ class LandscapeTracker:
             Either way the model's modes are restored.
         tensorboard: a writer with ``add_scalar``; True makes one in ``folder/tensorboard``; None does so if TensorBoard
             is installed and there is a folder; False writes nothing.
+        wandb: a run of Weights & Biases (anything with ``log``), which gets the same scalars under ``landscape/``;
+            True takes the run that ``wandb.init`` has started.
         on_error: ``"warn"`` lets training go on when measuring, saving or logging fails (a full disk, a loss that is
             not finite), ``"raise"`` does not. A landscape that could not be saved stays in ``track``.
-        optimizer: the optimizer that follows, or None. The method is then ``"sampled_gauss_newton"`` without the split
-            by mechanism, which takes about as long as two steps on as many samples; ``options`` may say otherwise.
+        optimizer: the optimizer that follows, or None.
         adapt: what the optimizer takes from a landscape. ``"alpha"``: each row's ``recommendation.alpha``. Or a
             function of the landscape that returns a mapping with any of ``"alpha"`` and ``"damping"``, mappings from
             layer to value, and ``"transfer"``, a map of the singular values for all matrices. Rows without a fit, and
             with α outside (0, 6], change nothing.
         hysteresis: a matrix keeps its α where the new one differs by this or less, and its damping where the natural
             logarithm does.
-        options: further arguments of ``measure`` (``top_k``, ``layers``, ``process_group``, …). With
+        options: further arguments of ``measure`` (``top_k``, ``layers``, ``process_group``, …); with ``optimizer`` also
+            ``draws``, the labels drawn for each sample, 8 if not given. With
             ``process_group`` every rank measures and the first rank of the group alone saves and logs.
 
     Raises:
         TypeError: ``options`` holds a name that ``measure`` does not know.
         ValueError: an option is out of range.
-        ImportError: ``tensorboard=True`` and TensorBoard is not installed.
+        ImportError: ``tensorboard=True`` or ``wandb=True``, and that package is not installed.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class LandscapeTracker:
         folder: str | Path | None = None,
         mode: str = "eval",
         tensorboard: Any = None,
+        wandb: Any = None,
         on_error: str = "warn",
         optimizer: Any = None,
         adapt: str | Callable[[Landscape], Mapping[str, Any]] = "alpha",
@@ -103,6 +108,7 @@ class LandscapeTracker:
             if value not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")
         known = [name for name, one in inspect.signature(measure).parameters.items() if one.kind is one.KEYWORD_ONLY]
+        known += ["draws"] if optimizer is not None else []
         for name in options:
             if name not in known:
                 raise TypeError(f"LandscapeTracker: measure has no option {name!r}; it has {', '.join(known)}")
@@ -123,17 +129,23 @@ class LandscapeTracker:
         self.model, self.loss_fn, self.batches = (
             model,
             loss_fn,
-            as_batches(batches, unwrapped(model), batch_size=options.get("batch_size")),
+            as_batches(
+                batches,
+                unwrapped(model),
+                batch_size=options.get("batch_size"),
+                count=options.get("count"),
+                mask=options.get("mask"),
+            ),
         )
         self.every, self.unit, self.mode, self.on_error = every, unit, mode, on_error
         self.folder = Path(folder) if folder is not None else None
         self.optimizer, self.adapt, self.hysteresis = optimizer, adapt, hysteresis
-        cheap = {} if optimizer is None else {"method": "sampled_gauss_newton", "split": False}
-        self.options = {"progress": False, **cheap, **options}
+        self.options = {"progress": False, **options}
         self.steps, self.epochs = 0, 0
         self.track = Track.resume(self.folder) if self.folder is not None else Track()
         self.writes = _is_first(options.get("process_group"))
         self.writer = _writer(tensorboard, self.folder) if self.writes else None
+        self.run = _run(wandb) if self.writes else None
 
     def start(self) -> Landscape | None:
         """Measure now, unless the track already holds this step."""
@@ -151,14 +163,18 @@ class LandscapeTracker:
 
     def _due(self) -> Landscape | None:
         """Measure, and hand what was measured to the optimizer."""
-        landscape = self._measured()
+        if self.optimizer is None:
+            return self.measure()
+        options = {key: value for key, value in self.options.items() if key in OPTIONS}
+        landscape = self._measured(
+            lambda model, loss_fn, batches: along_momentum(model, loss_fn, batches, self.optimizer, **options)
+        )
         if landscape is None:
             return None
-        if self.optimizer is not None:
-            try:
-                landscape.meta["track"]["handed"] = self._hand(landscape)
-            except Exception as error:
-                self._failed("the optimizer keeps its settings", error)
+        try:
+            landscape.meta["track"]["handed"] = self._hand(landscape)
+        except Exception as error:
+            self._failed("the optimizer keeps its settings", error)
         self._keep(landscape)
         return landscape
 
@@ -184,22 +200,21 @@ class LandscapeTracker:
         }
 
     def measure(self) -> Landscape | None:
-        """Measure now, save and log; None if the measurement failed and ``on_error`` is ``"warn"``. Nothing is handed
-        to the optimizer."""
-        landscape = self._measured()
+        """Measure the whole landscape now, save and log; None if the measurement failed and ``on_error`` is ``"warn"``.
+        Nothing is handed to the optimizer."""
+        options = {key: value for key, value in self.options.items() if key != "draws"}
+        landscape = self._measured(lambda *data: measure(*data, **options))
         if landscape is not None:
             self._keep(landscape)
         return landscape
 
-    def _measured(self) -> Landscape | None:
-        """The landscape now, along the momentum of the optimizer once it has made a step."""
-        along = self.optimizer if self.optimizer is not None and self.optimizer.state else None
+    def _measured(self, take: Callable[..., Landscape]) -> Landscape | None:
+        """The landscape that ``take`` measures of model, loss and batches, in the mode that was asked for."""
         try:
             with preserved(self.model):
                 if self.mode == "eval":
                     self.model.eval()
-                options = self.options if along is None else {**self.options, "directions": along}
-                landscape = measure(self.model, self.loss_fn, self.batches, **options)
+                landscape = take(self.model, self.loss_fn, self.batches)
         except Exception as error:
             self._failed("no landscape", error)
             return None
@@ -214,9 +229,10 @@ class LandscapeTracker:
                 landscape.save(self.folder / f"{PREFIX}{self.steps:08d}")
             except Exception as error:
                 self._failed("the landscape is not saved", error)
-        if self.writer is not None:
+        if self.writer is not None or self.run is not None:
+            winners = self.track.winners()[self.track.steps.index(self.steps)]
             try:
-                _log(self.writer, landscape, self.steps, self.track.winners()[self.track.steps.index(self.steps)])
+                _log(self.writer, self.run, landscape, self.steps, winners)
             except Exception as error:
                 self._failed("the landscape is not logged", error)
 
@@ -273,13 +289,33 @@ def _writer(tensorboard: Any, folder: Path | None) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def _log(writer: Any, landscape: Landscape, step: int, winners: dict[str, int]) -> None:
+def _run(wandb: Any) -> Any:
+    if wandb in (None, False):
+        return None
+    if wandb is not True:
+        if not callable(getattr(wandb, "log", None)):
+            raise TypeError(f"wandb must be a run with log(), True or None, not {type(wandb).__name__}")
+        return wandb
+    try:
+        import wandb as package
+    except ImportError as error:
+        raise ImportError("wandb=True needs Weights & Biases: pip install wandb") from error
+    if package.run is None:
+        raise ValueError("wandb=True takes the run that wandb.init() has started, and none is: call it first")
+    return package.run
+
+
+def _log(writer: Any, run: Any, landscape: Landscape, step: int, winners: dict[str, int]) -> None:
+    scalars: dict[str, float] = {f"rank model wins/{model}": count for model, count in winners.items()}
     for name, row in landscape.items():
         for column in TRACKED:
             value = column.value(row)
             if isinstance(value, (int, float)) and math.isfinite(value):
-                writer.add_scalar(f"{column.key}/{name}", value, step)
-    for model, count in winners.items():
-        writer.add_scalar(f"rank model wins/{model}", count, step)
-    if hasattr(writer, "flush"):
-        writer.flush()
+                scalars[f"{column.key}/{name}"] = value
+    if writer is not None:
+        for key, value in scalars.items():
+            writer.add_scalar(key, value, step)
+        if hasattr(writer, "flush"):
+            writer.flush()
+    if run is not None:  # with a step of its own: the run's own counter belongs to the training
+        run.log({"landscape/step": step, **{f"landscape/{key}": value for key, value in scalars.items()}})

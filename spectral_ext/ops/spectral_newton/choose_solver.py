@@ -19,6 +19,8 @@ from spectral_ext.ops.spectral_newton.transfer_function import check_damping, ch
 
 SOLVERS = ("auto", "cholesky", "rational", "eigh", "svd")
 EXACT_ALPHAS = (2.0, 4.0)
+LOG_RANGE = 69.0
+"""The largest |ln d^(1/α)| with which accelerators compute in float64: d^(2/α) between 1e-60 and 1e60."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ def choose_solver(
         matrix = "R + dI" if alpha == 2.0 else "R² + dI"
         return SolverChoice("cholesky", f"alpha = {alpha:g} is one solve with {matrix}, R = G Gᵀ, exact", wanted, 1)
     extent = math.inf if damping is None else extent_of(alpha, damping, damping_mode, small_side)
+    if device != "cpu" and damping is not None and abs(math.log(damping)) / alpha > LOG_RANGE:
+        return SolverChoice("eigh", f"damping^(1/alpha) leaves the range of float64 at alpha = {alpha:g}", wanted)
     try:
         if device != "cpu":
             fit = device_fits(alpha, extent, wanted)[-1]

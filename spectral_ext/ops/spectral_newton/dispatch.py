@@ -73,6 +73,12 @@ def solve(problems: list[Problem], mode: str, solver: str, tolerance: float | No
                 solver,
             )
             groups[(*key, wanted, G.dtype == torch.float64, G.device)].append(item)
+    for (chosen, *_, device), items in groups.items():
+        if chosen in ("eigh", "svd") and _is_capturing(device):
+            raise RuntimeError(
+                f"{items[0].name}: solver {chosen!r} waits for the device, and a graph is being captured. Give alpha "
+                "and damping as numbers that solver='rational' can take, or solve this matrix outside of the graph"
+            )
     for (chosen, alpha, extent, _, wanted, _, device), items in groups.items():
         if chosen in ("eigh", "svd"):
             for item in items:
@@ -85,6 +91,10 @@ def solve(problems: list[Problem], mode: str, solver: str, tolerance: float | No
     for problem, result in zip(problems, results):
         finished.append(result if problem.out is None or problem.out is result else problem.out.copy_(result))
     return finished
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _writable(out: Tensor, G: Tensor, sources: set[int]) -> bool:

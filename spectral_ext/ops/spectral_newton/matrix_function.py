@@ -143,7 +143,7 @@ def terms_of(
         scale = square / (gain * residues[:, 0]) if count else 1 / (gain * phi.constant)
         shift = poles / square[:, None]
         return Terms(square, gain, constant, gain, scale.sqrt()[:, None], shift, None, False, count, True, one)
-    weights = residues.abs().clamp(min=1e-30)
+    weights = residues.abs().clamp(min=1e-280)  # not zero, which pads the shorter fits
     if folded:
         weights, constant = weights * gain[:, None], constant * gain[:, None]
     factor = 1 / weights
@@ -178,20 +178,20 @@ def _inverses(Z: Tensor, factor: Tensor | None, shift: Tensor | float, one: Tens
     diagonal.add_(shift[..., None] if isinstance(shift, Tensor) else shift)
     L, info = cholesky_(X)
     # L⁻ᵀJ comes in column order: its transpose is contiguous.
-    S = torch.linalg.solve_triangular(L.mT, one.to(Z.dtype).as_strided((n, n), (1, 1)).expand(X.shape), upper=True)
+    S = torch.linalg.solve_triangular(L.mT, one.as_strided((n, n), (1, 1)).expand(X.shape), upper=True)
     return S.mT.reshape(B, -1, n), info
 
 
 def matrix_function(Z: Tensor, phi: Rational, terms: Terms, scratch: int) -> tuple[Tensor, Tensor]:
     """``(F, failed)`` for Z (B, n, n), which is overwritten: gain · φ(square · Z), and (B,) whether a matrix was not
     positive definite. ``scratch``: bytes for Z, F and all else."""
-    count = terms.factor.shape[1]
+    count, one = terms.factor.shape[1], terms.one
     if phi.form or phi.pairs:
         Z.mul_(terms.square[:, None, None])
     F = torch.empty_like(Z) if count else torch.zeros_like(Z)
     infos, kept, start = [], None, 0
     if phi.form == 1:  # the first pole is b: y/Q = p − p/Q, p = 1/(y + b)
-        S, info = _inverses(Z.clone(), None, phi.poles[0], terms.one)
+        S, info = _inverses(Z.clone(), None, phi.poles[0], one)
         infos.append(info)
         kept = S.mT @ S
         del S
@@ -199,14 +199,15 @@ def matrix_function(Z: Tensor, phi: Rational, terms: Terms, scratch: int) -> tup
         start = 1
     while start < count:
         if start == terms.doubles:
-            Z, F = torch.mul(Z, terms.square[:, None, None], out=Z.new_empty(Z.shape, dtype=torch.float32)), F.float()
+            Z = torch.mul(Z, terms.square[:, None, None], out=torch.empty_like(Z, dtype=torch.float32))
+            F, one = F.float() if start else torch.empty_like(Z), one.float()
         end = min(
             count,
             start + max(1, (scratch - 2 * Z.nbytes) // (2 * Z.nbytes)),
             terms.doubles if start < terms.doubles else count,
         )
         part = slice(start, end)
-        S, info = _inverses(Z, terms.factor[:, part], terms.shift[:, part], terms.one)
+        S, info = _inverses(Z, terms.factor[:, part], terms.shift[:, part], one)
         infos.append(info)
         left = S
         if terms.sign is not None:
@@ -224,7 +225,7 @@ def matrix_function(Z: Tensor, phi: Rational, terms: Terms, scratch: int) -> tup
     F.diagonal(dim1=-2, dim2=-1).add_(terms.constant)
     if phi.quadratic is not None:
         Q = torch.baddbmm(Z, Z, Z, beta=phi.quadratic)
-        S, info = _inverses(Q, None, 1.0, terms.one)
+        S, info = _inverses(Q, None, 1.0, one)
         infos.append(info)
         Q = torch.bmm(S.mT, S, out=Z)
         del S

@@ -34,8 +34,7 @@ LADDER = 4.0
 CENTRES, CENTRE_SHARE = 32, 0.85
 """Poles are fitted at multiples of 1/CENTRES of α, to this share of the tolerance, and serve the α around them."""
 
-SEPARATION = 1.4
-MAX_CANCELLATION = 4.0
+SMALLEST_POLE, SEPARATION, MAX_CANCELLATION = 1e-290, 1.4, 4.0
 
 
 def extent_of(alpha: float, damping: float, mode: str, n: int) -> float:
@@ -176,6 +175,7 @@ def partial_fractions(
 
 
 @lru_cache(maxsize=1024)
+@np.errstate(divide="ignore", invalid="ignore")  # where float64 has no room for a fit, there is none
 def fit_partial_fractions(
     alpha: float, reach: float, tolerance: float, max_poles: int = MAX_POLES, lowest: float | None = None
 ) -> PartialFractions:
@@ -293,6 +293,8 @@ def _minimax(
     best: tuple[Array, Array, float] = (poles, np.zeros(first + len(poles)), math.inf)
     damping = 1e-3
     for _ in range(iterations):
+        if not (np.isfinite(poles) & (poles > SMALLEST_POLE)).all():  # no fit: float64 has no room
+            break
         every = np.concatenate([fixed, poles])
         B = _basis(y, every) * scale[:, None]
         Qw, Rw = np.linalg.qr(B * weights[:, None])
@@ -308,7 +310,8 @@ def _minimax(
         weights /= weights.max()
         if keep:
             continue
-        slope = coefficients[first:] * poles * y[:, None] / (y[:, None] + poles) ** 2 * (scale * weights_now)[:, None]
+        own = y[:, None] + poles  # not squared: y and poles may be as small as 1e-250
+        slope = coefficients[first:] * (poles / own) * (y[:, None] / own) * (scale * weights_now)[:, None]
         J = slope - Qw @ (Qw.T @ slope)
         normal = J.T @ J
         normal[np.diag_indices_from(normal)] *= 1.0 + damping

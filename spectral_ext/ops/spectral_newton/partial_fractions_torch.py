@@ -41,6 +41,9 @@ FIT_SHARE = 0.7
 RUNG = 16.0
 SCRATCH_BYTES, MIN_BLOCK_BYTES = 240 * 2**20, 32 * 2**20
 """Scratch beyond G and the results; where a few (n, n) matrices of one G are more, those and two blocks of columns."""
+FLOAT32_FROM, LEAST_EXTENT = 1e-8, 1e-60
+"""Poles, residues and the unit √δ have no room in float32 where y_max is below the first, nor in float64 below the
+second."""
 FUSED_SIDE = 160
 """The small side up to which the CUDA kernel holds a matrix on chip."""
 
@@ -51,8 +54,10 @@ def device_fits(alpha: float, extent: float, tolerance: float) -> tuple[PartialF
     where T(G) = G/d as far as MAX_POLES and MAX_REACH go, of which the device takes one for each matrix.
 
     Raises:
-        ValueError: more than MAX_POLES poles.
+        ValueError: more than MAX_POLES poles, or numbers that leave the range of float64.
     """
+    if extent < LEAST_EXTENT and alpha not in (2.0, 4.0, 6.0):
+        raise ValueError(f"sigma_max²/damping^(2/alpha) ≤ {extent:.3g} leaves the range of float64: use solver='svd'")
     if math.isfinite(extent):
         return (partial_fractions(alpha, rounded_reach(extent), FIT_SHARE * tolerance),)
     fits: list[PartialFractions] = []
@@ -78,7 +83,7 @@ def precision_for(
     what cancels in it: inverses and solves in float32 err by up to 3 ε y_max^{α/2}, φ(Z) rounded to float32 by half an
     ε y_max^{α/2}. Without a bound (``absolute``), all is float64.
     """
-    if dtype == torch.float64 or not math.isfinite(extent):
+    if dtype == torch.float64 or not FLOAT32_FROM < extent < math.inf:
         return Precision(True, math.inf, True)
     epsilon = torch.finfo(torch.float32).eps
     allowed = tolerance - min(fit.error, 0.8 * tolerance)
@@ -161,6 +166,7 @@ def _blocks(chunk: Sequence[Pair], dtype: torch.dtype, unit: Tensor | None, limi
                 if unit is not None:  # in float64: 1/√δ may leave the range of float32 where G/√δ does not
                     block.mul_(unit[own, None, None])
                 yield own, [out[..., start : start + width] for _, out in taken], block
+                del block  # before the next one is made
             first += total
 
 
@@ -177,6 +183,7 @@ def gram_(Z: Tensor, blocks: Iterable[Block]) -> Tensor:
             known = own.stop
         else:
             Z[own].baddbmm_(block, block.mT)
+        del block
     return Z
 
 
@@ -207,16 +214,18 @@ def apply_rational(pairs: Sequence[Pair], phi: Rational, precision: Precision, s
     size = n * dtype.itemsize
     keep = alone and (n + 2 * widest) * size <= SCRATCH_BYTES
     with full_float32():
-        for chunk, places in _chunks(pairs, *((n * size, 2 * size) if keep else (6 * n * size,))):
-            taken = 2 * (places.stop - places.start) * n * size
-            limit = max((SCRATCH_BYTES - taken) // 3, SCRATCH_BYTES if keep else MIN_BLOCK_BYTES)
+        # Alive at once: R, φ(R), what is inverted and its inverse, and what a quadratic factor needs.
+        alive = 6 if phi.form or phi.pairs else 4
+        for chunk, places in _chunks(pairs, *((n * size, 2 * size) if keep else (alive * n * size,))):
             own, inside = terms[places], None if inner is None else inner[places]
+            room = SCRATCH_BYTES - (places.stop - places.start) * n * size
             if alone:
-                _solve(chunk, phi, own, inside, limit, keep)
+                _solve(chunk, phi, own, inside, SCRATCH_BYTES if keep else max(room // 3, MIN_BLOCK_BYTES), keep)
             else:
-                outside = None if outer is None else outer[places]
-                blocks = _blocks(chunk, last, outside, limit)
-                _apply(blocks, _function(chunk, phi, own, inside, limit, scales[places]).to(last))
+                outside, half = None if outer is None else outer[places], max(room // 2, MIN_BLOCK_BYTES)
+                F = _function(chunk, phi, own, inside, max(room, MIN_BLOCK_BYTES), scales[places]).to(last)
+                _apply(_blocks(chunk, last, outside, half), F)
+                del F
 
 
 def _gram(blocks: Iterable[Block], terms: Terms) -> Tensor:
@@ -242,8 +251,8 @@ def _function(
     chunk: Sequence[Pair], phi: Rational, terms: Terms, unit: Tensor | None, limit: int, scales: Scales
 ) -> Tensor:
     """What G is to be multiplied by, (B, n, n)."""
-    Z = _gram(_blocks(chunk, terms.one.dtype, unit, limit), terms)
-    F, failed = matrix_function(Z, phi, terms, SCRATCH_BYTES)
+    blocks = _blocks(chunk, terms.one.dtype, unit, limit)
+    F, failed = matrix_function(_gram(blocks, terms), phi, terms, SCRATCH_BYTES)
     diagonal = F.diagonal(dim1=-2, dim2=-1)
     if scales.fallback is None or scales.beyond is None:
         diagonal.masked_fill_(failed[:, None], torch.nan)

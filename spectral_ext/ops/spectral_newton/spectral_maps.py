@@ -18,7 +18,6 @@ from typing import Any, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.interpolate import AAA
 from torch import Tensor
 
 from spectral_ext.ops.spectral_newton.matrix_function import Precision
@@ -143,6 +142,8 @@ def fit_map(f: SpectralMap, bound: float, tolerance: float) -> MapFit:
     Raises:
         ValueError: f is not finite, changes sign, is negative, does not vanish at 0, or needs more than 40 terms.
     """
+    from scipy.interpolate import AAA  # takes a third of a second to import, and few programs fit a map
+
     t = np.concatenate([[0.0], np.geomspace(1e-9, 1.0, 9000), np.linspace(0.0, 1.0, 9001)[1:]])
     with np.errstate(all="ignore"):
         v = f(bound * t)

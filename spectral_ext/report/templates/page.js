@@ -50,7 +50,7 @@ function marksOf(chart) {
 
 function axis(chart, name, size) {
   const ticks = name === "x" ? chart.x_ticks || [] : [];
-  const options = { label: null, type: chart[`${name}_log`] ? "log" : "linear", grid: true, ticks: Math.max(2, Math.floor(size / 75)) };
+  const options = { label: null, type: chart[`${name}_log`] ? "log" : "linear", grid: true, ticks: Math.max(3, Math.floor(size / (name === "x" ? 75 : 50))) };
   if (options.type === "log") { options.base = 10; options.tickFormat = (v) => (v >= 1e-3 && v < 1e4 ? `${+v.toPrecision(3)}` : v.toExponential(0)); }
   if (chart[`${name}_range`]) options.domain = chart[`${name}_range`]; else options.nice = options.type === "linear";
   if (ticks.length) {
