@@ -232,7 +232,7 @@ def test_beta_without_a_group_follows_the_factors_without_it(landscape):
     row = landscape["4"]
     for j, replicate in enumerate(row.data_intervals.replicates["beta"]):
         rest = capture_factors(model, LOSS, [b for i, b in enumerate(batches) if i != j], layers).layers["4"]
-        eigenvalues = [torch.linalg.eigvalsh(C.double()).flip(0)[:5].numpy() for C in (rest.C_delta, rest.C_A)]
+        eigenvalues = [torch.linalg.eigvalsh(C.dense().double()).flip(0)[:5].numpy() for C in (rest.C_delta, rest.C_A)]
         sigma = np.mean([own for i, own in enumerate(row.signal.own_folds) if i != j], axis=0)
         keep = row.arrays.h > 0
         exact = np.polyfit(np.log(sigma[keep]), np.log(eigenvalues[0] * eigenvalues[1])[keep], 1)[0]
