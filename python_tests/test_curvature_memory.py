@@ -78,7 +78,7 @@ def test_results_do_not_depend_on_the_budget(kind):
     model, batches = wide(kind)
     whole = measure(model, batches, top_k=5, split=True)
     need = estimate_memory(model, CE, batches[0])
-    for budget in (need.total(2), need.total(1), need.total(1) // 3, need.total(1) // 10):
+    for budget in (need.total(2), need.total(1), need.total(1) // 3, need.gradients + need.total(1) // 10):
         found = directional_curvature(
             model, CE, batches, top_k=5, method="tangent_adjoint", memory_budget=budget, split=True
         )
@@ -121,16 +121,21 @@ def test_estimate_grows_with_samples_and_names_layers():
 
 def test_what_cannot_be_cut_says_so():
     model, loss, batches = build("resnet, batch norm in train mode")
+    budget = estimate_memory(model, loss, batches[0]).gradients + 1000
     with pytest.raises(ValueError, match="1 couples the samples in train mode"):
-        directional_curvature(model, loss, batches, memory_budget=1000)
+        directional_curvature(model, loss, batches, memory_budget=budget)
     model, loss, batches = build("relu, class weights")
     budget = estimate_memory(model, loss, batches[0]).total() // 2
     with pytest.raises(ValueError, match="not the mean of its samples' losses"):
         directional_curvature(model, loss, batches, memory_budget=budget)
+    model, batch = mlp(nn.ReLU()).double(), (torch.randn(3, 7).double(), torch.zeros(3).long())
+    need = estimate_memory(model, CE, batch)
     with pytest.raises(ValueError, match="one sample alone"):
-        directional_curvature(
-            mlp(nn.ReLU()).double(), CE, [(torch.randn(3, 7).double(), torch.zeros(3).long())], memory_budget=10
-        )
+        directional_curvature(model, CE, [batch], memory_budget=need.gradients + 10)
+    with pytest.raises(
+        ValueError, match=r"gradients of \d layers take about \d+ bytes .* memory_budget=10: raise it, or"
+    ):
+        directional_curvature(model, CE, [batch], memory_budget=10)
 
 
 def test_the_estimate_covers_the_decomposition_of_a_large_gradient():

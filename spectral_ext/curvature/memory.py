@@ -38,7 +38,9 @@ class MemoryEstimate:
     self_check: int
     """The self-check's own need, at another time than the rest: a double backward through the whole graph."""
     gradients: int = 0
-    """The part of ``base`` that does not grow with the samples: two gradients of each layer."""
+    """Two gradients of each layer: part of ``base`` and ``self_check``, whatever the number of samples."""
+    weights: int = 0
+    """With the arithmetic in float64: the weights and buffers in it, another part that does not grow."""
     decomposition: int = 0
     """The singular value decomposition of the largest gradient, with all gradients held, before the rest."""
     float64: int = 0
@@ -95,10 +97,9 @@ def estimate(
     seeds = {site.seed_node for site in sites.values()}
     heads = find_heads(program, reached, seeds)
     absorbed = {node for head in heads for node in head.absorbed}
-    needed = set(program.nodes)
     base = weights = sum(2 * _bytes(layer.weight) for layer in layers.values()) if gradients else 0
-    if program.raised:  # the weights and buffers in float64
-        base += sum(_bytes(node.meta["val"]) for node in program.placeholders if node in needed)
+    copies = _in_float64(program) if program.raised else 0
+    base += copies
     values = 0
     sizes = {node: allocated(node) for node in program.nodes}
     for node in program.nodes:
@@ -120,7 +121,7 @@ def estimate(
         base += seeded * _bytes(head.weight.meta["val"])
     most = max(per_direction.values(), default=0)
     return MemoryEstimate(
-        base, per_direction, samples, self_check=weights + 5 * values, gradients=weights,
+        base, per_direction, samples, self_check=weights + 5 * values, gradients=weights, weights=copies,
         decomposition=weights // 2 + max((_decomposition(layer) for layer in layers.values()), default=0),
         float64=base + most if program.raised else 2 * (base + most) - weights + _in_float64(program),
     )  # fmt: skip
