@@ -7,6 +7,7 @@ import pytest
 import torch
 from curvature_cases import C, build, mlp, resnet
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -26,7 +27,7 @@ class Peak(TorchDispatchMode):
         known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         result = func(*args, **(kwargs or {}))
         for t in tree_leaves(result):
-            if isinstance(t, torch.Tensor):
+            if isinstance(t, torch.Tensor) and not isinstance(t, FakeTensor):
                 storage = t.untyped_storage()
                 if storage._cdata not in known and storage._cdata not in self.alive:
                     self.alive.add(storage._cdata)
@@ -77,7 +78,7 @@ def test_results_do_not_depend_on_the_budget(kind):
     model, batches = wide(kind)
     whole = measure(model, batches, top_k=5, split=True)
     need = estimate_memory(model, CE, batches[0])
-    for budget in (need.total(2), need.total(1), need.total(1) // 3, need.total(1) // 10):
+    for budget in (need.total(2), need.total(1), need.total(1) // 3, need.gradients + need.total(1) // 10):
         found = directional_curvature(
             model, CE, batches, top_k=5, method="tangent_adjoint", memory_budget=budget, split=True
         )
@@ -120,13 +121,43 @@ def test_estimate_grows_with_samples_and_names_layers():
 
 def test_what_cannot_be_cut_says_so():
     model, loss, batches = build("resnet, batch norm in train mode")
+    budget = estimate_memory(model, loss, batches[0]).gradients + 1000
     with pytest.raises(ValueError, match="1 couples the samples in train mode"):
-        directional_curvature(model, loss, batches, memory_budget=1000)
+        directional_curvature(model, loss, batches, memory_budget=budget)
     model, loss, batches = build("relu, class weights")
     budget = estimate_memory(model, loss, batches[0]).total() // 2
     with pytest.raises(ValueError, match="not the mean of its samples' losses"):
         directional_curvature(model, loss, batches, memory_budget=budget)
+    model, batch = mlp(nn.ReLU()).double(), (torch.randn(3, 7).double(), torch.zeros(3).long())
+    need = estimate_memory(model, CE, batch)
     with pytest.raises(ValueError, match="one sample alone"):
-        directional_curvature(
-            mlp(nn.ReLU()).double(), CE, [(torch.randn(3, 7).double(), torch.zeros(3).long())], memory_budget=10
-        )
+        directional_curvature(model, CE, [batch], memory_budget=need.gradients + 10)
+    with pytest.raises(
+        ValueError, match=r"gradients of \d layers take about \d+ bytes .* memory_budget=10: raise it, or"
+    ):
+        directional_curvature(model, CE, [batch], memory_budget=10)
+
+
+def test_the_estimate_covers_the_decomposition_of_a_large_gradient():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(700, 500), nn.Tanh(), nn.Linear(500, C)).double()
+    batch = torch.randn(4, 700).double(), torch.randint(0, C, (4,))
+    estimate = estimate_memory(model, CE, batch)
+    assert estimate.decomposition > max(estimate.total(), estimate.self_check)
+    peak, _ = peak_of(lambda: measure(model, [batch], top_k=2))
+    assert 0.3 * estimate.decomposition <= peak <= 1.1 * estimate.peak(2)
+    text = str(estimate)
+    assert text.startswith("memory for 4 samples: gradients 5 MiB, their singular value decomposition")
+    assert "self-check" in text and "float64 where terms cancel" in text
+
+
+def test_the_estimate_covers_float64_arithmetic(monkeypatch):
+    from spectral_ext.curvature import verification
+
+    model, batches = wide("mlp")
+    model, batches = model.float(), [(batches[0][0].float(), batches[0][1])]
+    estimate = estimate_memory(model, CE, batches[0])
+    monkeypatch.setattr(verification, "_cancelling", lambda result: list(range(len(result.size))))
+    peak, found = peak_of(lambda: measure(model, batches, top_k=1, self_check=False))
+    assert all("float64 arithmetic" in result.notes[0] for result in found.values())
+    assert 0.3 * estimate.float64 <= peak <= 1.1 * estimate.peak(1)

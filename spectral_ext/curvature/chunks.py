@@ -117,9 +117,16 @@ class Plan:
         need = max(estimate.total(), estimate.self_check if self.self_check and not in_float64 else 0)
         if need <= self.memory_budget:
             return [piece]
-        return [part for cut in self._cut(piece, need) for part in self.fitting(cut, in_float64)]
+        fixed = estimate.gradients + estimate.weights
+        if fixed >= self.memory_budget:
+            copies = " and the weights in float64" if estimate.weights else ""
+            raise ValueError(
+                f"the gradients of {len(self.layers)} layers{copies} take about {fixed} bytes at once, over "
+                f"memory_budget={self.memory_budget}: raise it, or measure fewer layers at a time with layers="
+            )
+        return [part for cut in self._cut(piece, need, fixed) for part in self.fitting(cut, in_float64)]
 
-    def _cut(self, piece: Piece, need: int) -> list[Piece]:
+    def _cut(self, piece: Piece, need: int, fixed: int) -> list[Piece]:
         size = piece.batch.samples
         budget = self.memory_budget or need
         remedy = f"needs about {need} bytes at once, over memory_budget={budget}: raise it, or use smaller batches"
@@ -128,7 +135,7 @@ class Plan:
                 raise ValueError(
                     f"{piece.label} {remedy} ({name} couples the samples in train mode, so it cannot be cut)"
                 )
-        count = math.ceil(need / budget)
+        count = math.ceil((need - fixed) / (budget - fixed))
         if count > size:
             raise ValueError(f"{piece.label} {remedy} (one sample alone is too large)")
         bounds = [size * i // count for i in range(count + 1)]

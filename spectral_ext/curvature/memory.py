@@ -17,6 +17,7 @@ from spectral_ext.curvature.trace import Program, trace
 from spectral_ext.layers import Layer, find_layers
 from spectral_ext.measurement.batches import LossFunction, as_batches
 from spectral_ext.measurement.environment import measurement, unwrapped
+from spectral_ext.measurement.singular_directions import DOUBLE_BELOW
 
 aten = torch.ops.aten
 
@@ -36,10 +37,35 @@ class MemoryEstimate:
     samples: int
     self_check: int
     """The self-check's own need, at another time than the rest: a double backward through the whole graph."""
+    gradients: int = 0
+    """Two gradients of each layer: part of ``base`` and ``self_check``, whatever the number of samples."""
+    weights: int = 0
+    """With the arithmetic in float64: the weights and buffers in it, another part that does not grow."""
+    decomposition: int = 0
+    """The singular value decomposition of the largest gradient, with all gradients held, before the rest."""
+    float64: int = 0
+    """The arithmetic in float64 of directions whose terms cancel, one at a time, after the rest: see
+    :mod:`.verification`. A budget cuts its samples apart from the others."""
+
+    def __str__(self) -> str:
+        stages = {
+            "gradients": self.gradients,
+            "their singular value decomposition": self.decomposition,
+            "values, adjoints and rules": self.base,
+            "each direction at once": max(self.per_direction.values(), default=0),
+            "self-check": self.self_check,
+            "float64 where terms cancel": self.float64,
+        }
+        listed = ", ".join(f"{what} {size / 2**20:.0f} MiB" for what, size in stages.items())
+        return f"memory for {self.samples} samples: {listed}"
 
     def total(self, directions_at_once: int = 1) -> int:
-        """Peak bytes with ``directions_at_once`` directions at a time."""
+        """Peak bytes of the tangents, with ``directions_at_once`` directions at a time."""
         return self.base + directions_at_once * max(self.per_direction.values(), default=0)
+
+    def peak(self, directions_at_once: int = 1) -> int:
+        """The most that any stage takes, with the self-check and with float64 arithmetic."""
+        return max(self.total(directions_at_once), self.decomposition, self.self_check, self.float64)
 
     def directions_at_once(self, name: str, budget: int) -> int:
         """How many directions fit beside the base; 0: not one."""
@@ -71,10 +97,9 @@ def estimate(
     seeds = {site.seed_node for site in sites.values()}
     heads = find_heads(program, reached, seeds)
     absorbed = {node for head in heads for node in head.absorbed}
-    needed = set(program.nodes)
     base = weights = sum(2 * _bytes(layer.weight) for layer in layers.values()) if gradients else 0
-    if program.raised:  # the weights and buffers in float64
-        base += sum(_bytes(node.meta["val"]) for node in program.placeholders if node in needed)
+    copies = _in_float64(program) if program.raised else 0
+    base += copies
     values = 0
     sizes = {node: allocated(node) for node in program.nodes}
     for node in program.nodes:
@@ -94,7 +119,28 @@ def estimate(
         seeded = head.product in seeds
         base += 2 * min(TILE_BYTES, allocated(head.product)) + (2 + seeded) * _bytes(head.input.meta["val"])
         base += seeded * _bytes(head.weight.meta["val"])
-    return MemoryEstimate(base, per_direction, samples, weights + 5 * values)
+    most = max(per_direction.values(), default=0)
+    return MemoryEstimate(
+        base, per_direction, samples, self_check=weights + 5 * values, gradients=weights, weights=copies,
+        decomposition=weights // 2 + max((_decomposition(layer) for layer in layers.values()), default=0),
+        float64=base + most if program.raised else 2 * (base + most) - weights + _in_float64(program),
+    )  # fmt: skip
+
+
+def _decomposition(layer: Layer) -> int:
+    """The matrix, U and Vᵀ, and LAPACK's copies and work space, in float64 below ``DOUBLE_BELOW`` entries."""
+    m, n = layer.matrix_shape
+    short, numbers = min(m, n), layer.weight.numel()
+    size = 8 if numbers < DOUBLE_BELOW else layer.weight.element_size()
+    return size * (2 * numbers + short * (m + n) + 5 * short**2)
+
+
+def _in_float64(program: Program) -> int:
+    """The weights and buffers in float64."""
+    needed = set(program.nodes)
+    return sum(
+        8 * v.numel() for node in program.placeholders if node in needed and isinstance(v := node.meta["val"], Tensor)
+    )
 
 
 def allocated(node: fx.Node) -> int:
