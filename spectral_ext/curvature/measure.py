@@ -162,7 +162,11 @@ def _with_pairs(
         chosen, _ = find_layers(model, layers)
         matrices, kept = direction_matrices(directions, chosen) if chosen else {}, {}
     elif isinstance(directions, Mapping):
-        by_parameter = bool(dict(model.named_parameters()).keys() & directions.keys())
+        weights = dict(model.named_parameters())  # K directions have one dimension more than the weight
+        by_parameter = any(
+            key in weights and isinstance(value, Tensor) and value.dim() == weights[key].dim()
+            for key, value in directions.items()
+        )
         chosen, _ = find_layers(model, layers, named=() if by_parameter else directions)
         kept = {} if by_parameter else dict(directions)
         matrices = direction_matrices(directions, chosen) if by_parameter and chosen else {}
