@@ -10,6 +10,8 @@ all layers: max_k |h_k − h_k⁶⁴| / max_k |h_k⁶⁴| of each layer.
 
 Results go to ``experiments/results/models.json``, one entry per family; a run replaces the entries that it measures.
 
+One file, although long: it is one table of families.
+
 One file: each family is one entry of a table.
 """
 

@@ -1,4 +1,7 @@
-"""The house of the experiments: journal, data, networks, training, verdicts, and the rule of the sweep."""
+"""The house of the experiments: journal, data, networks, training, verdicts, and the rule of the sweep.
+
+One file, although long: the tests share one tiny run of the experiments.
+"""
 
 import json
 import math

@@ -1,4 +1,7 @@
-"""The page: complete, self-contained, safe, and right in a real browser where there is one."""
+"""The page: complete, self-contained, safe, and right in a real browser where there is one.
+
+One file, although long: the tests look at one page.
+"""
 
 import dataclasses
 import html

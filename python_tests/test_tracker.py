@@ -1,4 +1,7 @@
-"""The tracker in a plain loop, under foreign trainers, and through failures."""
+"""The tracker in a plain loop, under foreign trainers, and through failures.
+
+One file, although long: every test follows the same small training.
+"""
 
 import functools
 import sys
