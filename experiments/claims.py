@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -178,6 +178,10 @@ def untestable(where: str, claim: str, published: str, needs: str) -> Claim:
     return Claim(where, claim, published, "–", "–", UNTESTABLE, f"It needs {needs}.")
 
 
+def _more_seeds(span: str) -> str:
+    return f"More seeds: the mean lies outside {span}, its interval overlaps it."
+
+
 def exponent_claim(where: str, claim: str, published: str, low: float, high: float, found: Exponent) -> Claim:
     """Whether α lies in [low, high], own-batch and held-out."""
     if not found.own.ok:
@@ -192,7 +196,7 @@ def exponent_claim(where: str, claim: str, published: str, low: float, high: flo
         ONE_BATCH: f"A held-out mean in {span} with at least half of the directions resolved, for “reproduced”; an "
         f"own-batch mean outside {span}, for “not reproduced”.",
         FAILED: f"An own-batch mean in {span}.",
-        UNTESTABLE: f"More seeds: the mean lies outside {span}, its interval overlaps it.",
+        UNTESTABLE: _more_seeds(span),
     }[verdict]
     return Claim(where, claim, published, found.own_text(), found.held_text(), verdict, overturn)
 
@@ -227,7 +231,7 @@ def number_claim(
     span = f"[{low:g}, {high:g}]"
     overturn = f"A mean over seeds {'outside' if verdict == REPRODUCED else 'in'} {span}."
     if verdict == UNTESTABLE:
-        overturn = f"More seeds: the mean lies outside {span}, its interval overlaps it."
+        overturn = _more_seeds(span)
     if verdict == ONE_BATCH:
         overturn = (
             f"The same on directions of which at least half hold on other samples; or an interval outside {span}."
@@ -249,28 +253,10 @@ def order_claim(
     """Whether a difference is positive: its whole interval above zero."""
     made = number_claim(where, claim, published, 0.0, math.inf, difference, resolved=resolved, digits=digits, note=note)
     if difference.n < 2:
-        overturn = "It needs at least two seeds."
-        return Claim(made.where, made.claim, made.published, made.own, made.held, UNTESTABLE, overturn)
-    positive = difference.low > 0
-    if positive:
-        return Claim(
-            made.where,
-            made.claim,
-            made.published,
-            made.own,
-            made.held,
-            made.verdict,
-            "An interval over seeds that contains zero or lies below it.",
-        )
-    return Claim(
-        made.where,
-        made.claim,
-        made.published,
-        made.own,
-        made.held,
-        FAILED,
-        "An interval over seeds that lies above zero.",
-    )
+        return replace(made, verdict=UNTESTABLE, overturn="It needs at least two seeds.")
+    if difference.low > 0:
+        return replace(made, overturn="An interval over seeds that contains zero or lies below it.")
+    return replace(made, verdict=FAILED, overturn="An interval over seeds that lies above zero.")
 
 
 def correlation(x: Iterable[float], y: Iterable[float]) -> float:

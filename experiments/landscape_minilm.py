@@ -29,6 +29,7 @@ from experiments.claims import middle, number
 from experiments.data import DataError, data_folder
 from experiments.journal import JOURNAL, Journal, StaleResultError, digest, journal_here
 from experiments.networks import cross_entropy
+from experiments.pretrained import options_of
 from experiments.summary import landscape_record
 from spectral_ext import measure
 
@@ -141,13 +142,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("sentences", 64), ("batch", 8), ("top-k", 10), ("threads", 1)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--data", help="folder of the data")
-    parser.add_argument("--journal", type=Path)
-    options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
+    options = options_of(argv, __doc__, {"sentences": 64, "batch": 8, "top-k": 10})
     try:
         journal = Journal(journal_here(JOURNAL, options.journal))
         settings = {"sentences": options.sentences, "batch": options.batch, "top_k": options.top_k, "folds": 8}

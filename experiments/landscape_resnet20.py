@@ -24,6 +24,7 @@ from torch import Tensor
 from experiments.data import ROOT, DataError, data_folder
 from experiments.journal import JOURNAL, Journal, StaleResultError, digest, journal_here
 from experiments.networks import ResNet, cross_entropy, resnet20
+from experiments.pretrained import options_of
 from experiments.summary import landscape_record
 from spectral_ext import measure
 
@@ -93,13 +94,7 @@ def measured(split: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("samples", 256), ("batch", 64), ("top-k", 20), ("threads", 1)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--data", help="folder of the data")
-    parser.add_argument("--journal", type=Path)
-    options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
+    options = options_of(argv, __doc__, {"samples": 256, "batch": 64, "top-k": 20})
     try:
         journal = Journal(journal_here(JOURNAL, options.journal))
         for split, what in SPLITS.items():
